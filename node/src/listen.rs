@@ -1,0 +1,90 @@
+//! Listening sockets, and errors that say which flag to change.
+
+use std::{
+    io,
+    net::{SocketAddr, TcpListener},
+};
+
+use crate::identity::{ClearTextRefused, Identity};
+
+/// A service could not listen where its flags said.
+#[derive(Debug, thiserror::Error)]
+pub enum ListenError {
+    /// The address is not loopback and there is no TLS.
+    #[error(transparent)]
+    ClearText(#[from] ClearTextRefused),
+    /// The operating system refused.
+    #[error("{flag} {address}: cannot listen: {source}{}", hint(source))]
+    Bind {
+        /// The flag that named the address, such as `--listen`.
+        flag: &'static str,
+        /// The address that was asked for.
+        address: SocketAddr,
+        /// What the operating system said.
+        source: io::Error,
+    },
+}
+
+/// What protects the bytes on a listener.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Protection {
+    /// TLS wherever the identity has it.
+    WhenConfigured,
+    /// Never TLS: plain HTTP.
+    None,
+}
+
+/// Listens on `address`, which the user gave with `flag`, unless that would offer
+/// clear text to the network.
+pub(crate) fn bind(
+    flag: &'static str,
+    address: SocketAddr,
+    identity: &Identity,
+    protection: Protection,
+) -> Result<TcpListener, ListenError> {
+    match protection {
+        Protection::WhenConfigured => identity.check_listen(flag, address)?,
+        Protection::None => identity.check_clear_text(flag, address)?,
+    }
+    let bound = TcpListener::bind(address).and_then(|listener| {
+        listener.set_nonblocking(true)?;
+        Ok(listener)
+    });
+    bound.map_err(|source| ListenError::Bind {
+        flag,
+        address,
+        source,
+    })
+}
+
+fn hint(source: &io::Error) -> &'static str {
+    match source.kind() {
+        io::ErrorKind::AddrInUse => "; another process listens there, or give another port",
+        io::ErrorKind::AddrNotAvailable => "; no interface of this host has that address",
+        io::ErrorKind::PermissionDenied => {
+            "; ports below 1024 need CAP_NET_BIND_SERVICE, or give a higher one"
+        }
+        _ => "",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_taken_port_is_named_with_its_flag() {
+        let clear = Identity::none();
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        let first = bind("--listen", any, &clear, Protection::WhenConfigured).expect("a free port");
+        let taken = first.local_addr().expect("bound");
+        let error = bind("--admin", taken, &clear, Protection::None)
+            .expect_err("taken")
+            .to_string();
+        assert!(
+            error.starts_with(&format!("--admin {taken}: cannot listen: ")),
+            "{error}"
+        );
+        assert!(error.contains("another process listens there"), "{error}");
+    }
+}

@@ -1,0 +1,15 @@
+//! gRPC between the services: one way to serve it and one way to dial it.
+//!
+//! [`Server`] adds what every service must have (health that follows readiness,
+//! reflection, limits, keepalives, a span per call, an end that is bounded);
+//! [`Channel`] is the other side of it, a tonic channel that carries the trace along.
+
+mod channel;
+mod connection;
+mod server;
+mod span;
+mod urls;
+
+pub use channel::{Channel, EndpointError, endpoint};
+pub use server::{ServeError, Server};
+pub use urls::{ServerUrl, UrlError, Urls};
