@@ -1,0 +1,28 @@
+//! What Anyport is about, without a socket, a clock or a task.
+//!
+//! - **prefix**: address space that the fleet answers for ([`resource::Prefix`])
+//! - **app**: what arrives where, and where it goes ([`resource::App`])
+//! - **pool**, **origin**: servers behind an app ([`resource::Pool`])
+//! - **monitor**: how an origin is probed ([`resource::Monitor`])
+//! - **claim**: a rectangle of addresses × ports ([`steering::Claim`])
+//! - **revision**: a number for one committed state ([`names::Revision`])
+//! - **state**: all resources of a revision, which fit each other ([`state::State`])
+//! - **health**, **weights**: what is known of origins, and the share of each
+//!
+//! Time, randomness and hash seeds are arguments everywhere.
+
+pub mod backoff;
+pub mod diff;
+pub mod fault;
+pub mod health;
+pub mod names;
+pub mod outcome;
+pub mod pick;
+pub mod ports;
+pub mod replica;
+pub mod resource;
+pub mod route;
+pub mod state;
+pub mod steering;
+pub mod validate;
+pub mod weights;

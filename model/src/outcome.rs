@@ -1,0 +1,133 @@
+//! How a connection ended: the status codes of Cloudflare Spectrum's event
+//! log (they are not HTTP codes), so that its users are at home.
+
+use std::{fmt, io::ErrorKind};
+
+/// How a connection ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Status {
+    /// Both sides were done, or the agent was asked to end.
+    Closed,
+    OriginReset,
+    OriginTimedOut,
+    OriginUnreachable,
+    OriginRefusedRead,
+    OriginBrokenPipe,
+    /// Nothing came from either side for the idle timeout, or the client's
+    /// kernel stopped answering.
+    ClientTimedOut,
+    ClientUnreachable,
+    ClientBrokenPipe,
+    ClientReset,
+    Internal,
+    ConnectUnknown,
+    ConnectRefused,
+    ConnectTimedOut,
+    ConnectUnreachable,
+    /// The agent's own system refused: out of descriptors, ports or memory.
+    ConnectSystem,
+    /// There was no origin to connect to.
+    NoOrigin,
+}
+
+impl Status {
+    pub const ALL: [Status; 17] = [
+        Status::Closed,
+        Status::OriginReset,
+        Status::OriginTimedOut,
+        Status::OriginUnreachable,
+        Status::OriginRefusedRead,
+        Status::OriginBrokenPipe,
+        Status::ClientTimedOut,
+        Status::ClientUnreachable,
+        Status::ClientBrokenPipe,
+        Status::ClientReset,
+        Status::Internal,
+        Status::ConnectUnknown,
+        Status::ConnectRefused,
+        Status::ConnectTimedOut,
+        Status::ConnectUnreachable,
+        Status::ConnectSystem,
+        Status::NoOrigin,
+    ];
+
+    /// Spectrum's code.
+    pub fn code(self) -> u16 {
+        match self {
+            Status::Closed => 200,
+            Status::OriginReset => 444,
+            Status::OriginTimedOut => 445,
+            Status::OriginUnreachable => 446,
+            Status::OriginRefusedRead => 447,
+            Status::OriginBrokenPipe => 448,
+            Status::ClientUnreachable => 496,
+            Status::ClientTimedOut => 497,
+            Status::ClientBrokenPipe => 498,
+            Status::ClientReset => 499,
+            Status::Internal => 500,
+            Status::ConnectUnknown => 520,
+            Status::ConnectRefused => 521,
+            Status::ConnectTimedOut => 522,
+            Status::ConnectUnreachable => 523,
+            Status::ConnectSystem => 524,
+            Status::NoOrigin => 530,
+        }
+    }
+
+    /// An error while reading from or writing to the client.
+    pub fn of_client_error(kind: ErrorKind) -> Self {
+        match kind {
+            ErrorKind::ConnectionReset => Status::ClientReset,
+            ErrorKind::TimedOut => Status::ClientTimedOut,
+            ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable => Status::ClientUnreachable,
+            ErrorKind::BrokenPipe => Status::ClientBrokenPipe,
+            _ => Status::Internal,
+        }
+    }
+
+    /// An error while reading from or writing to the origin.
+    pub fn of_origin_error(kind: ErrorKind) -> Self {
+        match kind {
+            ErrorKind::ConnectionReset => Status::OriginReset,
+            ErrorKind::TimedOut => Status::OriginTimedOut,
+            ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable => Status::OriginUnreachable,
+            ErrorKind::ConnectionRefused => Status::OriginRefusedRead,
+            ErrorKind::BrokenPipe => Status::OriginBrokenPipe,
+            _ => Status::Internal,
+        }
+    }
+
+    /// An error while connecting to an origin.
+    pub fn of_connect_error(kind: ErrorKind) -> Self {
+        match kind {
+            ErrorKind::ConnectionRefused | ErrorKind::ConnectionReset => Status::ConnectRefused,
+            ErrorKind::TimedOut => Status::ConnectTimedOut,
+            ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable => {
+                Status::ConnectUnreachable
+            }
+            ErrorKind::AddrNotAvailable
+            | ErrorKind::AddrInUse
+            | ErrorKind::OutOfMemory
+            | ErrorKind::PermissionDenied => Status::ConnectSystem,
+            _ => Status::ConnectUnknown,
+        }
+    }
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.code(), f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn no_two_statuses_share_a_code() {
+        let codes: HashSet<u16> = Status::ALL.iter().map(|status| status.code()).collect();
+        assert_eq!(codes.len(), Status::ALL.len());
+    }
+}

@@ -1,0 +1,208 @@
+//! Whether resources fit each other: every reference leads somewhere, every
+//! edge address is ours to answer for, no two apps claim the same, no origin
+//! leads back to the fleet. Every fault is found in one pass.
+
+use std::{
+    collections::{BTreeSet, HashMap, HashSet},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::Arc,
+};
+
+use ipnet::IpNet;
+
+use crate::{
+    fault::{Fault, StateFault},
+    names::PoolName,
+    resource::{App, Origin, OriginChoice, Pool, Resource, ResourceRef},
+    route,
+    state::{self, Resources},
+};
+
+/// Every fault of `resources`. `unreadable` names resources that were declared
+/// too but have faults of their own: referring to them is no further fault.
+pub fn faults(resources: &Resources, unreadable: &BTreeSet<ResourceRef>) -> Vec<StateFault> {
+    let prefixes = NetSet::new(state::prefixes(resources).map(|prefix| prefix.net()));
+    let mut checker = Checker {
+        resources,
+        unreadable,
+        prefixes: &prefixes,
+        faults: Vec::new(),
+    };
+    for resource in resources.values() {
+        match resource {
+            Resource::Prefix(_) | Resource::Monitor(_) => {}
+            Resource::Pool(pool) => checker.pool(pool),
+            Resource::App(app) => checker.app(app),
+        }
+    }
+    checker.conflicts();
+    checker.faults
+}
+
+/// Networks that can be asked for one that contains another, in a step per
+/// prefix length in use and not per network.
+struct NetSet {
+    nets: HashSet<IpNet>,
+    lengths: BTreeSet<u8>,
+}
+
+impl NetSet {
+    fn new(nets: impl Iterator<Item = IpNet>) -> Self {
+        let nets: HashSet<IpNet> = nets.collect();
+        let lengths = nets.iter().map(IpNet::prefix_len).collect();
+        Self { nets, lengths }
+    }
+
+    /// The longest network of the set that contains `net`.
+    fn covering(&self, net: &IpNet) -> Option<IpNet> {
+        self.lengths
+            .range(..=net.prefix_len())
+            .rev()
+            .filter_map(|&len| IpNet::new(net.addr(), len).ok())
+            .map(|wider| wider.trunc())
+            .find(|wider| self.nets.contains(wider))
+    }
+}
+
+struct Checker<'a> {
+    resources: &'a Resources,
+    unreadable: &'a BTreeSet<ResourceRef>,
+    prefixes: &'a NetSet,
+    faults: Vec<StateFault>,
+}
+
+impl Checker<'_> {
+    fn fault(&mut self, resource: ResourceRef, field: impl Into<String>, problem: String) {
+        self.faults.push(StateFault {
+            resource,
+            fault: Fault::new(field, problem),
+        });
+    }
+
+    fn declared(&self, reference: &ResourceRef) -> bool {
+        self.resources.contains_key(reference) || self.unreadable.contains(reference)
+    }
+
+    fn must_be_declared(&mut self, by: &ResourceRef, field: &str, reference: ResourceRef) {
+        if !self.declared(&reference) {
+            self.fault(by.clone(), field, format!("there is no {reference}"));
+        }
+    }
+
+    fn pool(&mut self, pool: &Pool) {
+        let this = ResourceRef::Pool(pool.name.clone());
+        if let Some(monitor) = &pool.monitor {
+            self.must_be_declared(&this, "monitor", ResourceRef::Monitor(monitor.clone()));
+        }
+        if let Some(fallback) = &pool.fallback {
+            self.must_be_declared(&this, "fallback_pool", ResourceRef::Pool(fallback.clone()));
+            if let Some(path) = self.fallback_cycle(pool) {
+                let problem = format!("leads back to this pool: {path}");
+                self.fault(this.clone(), "fallback_pool", problem);
+            }
+        }
+        for (index, origin) in pool.origins.iter().enumerate() {
+            if let Some(problem) = self.forbidden(origin.address.ip()) {
+                self.fault(this.clone(), format!("origins[{index}].address"), problem);
+            }
+        }
+    }
+
+    /// The way from `pool` over fallbacks back to itself, if there is one.
+    fn fallback_cycle(&self, pool: &Pool) -> Option<String> {
+        let mut path: Vec<&PoolName> = vec![&pool.name];
+        let mut next = pool.fallback.as_ref();
+        while let Some(name) = next {
+            path.push(name);
+            if *name == pool.name {
+                let names: Vec<_> = path.iter().map(|name| name.as_str()).collect();
+                return Some(names.join(" → "));
+            }
+            // A cycle that this pool only leads into is its members' fault.
+            if path.iter().filter(|seen| **seen == name).count() > 1 {
+                return None;
+            }
+            next = state::pool(self.resources, name).and_then(|pool| pool.fallback.as_ref());
+        }
+        None
+    }
+
+    fn app(&mut self, app: &App) {
+        let this = ResourceRef::App(app.name.clone());
+        for (index, net) in app.edge_nets.iter().enumerate() {
+            if self.prefixes.covering(net).is_none() {
+                let problem = format!("{net} is in no declared prefix");
+                self.fault(this.clone(), format!("edge_ips[{index}]"), problem);
+            }
+        }
+        match &app.origin {
+            OriginChoice::Pool { pool, .. } => {
+                self.must_be_declared(&this, "origin_pool", ResourceRef::Pool(pool.clone()));
+            }
+            OriginChoice::Direct(origins) => {
+                for (index, origin) in origins.iter().enumerate() {
+                    if let Some(problem) = self.forbidden(origin.ip) {
+                        self.fault(this.clone(), format!("origin_direct[{index}]"), problem);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Why no connection may be made to `ip`.
+    fn forbidden(&self, ip: IpAddr) -> Option<String> {
+        let ip = ip.to_canonical();
+        if let Some(prefix) = self.prefixes.covering(&IpNet::from(ip)) {
+            return Some(format!(
+                "{ip} is in the prefix {prefix}, so connections would come back to the edge"
+            ));
+        }
+        unreachable_target(ip).map(|why| format!("{ip} {why}"))
+    }
+
+    fn conflicts(&mut self) {
+        let apps: Vec<&Arc<App>> = state::apps(self.resources).collect();
+        for conflict in route::conflicts(&apps) {
+            let (first, second) = (&apps[conflict.first], &apps[conflict.second]);
+            let other = ResourceRef::App(first.name.clone());
+            let problem = format!(
+                "{}/{} on {} overlaps {}/{} of {other}, and neither is the more specific",
+                second.transport, second.ports, conflict.net, first.transport, first.ports,
+            );
+            let index = second.edge_nets.iter().position(|net| *net == conflict.net);
+            let field = format!("edge_ips[{}]", index.unwrap_or(0));
+            self.fault(ResourceRef::App(second.name.clone()), field, problem);
+        }
+    }
+}
+
+/// Why an address can be no origin at all.
+fn unreachable_target(ip: IpAddr) -> Option<&'static str> {
+    // Instance metadata of the large clouds: whoever may declare an app must
+    // not thereby read a host's credentials.
+    const METADATA_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
+    const METADATA_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254);
+    if ip.is_unspecified() {
+        Some("is the unspecified address; an origin has an address of its own")
+    } else if ip.is_multicast() || ip == IpAddr::V4(Ipv4Addr::BROADCAST) {
+        Some("is no address of a single host")
+    } else if ip == IpAddr::V4(METADATA_V4) || ip == IpAddr::V6(METADATA_V6) {
+        Some("is a cloud's metadata service, which is never an origin")
+    } else {
+        None
+    }
+}
+
+/// Origins of one pool that have the same name, as `(index, first index)`.
+pub fn repeated_origins(origins: &[Origin]) -> Vec<(usize, usize)> {
+    let mut seen = HashMap::new();
+    let mut repeated = Vec::new();
+    for (index, origin) in origins.iter().enumerate() {
+        if let Some(&first) = seen.get(&origin.name) {
+            repeated.push((index, first));
+        } else {
+            seen.insert(&origin.name, index);
+        }
+    }
+    repeated
+}

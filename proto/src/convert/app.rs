@@ -1,0 +1,252 @@
+use std::{
+    collections::HashSet,
+    net::{IpAddr, Ipv6Addr},
+    time::Duration,
+};
+
+use anyport_model::{
+    ports::{PortMap, PortRange},
+    resource::{App, DirectOrigin, Kind, OriginChoice, Timeouts, Transport},
+};
+use ipnet::IpNet;
+
+use super::{
+    fields::{Faults, Unreadable},
+    write_duration,
+};
+use crate::v1;
+
+/// Of `edge_ips` and of `origin_direct`.
+const ENTRIES_MAX: usize = 1000;
+
+pub(super) fn read(wire: v1::App) -> Result<App, Unreadable> {
+    let mut faults = Faults::default();
+    let name = faults.parse("name", &wire.name);
+    let protocol = protocol(&mut faults, &wire.protocol);
+    let edge_nets = edge_nets(&mut faults, &wire.edge_ips);
+    let edge_ports = protocol.map(|(_, ports)| ports);
+    let origin = origin(&mut faults, &wire, edge_ports);
+    let timeouts = timeouts(&mut faults, wire.timeouts.unwrap_or_default());
+    let app = (|| {
+        let (transport, ports) = protocol?;
+        Some(App {
+            name: name?,
+            transport,
+            ports,
+            edge_nets: edge_nets?,
+            origin: origin?,
+            timeouts: timeouts?,
+        })
+    })();
+    let reference = super::reference::of_message(Kind::App, &wire.name);
+    faults.finish(reference, app)
+}
+
+fn protocol(faults: &mut Faults, text: &str) -> Option<(Transport, PortRange)> {
+    let Some(("tcp", ports)) = text.split_once('/') else {
+        faults.add(
+            "protocol",
+            format_args!("{text:?} is no protocol; right is tcp/22, tcp/3000-4000 or tcp/*"),
+        );
+        return None;
+    };
+    Some((Transport::Tcp, faults.parse("protocol", ports)?))
+}
+
+fn edge_nets(faults: &mut Faults, texts: &[String]) -> Option<Vec<IpNet>> {
+    if !count_is_right(faults, "edge_ips", texts.len()) {
+        return None;
+    }
+    let mut seen = HashSet::new();
+    let mut nets = Some(Vec::with_capacity(texts.len()));
+    for (index, text) in texts.iter().enumerate() {
+        let field = format!("edge_ips[{index}]");
+        match edge_net(text) {
+            Err(problem) => {
+                faults.add(field, problem);
+                nets = None;
+            }
+            Ok(net) if !seen.insert(net) => {
+                faults.add(field, format_args!("{net} is listed twice"))
+            }
+            Ok(net) => nets.iter_mut().for_each(|nets| nets.push(net)),
+        }
+    }
+    nets
+}
+
+fn edge_net(text: &str) -> Result<IpNet, String> {
+    let net = match (text.parse::<IpAddr>(), text.parse::<IpNet>()) {
+        (Ok(ip), _) => IpNet::from(ip),
+        (_, Ok(net)) => net,
+        _ => {
+            return Err(format!(
+                "{text:?} is no address; right is 198.51.100.10, 198.51.100.0/24 or 2001:db8:51::10"
+            ));
+        }
+    };
+    if net == net.trunc() {
+        Ok(net)
+    } else {
+        Err(format!(
+            "{net} has host bits; the network is {}",
+            net.trunc()
+        ))
+    }
+}
+
+fn count_is_right(faults: &mut Faults, field: &str, count: usize) -> bool {
+    if count == 0 {
+        faults.add(field, "is empty; at least one is needed");
+    } else if count > ENTRIES_MAX {
+        faults.add(
+            field,
+            format_args!("has {count} entries; right is at most {ENTRIES_MAX}"),
+        );
+    }
+    (1..=ENTRIES_MAX).contains(&count)
+}
+
+fn origin(faults: &mut Faults, wire: &v1::App, edge: Option<PortRange>) -> Option<OriginChoice> {
+    let replaced: Option<Option<PortRange>> =
+        faults.parse_optional("origin_port", &wire.origin_port);
+    match (wire.origin_pool.as_str(), wire.origin_direct.as_slice()) {
+        ("", []) => {
+            faults.add(
+                "origin_pool",
+                "is not set; an app has one of origin_pool and origin_direct",
+            );
+            None
+        }
+        (pool, []) => {
+            let pool = faults.parse("origin_pool", pool);
+            let port = match replaced? {
+                Some(port) => Some(faults.take("origin_port", PortMap::new(edge?, port))?),
+                None => None,
+            };
+            Some(OriginChoice::Pool { pool: pool?, port })
+        }
+        ("", texts) => direct(faults, texts, replaced?, edge).map(OriginChoice::Direct),
+        (_, [_, ..]) => {
+            faults.add(
+                "origin_direct",
+                "is set beside origin_pool; an app has one of the two",
+            );
+            None
+        }
+    }
+}
+
+fn direct(
+    faults: &mut Faults,
+    texts: &[String],
+    replaced: Option<PortRange>,
+    edge: Option<PortRange>,
+) -> Option<Vec<DirectOrigin>> {
+    if !count_is_right(faults, "origin_direct", texts.len()) {
+        return None;
+    }
+    let read: Vec<Option<DirectOrigin>> = texts
+        .iter()
+        .enumerate()
+        .map(|(index, text)| {
+            let field = format!("origin_direct[{index}]");
+            let (ip, ports) = faults.take(&field, target(text))?;
+            let field = if replaced.is_some() {
+                "origin_port"
+            } else {
+                &field
+            };
+            let port = faults.take(field, PortMap::new(edge?, replaced.unwrap_or(ports)))?;
+            Some(DirectOrigin { ip, port })
+        })
+        .collect();
+    read.into_iter().collect()
+}
+
+/// `tcp://10.0.2.2:7000`, `tcp://[2001:db8::1]:3000-4000`.
+fn target(text: &str) -> Result<(IpAddr, PortRange), String> {
+    let wrong = || {
+        format!(
+            "{text:?} is no origin; right is tcp://10.0.2.2:7000 or tcp://[2001:db8::1]:3000-4000"
+        )
+    };
+    let rest = text.strip_prefix("tcp://").ok_or_else(wrong)?;
+    let (host, ports) = rest.rsplit_once(':').ok_or_else(wrong)?;
+    let bracketed = host
+        .strip_prefix('[')
+        .and_then(|host| host.strip_suffix(']'));
+    let ip = match bracketed {
+        Some(v6) => v6.parse::<Ipv6Addr>().map(IpAddr::V6).ok(),
+        None => host.parse::<std::net::Ipv4Addr>().map(IpAddr::V4).ok(),
+    };
+    let ports: PortRange = ports
+        .parse()
+        .map_err(|problem| format!("{text:?}: {problem}"))?;
+    Ok((ip.ok_or_else(wrong)?, ports))
+}
+
+fn timeouts(faults: &mut Faults, wire: v1::Timeouts) -> Option<Timeouts> {
+    let default = Timeouts::default();
+    let second = Duration::from_secs(1);
+    let bounds = Duration::from_millis(10)..=60 * second;
+    let connect = faults.duration("timeouts.connect", wire.connect, default.connect, bounds);
+    let bounds = second..=7 * 24 * 3600 * second;
+    let idle = faults.duration("timeouts.idle", wire.idle, default.idle, bounds);
+    Some(Timeouts {
+        connect: connect?,
+        idle: idle?,
+    })
+}
+
+pub(super) fn write(app: &App) -> v1::App {
+    let (origin_pool, origin_port, origin_direct) = match &app.origin {
+        OriginChoice::Pool { pool, port } => {
+            let port = port.map(|map| ports_text(map, app.ports));
+            (pool.to_string(), port.unwrap_or_default(), Vec::new())
+        }
+        OriginChoice::Direct(origins) => {
+            let texts = origins.iter().map(|origin| direct_text(origin, app.ports));
+            (String::new(), String::new(), texts.collect())
+        }
+    };
+    v1::App {
+        name: app.name.to_string(),
+        protocol: format!("{}/{}", app.transport, app.ports),
+        edge_ips: app.edge_nets.iter().map(net_text).collect(),
+        origin_pool,
+        origin_direct,
+        origin_port,
+        timeouts: Some(v1::Timeouts {
+            connect: Some(write_duration(app.timeouts.connect)),
+            idle: Some(write_duration(app.timeouts.idle)),
+        }),
+    }
+}
+
+/// A single address without the length that users seldom write.
+fn net_text(net: &IpNet) -> String {
+    if net.prefix_len() == net.max_prefix_len() {
+        net.addr().to_string()
+    } else {
+        net.to_string()
+    }
+}
+
+fn ports_text(map: PortMap, edge: PortRange) -> String {
+    match map {
+        PortMap::Fixed(port) => port.to_string(),
+        PortMap::Offset { .. } => {
+            let (first, last) = (map.origin_port(edge.first()), map.origin_port(edge.last()));
+            format!("{first}-{last}")
+        }
+    }
+}
+
+fn direct_text(origin: &DirectOrigin, edge: PortRange) -> String {
+    let ports = ports_text(origin.port, edge);
+    match origin.ip {
+        IpAddr::V4(ip) => format!("tcp://{ip}:{ports}"),
+        IpAddr::V6(ip) => format!("tcp://[{ip}]:{ports}"),
+    }
+}

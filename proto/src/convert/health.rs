@@ -1,0 +1,124 @@
+use std::time::{Duration, SystemTime};
+
+use anyport_model::{
+    fault::Fault,
+    health::Health,
+    names::{OriginName, PoolName},
+    resource::{Pool, Weight},
+    weights::{OriginHealth, OriginWeight, PoolState, PoolWeights},
+};
+
+use crate::v1;
+
+/// The weights of one pool, as edges get them.
+pub fn write_pool_weights(name: &PoolName, weights: &PoolWeights) -> v1::PoolWeights {
+    v1::PoolWeights {
+        pool: name.to_string(),
+        state: write_state(weights.state).into(),
+        origins: weights
+            .origins
+            .iter()
+            .map(|origin| v1::OriginWeight {
+                origin: origin.name.to_string(),
+                weight: origin.weight.as_f64(),
+                health: write_health(origin.health).into(),
+            })
+            .collect(),
+    }
+}
+
+pub fn read_pool_weights(wire: v1::PoolWeights) -> Result<(PoolName, PoolWeights), Fault> {
+    let fault = |field: &str, problem: &dyn std::fmt::Display| Fault::new(field, problem);
+    let name: PoolName = wire.pool.parse().map_err(|e| fault("pool", &e))?;
+    let state = v1::PoolState::try_from(wire.state).map_err(|e| fault("state", &e))?;
+    let origins = wire
+        .origins
+        .into_iter()
+        .map(|origin| {
+            let name: OriginName = origin.origin.parse().map_err(|e| fault("origin", &e))?;
+            let health = v1::HealthState::try_from(origin.health);
+            Ok(OriginWeight {
+                name,
+                health: read_health(health.map_err(|e| fault("health", &e))?),
+                weight: Weight::new(origin.weight).map_err(|e| fault("weight", &e))?,
+            })
+        })
+        .collect::<Result<_, Fault>>()?;
+    let state = read_state(state);
+    Ok((name, PoolWeights { state, origins }))
+}
+
+/// What `status` shows of a pool: the weights with addresses and reasons.
+/// `health` gives the machine of an origin that is probed.
+pub fn write_pool_health<'a>(
+    pool: &Pool,
+    weights: &PoolWeights,
+    health: impl Fn(&OriginName) -> Option<&'a Health>,
+) -> v1::PoolHealth {
+    let origins = weights.origins.iter().enumerate().map(|(index, weight)| {
+        let origin = pool
+            .origins
+            .iter()
+            .find(|origin| origin.name == weight.name);
+        let machine = health(&weight.name);
+        v1::OriginHealth {
+            origin: weight.name.to_string(),
+            address: origin
+                .map(|origin| origin.address.to_string())
+                .unwrap_or_default(),
+            health: write_health(weight.health).into(),
+            weight: weight.weight.as_f64(),
+            share: weights.share(index),
+            reason: machine
+                .map(|health| health.reason().to_owned())
+                .unwrap_or_default(),
+            since: machine.map(|health| health.since()).map(SystemTime::into),
+            probe_seconds: machine
+                .and_then(Health::last_pass)
+                .map(|took: Duration| took.as_secs_f64()),
+        }
+    });
+    v1::PoolHealth {
+        pool: pool.name.to_string(),
+        state: write_state(weights.state).into(),
+        origins: origins.collect(),
+    }
+}
+
+fn write_state(state: PoolState) -> v1::PoolState {
+    match state {
+        PoolState::Unmonitored => v1::PoolState::Unmonitored,
+        PoolState::Healthy => v1::PoolState::Healthy,
+        PoolState::Degraded => v1::PoolState::Degraded,
+        PoolState::Down => v1::PoolState::Down,
+    }
+}
+
+fn read_state(state: v1::PoolState) -> PoolState {
+    match state {
+        v1::PoolState::Unspecified | v1::PoolState::Unmonitored => PoolState::Unmonitored,
+        v1::PoolState::Healthy => PoolState::Healthy,
+        v1::PoolState::Degraded => PoolState::Degraded,
+        v1::PoolState::Down => PoolState::Down,
+    }
+}
+
+fn write_health(health: OriginHealth) -> v1::HealthState {
+    match health {
+        OriginHealth::Unknown => v1::HealthState::Unknown,
+        OriginHealth::Up => v1::HealthState::Up,
+        OriginHealth::Down => v1::HealthState::Down,
+        OriginHealth::Disabled => v1::HealthState::Disabled,
+        OriginHealth::Unmonitored => v1::HealthState::Unmonitored,
+    }
+}
+
+fn read_health(health: v1::HealthState) -> OriginHealth {
+    match health {
+        v1::HealthState::Unspecified | v1::HealthState::Unknown => OriginHealth::Unknown,
+        v1::HealthState::Up => OriginHealth::Up,
+        v1::HealthState::Down => OriginHealth::Down,
+        v1::HealthState::Disabled => OriginHealth::Disabled,
+        v1::HealthState::Unmonitored => OriginHealth::Unmonitored,
+    }
+}

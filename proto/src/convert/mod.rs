@@ -1,0 +1,20 @@
+//! Wire messages to model types and back: the one door. Reading names every
+//! fault of a message by field path; writing cannot fail.
+
+mod app;
+mod fields;
+mod health;
+mod monitor;
+mod pool;
+mod prefix;
+mod reference;
+mod resource;
+mod time;
+mod update;
+
+pub use fields::Unreadable;
+pub use health::{read_pool_weights, write_pool_health, write_pool_weights};
+pub use reference::{read_kind, read_reference, write_kind, write_reference};
+pub use resource::{read_resource, write_resource};
+pub use time::{read_duration, write_duration, write_timestamp};
+pub use update::{ReadUpdate, read_update, write_full_update};

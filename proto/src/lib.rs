@@ -1,0 +1,20 @@
+//! The wire: generated code of `anyport.v1`, and the one place where wire
+//! messages become [`anyport_model`] types and back.
+
+pub mod convert;
+pub mod sync;
+
+/// Generated messages, clients and servers of package `anyport.v1`.
+#[allow(
+    clippy::all,
+    clippy::unwrap_used,
+    unreachable_pub,
+    missing_docs,
+    reason = "generated"
+)]
+pub mod v1 {
+    tonic::include_proto!("anyport.v1");
+}
+
+/// The encoded `FileDescriptorSet` of `anyport.v1`, for server reflection.
+pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/anyport.v1.bin"));

@@ -1,0 +1,237 @@
+//! The subscriber's side of `DiscoveryService.Sync`, the same for edges and
+//! balancers: connects to one of the config service's replicas, resumes from
+//! what is held, acknowledges, and comes back after a failure, elsewhere if
+//! there is an elsewhere.
+
+use std::{future::Future, time::Duration};
+
+use anyport_model::{backoff::Backoff, names::Revision, replica::Gap};
+use tokio::sync::{mpsc, watch};
+use tokio_stream::{StreamExt, wrappers::ReceiverStream};
+use tonic::{Status, transport::Endpoint};
+
+use crate::{
+    convert::{ReadUpdate, read_update, write_timestamp},
+    v1::{self, discovery_service_client::DiscoveryServiceClient, sync_request::Message},
+};
+
+/// Largest update that is taken: 100,000 apps of 600 bytes.
+pub const UPDATE_MAX: usize = 64 << 20;
+
+/// Pauses between attempts. The first is short, because a replica that was
+/// just replaced is back at once; the last bounds how long an edge runs on old
+/// configuration after a long outage.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// Messages on their way out: an acknowledgement and a report each fit, and
+/// more only pile up while the connection stands still.
+const OUTGOING: usize = 8;
+
+/// Who subscribes.
+#[derive(Debug, Clone)]
+pub struct Identity {
+    pub role: v1::NodeRole,
+    pub name: String,
+    pub region: String,
+    pub version: String,
+}
+
+/// Where an update came from.
+#[derive(Debug, Clone, Default)]
+pub struct Origin {
+    /// When its revision was committed.
+    pub committed_at: Option<prost_types::Timestamp>,
+    /// W3C trace context of the write; empty: not traced.
+    pub traceparent: String,
+}
+
+/// What became of an update.
+#[derive(Debug, Clone, Default)]
+pub struct Applied {
+    /// Resources of which an earlier version stays in use, each with why.
+    pub rejections: Vec<v1::Rejection>,
+    /// W3C trace context of the work; empty: not traced.
+    pub traceparent: String,
+}
+
+/// Who uses the configuration.
+pub trait Subscriber: Send {
+    /// What is held, to resume from.
+    fn held(&self) -> (Revision, Vec<u8>);
+
+    /// Takes an update into use. Returns once it is, so that an
+    /// acknowledgement means what it says.
+    fn apply(
+        &mut self,
+        update: ReadUpdate,
+        origin: Origin,
+    ) -> impl Future<Output = Result<Applied, Gap>> + Send;
+
+    /// The stream to a replica stands, or broke with an error.
+    fn connection(&mut self, state: Result<(), &Status>);
+}
+
+/// Follows the configuration without end; the caller drops the future to stop.
+/// `report` is sent on connecting and whenever it changes.
+///
+/// `replicas` are tried in turn, starting with one at random, so that a fleet
+/// spreads over them.
+pub async fn follow<S: Subscriber>(
+    replicas: Vec<Endpoint>,
+    identity: Identity,
+    mut report: watch::Receiver<Option<v1::Report>>,
+    subscriber: &mut S,
+) {
+    let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
+    let mut next = rand::random_range(0..replicas.len().max(1));
+    let mut from_scratch = false;
+    loop {
+        let Some(replica) = replicas.get(next % replicas.len().max(1)) else {
+            return std::future::pending().await;
+        };
+        let mut session = Session {
+            identity: &identity,
+            subscriber: &mut *subscriber,
+            from_scratch,
+            applied_any: false,
+        };
+        let ended = session.run(replica, &mut report).await;
+        if session.applied_any {
+            backoff.reset();
+        }
+        subscriber.connection(Err(&ended.status));
+        from_scratch = ended.gap;
+        if !ended.gap {
+            next += 1;
+        }
+        tokio::time::sleep(backoff.pause(rand::random())).await;
+    }
+}
+
+/// Why a session is over.
+struct Ended {
+    status: Status,
+    /// The replica is sound, but its delta did not start where we stand.
+    gap: bool,
+}
+
+impl From<Status> for Ended {
+    fn from(status: Status) -> Self {
+        Ended { status, gap: false }
+    }
+}
+
+impl From<Gap> for Ended {
+    fn from(gap: Gap) -> Self {
+        Ended {
+            status: Status::out_of_range(gap.to_string()),
+            gap: true,
+        }
+    }
+}
+
+struct Session<'a, S> {
+    identity: &'a Identity,
+    subscriber: &'a mut S,
+    from_scratch: bool,
+    applied_any: bool,
+}
+
+impl<S: Subscriber> Session<'_, S> {
+    async fn run(
+        &mut self,
+        replica: &Endpoint,
+        report: &mut watch::Receiver<Option<v1::Report>>,
+    ) -> Ended {
+        match self.follow(replica, report).await {
+            Ok(never) => match never {},
+            Err(ended) => ended,
+        }
+    }
+
+    async fn follow(
+        &mut self,
+        replica: &Endpoint,
+        report: &mut watch::Receiver<Option<v1::Report>>,
+    ) -> Result<std::convert::Infallible, Ended> {
+        let channel = replica
+            .connect()
+            .await
+            .map_err(|error| Status::from_error(error.into()))?;
+        let mut client = DiscoveryServiceClient::new(channel).max_decoding_message_size(UPDATE_MAX);
+        let (outgoing, requests) = mpsc::channel(OUTGOING);
+        send(&outgoing, Message::Subscribe(self.subscribe())).await?;
+        let stream = client.sync(ReceiverStream::new(requests)).await?;
+        let mut updates = stream.into_inner();
+        self.subscriber.connection(Ok(()));
+        report.mark_changed();
+        let mut reports_end = false;
+        loop {
+            tokio::select! {
+                update = updates.next() => {
+                    let message = update.ok_or_else(|| Status::unavailable("the stream ended"))??;
+                    if let Some(update) = message.update {
+                        let ack = self.apply(update).await?;
+                        send(&outgoing, Message::Ack(ack)).await?;
+                    }
+                }
+                changed = report.changed(), if !reports_end => {
+                    reports_end = changed.is_err();
+                    let latest = report.borrow_and_update().clone();
+                    if let Some(latest) = latest {
+                        send(&outgoing, Message::Report(latest)).await?;
+                    }
+                }
+            }
+        }
+    }
+
+    fn subscribe(&self) -> v1::Subscribe {
+        let (revision, state_hash) = if self.from_scratch {
+            Default::default()
+        } else {
+            self.subscriber.held()
+        };
+        v1::Subscribe {
+            role: self.identity.role.into(),
+            name: self.identity.name.clone(),
+            region: self.identity.region.clone(),
+            version: self.identity.version.clone(),
+            revision: revision.0,
+            state_hash,
+        }
+    }
+
+    async fn apply(&mut self, wire: v1::Update) -> Result<v1::Ack, Ended> {
+        let (revision, state_hash) = (wire.revision, wire.state_hash.clone());
+        let origin = Origin {
+            committed_at: wire.committed_at,
+            traceparent: wire.traceparent.clone(),
+        };
+        let read = read_update(wire).map_err(|fault| {
+            Ended::Broken(Status::internal(format!(
+                "the update is unreadable: {fault}"
+            )))
+        })?;
+        let mut rejections = read.rejections.clone();
+        let applied = self.subscriber.apply(read, origin).await?;
+        self.applied_any = true;
+        rejections.extend(applied.rejections);
+        Ok(v1::Ack {
+            revision,
+            state_hash,
+            rejections,
+            applied_at: Some(write_timestamp(std::time::SystemTime::now())),
+            traceparent: applied.traceparent,
+        })
+    }
+}
+
+async fn send(to: &mpsc::Sender<v1::SyncRequest>, message: Message) -> Result<(), Status> {
+    let request = v1::SyncRequest {
+        message: Some(message),
+    };
+    let closed = |_| Status::unavailable("the stream closed");
+    to.send(request).await.map_err(closed)
+}
