@@ -209,11 +209,8 @@ impl<S: Subscriber> Session<'_, S> {
             committed_at: wire.committed_at,
             traceparent: wire.traceparent.clone(),
         };
-        let read = read_update(wire).map_err(|fault| {
-            Ended::Broken(Status::internal(format!(
-                "the update is unreadable: {fault}"
-            )))
-        })?;
+        let read = read_update(wire)
+            .map_err(|fault| Status::internal(format!("the update is unreadable: {fault}")))?;
         let mut rejections = read.rejections.clone();
         let applied = self.subscriber.apply(read, origin).await?;
         self.applied_any = true;
