@@ -1,0 +1,36 @@
+//! The kernel set-up: what makes this host answer for whole prefixes and hand
+//! every claimed port to one listener.
+//!
+//! This is the only part of the agent that changes the host, and it changes
+//! two things, both marked as ours: routes of type `local` under a protocol
+//! number of our own, and one nftables table. Everything else is read at most.
+//! No program is run for any of it.
+//!
+//! [`Reconciler`] owns the work. [`KernelHandle::apply`](Kernel::apply) is how
+//! the agent says what it wants; [`undo`] takes everything back; [`doctor`]
+//! only looks.
+//!
+//! What always holds:
+//!
+//! - What was there before and is not marked as ours is left as it is.
+//! - A claim that stays is steered at every instant while others come and go.
+//! - Steering outlives the agent. Without a listener, the kernel answers RST.
+
+mod anyip;
+mod desired;
+
+mod error;
+mod fake;
+mod handle;
+mod observed;
+mod plan;
+mod reconcile;
+mod table;
+mod undo;
+
+pub use desired::Desired;
+pub use error::KernelError;
+pub use fake::FakeKernel;
+pub use handle::{Applied, Drift, Kernel, KernelHandle};
+pub use reconcile::Reconciler;
+pub use undo::{Undone, undo};

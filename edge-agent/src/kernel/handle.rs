@@ -1,0 +1,164 @@
+//! What the rest of the agent sees of the kernel: a wish goes in, and the
+//! answer comes when the kernel really does as wished.
+
+use std::{future::Future, sync::Arc};
+
+use ipnet::IpNet;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::{
+    desired::Desired,
+    error::KernelError,
+    plan::{Amiss, Plan, TableStep},
+    reconcile::Wish,
+};
+
+/// Where the agent's wishes go; the seam at which a test puts a
+/// [`FakeKernel`](super::FakeKernel).
+pub trait Kernel: Send + Sync + 'static {
+    /// Makes the kernel do all of `desired`, and nothing else of ours. Returns
+    /// when it does.
+    fn apply(&self, desired: Desired) -> impl Future<Output = Result<Applied, KernelError>> + Send;
+}
+
+/// Takes wishes to the [`Reconciler`](super::Reconciler). Cheap to clone; the
+/// reconciler ends with the last of them.
+#[derive(Debug, Clone)]
+pub struct KernelHandle {
+    wishes: mpsc::Sender<Wish>,
+    fault: watch::Receiver<Option<Arc<str>>>,
+}
+
+impl KernelHandle {
+    pub(crate) fn channel() -> (Self, mpsc::Receiver<Wish>, watch::Sender<Option<Arc<str>>>) {
+        // Each wish is the whole state, so there is no use in queueing many.
+        let (wishes, incoming) = mpsc::channel(1);
+        let (faults, fault) = watch::channel(None);
+        (Self { wishes, fault }, incoming, faults)
+    }
+
+    /// Why the kernel is not as wanted, as of the last look at it; for
+    /// readiness. `None` as long as nothing was wished for, too.
+    pub fn fault(&self) -> Option<Arc<str>> {
+        self.fault.borrow().clone()
+    }
+}
+
+impl Kernel for KernelHandle {
+    /// # Errors
+    ///
+    /// What the kernel refused. The table is then as it was before; routes may
+    /// have been added, and are taken back where an earlier wish was granted.
+    async fn apply(&self, desired: Desired) -> Result<Applied, KernelError> {
+        let (reply, answer) = oneshot::channel();
+        let wish = Wish { desired, reply };
+        self.wishes
+            .send(wish)
+            .await
+            .map_err(|_| KernelError::Ended)?;
+        answer.await.map_err(|_| KernelError::Ended)?
+    }
+}
+
+/// What a wish changed in the kernel; all zero where it was so already.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Applied {
+    pub routes_added: usize,
+    pub routes_removed: usize,
+    /// Rectangles of addresses and ports that are steered now and were not.
+    pub elements_added: usize,
+    pub elements_removed: usize,
+    /// The rules name another listener port now, or are new.
+    pub rules_written: usize,
+    /// The whole table was made anew.
+    pub table_created: bool,
+    /// Prefixes that could not be made local, because the local table has a
+    /// route for exactly that prefix which is not ours and does something
+    /// else, for example a broadcast address. Everything else was applied.
+    pub conflicts: Vec<IpNet>,
+}
+
+impl From<&Plan> for Applied {
+    fn from(plan: &Plan) -> Self {
+        let mut applied = Self {
+            routes_added: plan.add_routes.len(),
+            routes_removed: plan.remove_routes.len(),
+            conflicts: plan.conflicts.clone(),
+            ..Self::default()
+        };
+        for step in &plan.table {
+            match step {
+                TableStep::CreateTable => applied.table_created = true,
+                TableStep::AddElements(_, elements) => applied.elements_added += elements.len(),
+                TableStep::RemoveElements(_, elements) => {
+                    applied.elements_removed += elements.len()
+                }
+                TableStep::AddRule(..) | TableStep::ReplaceRule(..) => applied.rules_written += 1,
+                TableStep::DeleteTable
+                | TableStep::WakeTable
+                | TableStep::FlushRules
+                | TableStep::DeleteRule(_)
+                | TableStep::DeleteChain
+                | TableStep::CreateChain
+                | TableStep::DeleteSet(_)
+                | TableStep::CreateSet(_) => {}
+            }
+        }
+        applied
+    }
+}
+
+/// What another program had changed and the agent put right: the label `what`
+/// of `anyport_kernel_drift_repaired_total`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Drift {
+    /// A local route.
+    Route,
+    /// The whole table: gone, switched off, or with foreign chains or sets.
+    Table,
+    /// The chain in which steering is done.
+    Chain,
+    /// A rule of it, or a foreign one in it.
+    Rule,
+    /// The content of a set.
+    Elements,
+}
+
+impl Drift {
+    /// Every value, for a metric that shows them from the start.
+    pub const ALL: [Drift; 5] = [
+        Drift::Route,
+        Drift::Table,
+        Drift::Chain,
+        Drift::Rule,
+        Drift::Elements,
+    ];
+
+    /// The value of the metric's label.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Drift::Route => "route",
+            Drift::Table => "table",
+            Drift::Chain => "chain",
+            Drift::Rule => "rule",
+            Drift::Elements => "elements",
+        }
+    }
+
+    /// The kinds that occur in `amiss`, and how often.
+    pub(crate) fn of(amiss: Amiss) -> impl Iterator<Item = (Drift, u64)> {
+        Self::ALL
+            .map(|what| {
+                let count = match what {
+                    Drift::Route => amiss.routes,
+                    Drift::Table => amiss.tables,
+                    Drift::Chain => amiss.chains,
+                    Drift::Rule => amiss.rules,
+                    Drift::Elements => amiss.sets,
+                };
+                (what, count)
+            })
+            .into_iter()
+            .filter(|&(_, count)| count > 0)
+    }
+}

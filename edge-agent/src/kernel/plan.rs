@@ -1,0 +1,283 @@
+//! The difference between what is wanted and what the kernel holds, as steps.
+//! Pure: no socket, no clock. The steps are valid in the order given.
+//!
+//! Two rules hold for every plan. A more specific route is added before, and
+//! removed after, the wider one around it, so that no address is ever left to
+//! a route that was not meant for it. And what is already right is not
+//! touched: elements and rules change by difference, never by rebuilding, so
+//! that a claim that stays is steered at every instant.
+
+use std::{collections::BTreeSet, num::NonZeroU16};
+
+use ipnet::IpNet;
+
+use super::{
+    desired::{Element, Goal, Ip, PerFamily},
+    observed::{Content, Observed, ObservedRoute, ObservedRule, OurTable, Part, TableState},
+};
+
+/// What has to be done, in three parts that are carried out in this order.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Plan {
+    /// Most specific first.
+    pub(crate) add_routes: Vec<RouteStep>,
+    /// One netlink transaction.
+    pub(crate) table: Vec<TableStep>,
+    /// Least specific first.
+    pub(crate) remove_routes: Vec<ObservedRoute>,
+    /// Prefixes that cannot be had: the local table holds a route for exactly
+    /// the prefix that is not ours and does not make it local.
+    pub(crate) conflicts: Vec<IpNet>,
+    /// How many objects of each kind are not as they should be.
+    pub(crate) amiss: Amiss,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum RouteStep {
+    Add(IpNet),
+    /// Ours, but not as it should be: changed in place, without a gap.
+    Replace(IpNet),
+}
+
+impl RouteStep {
+    pub(crate) fn net(self) -> IpNet {
+        match self {
+            RouteStep::Add(net) | RouteStep::Replace(net) => net,
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum TableStep {
+    DeleteTable,
+    CreateTable,
+    /// Take back the flag that switches a table off.
+    WakeTable,
+    FlushRules,
+    DeleteRule(u64),
+    DeleteChain,
+    CreateChain,
+    DeleteSet(Ip),
+    CreateSet(Ip),
+    RemoveElements(Ip, Vec<Element>),
+    AddElements(Ip, Vec<Element>),
+    ReplaceRule(u64, Ip, NonZeroU16),
+    AddRule(Ip, NonZeroU16),
+}
+
+/// Objects that differ from what is wanted, by kind. A missing table counts
+/// once, not once more for each thing that it would hold.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Amiss {
+    pub(crate) routes: u64,
+    pub(crate) tables: u64,
+    pub(crate) chains: u64,
+    pub(crate) rules: u64,
+    /// Sets whose content differs.
+    pub(crate) sets: u64,
+}
+
+/// A table of our name that we did not make. It is not ours to change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct NotOurTable;
+
+pub(crate) fn plan(goal: &Goal, observed: &Observed) -> Result<Plan, NotOurTable> {
+    let mut plan = Plan::default();
+    plan_routes(goal, &observed.routes, &mut plan);
+    match &observed.table {
+        TableState::Foreign => return Err(NotOurTable),
+        TableState::Absent => {
+            plan.amiss.tables = 1;
+            plan.create_table(goal);
+        }
+        TableState::Ours(table) if table.is_other_layout() => {
+            plan.amiss.tables = 1;
+            plan.table.push(TableStep::DeleteTable);
+            plan.create_table(goal);
+        }
+        TableState::Ours(table) => plan.mend_table(goal, table),
+    }
+    Ok(plan)
+}
+
+/// What takes everything of ours away.
+pub(crate) fn plan_removal(observed: &Observed) -> Plan {
+    let mut plan = Plan::default();
+    if matches!(observed.table, TableState::Ours(_)) {
+        plan.table.push(TableStep::DeleteTable);
+    }
+    plan.remove_routes = (observed.routes.iter().filter(|route| route.ours))
+        .cloned()
+        .collect();
+    plan.order_routes();
+    plan
+}
+
+fn plan_routes(goal: &Goal, observed: &[ObservedRoute], plan: &mut Plan) {
+    for &net in &goal.routes {
+        let mut at_net = observed.iter().filter(|route| route.net == net);
+        if at_net.clone().any(|route| route.ours && route.right) {
+            continue;
+        }
+        let mut foreign = at_net.clone().filter(|route| !route.ours);
+        if foreign.clone().any(|route| route.local) {
+            // Someone else, as a rule an address of the host itself, makes
+            // the prefix local already. It is their route, and it will do.
+            continue;
+        }
+        if foreign.next().is_some() {
+            plan.conflicts.push(net);
+            continue;
+        }
+        plan.amiss.routes += 1;
+        if at_net.any(|route| route.ours && route.in_place) {
+            plan.add_routes.push(RouteStep::Replace(net));
+        } else {
+            plan.add_routes.push(RouteStep::Add(net));
+        }
+    }
+    let replaced = |route: &ObservedRoute| {
+        route.in_place && plan.add_routes.contains(&RouteStep::Replace(route.net))
+    };
+    let stale: Vec<_> = observed
+        .iter()
+        .filter(|route| route.ours && !replaced(route))
+        .filter(|route| !(route.right && goal.routes.contains(&route.net)))
+        .cloned()
+        .collect();
+    plan.amiss.routes += stale
+        .iter()
+        .filter(|route| !goal.routes.contains(&route.net))
+        .count() as u64;
+    plan.remove_routes = stale;
+    plan.order_routes();
+}
+
+impl Plan {
+    fn order_routes(&mut self) {
+        self.add_routes
+            .sort_by_key(|step| (std::cmp::Reverse(step.net().prefix_len()), step.net()));
+        self.remove_routes
+            .sort_by_key(|route| (route.net.prefix_len(), route.net));
+    }
+
+    fn create_table(&mut self, goal: &Goal) {
+        self.table.push(TableStep::CreateTable);
+        self.table.push(TableStep::CreateChain);
+        for ip in Ip::BOTH {
+            self.create_set(ip, goal.elements.get(ip));
+        }
+        self.add_rules(&goal.listeners);
+    }
+
+    fn create_set(&mut self, ip: Ip, elements: &BTreeSet<Element>) {
+        self.table.push(TableStep::CreateSet(ip));
+        if !elements.is_empty() {
+            let all = elements.iter().copied().collect();
+            self.table.push(TableStep::AddElements(ip, all));
+        }
+    }
+
+    fn add_rules(&mut self, listeners: &PerFamily<Option<NonZeroU16>>) {
+        for ip in Ip::BOTH {
+            if let Some(port) = *listeners.get(ip) {
+                self.table.push(TableStep::AddRule(ip, port));
+            }
+        }
+    }
+
+    fn mend_table(&mut self, goal: &Goal, table: &OurTable) {
+        if table.asleep {
+            self.amiss.tables = 1;
+            self.table.push(TableStep::WakeTable);
+        }
+        let sets_wrong = Ip::BOTH
+            .into_iter()
+            .any(|ip| *table.sets.get(ip) == Part::Wrong);
+        // A set that rules refer to cannot be deleted, a chain goes with its
+        // rules: in both cases all rules are written anew.
+        let rules_anew = match table.chain {
+            Part::Right(()) if sets_wrong => {
+                self.table.push(TableStep::FlushRules);
+                true
+            }
+            Part::Right(()) => false,
+            Part::Wrong => {
+                self.amiss.chains = 1;
+                self.table.push(TableStep::FlushRules);
+                self.table.push(TableStep::DeleteChain);
+                self.table.push(TableStep::CreateChain);
+                true
+            }
+            Part::Missing => {
+                self.amiss.chains = 1;
+                self.table.push(TableStep::CreateChain);
+                true
+            }
+        };
+        for ip in Ip::BOTH {
+            self.mend_set(ip, goal.elements.get(ip), table.sets.get(ip));
+        }
+        if rules_anew {
+            self.add_rules(&goal.listeners);
+        } else {
+            self.mend_rules(goal, &table.rules);
+        }
+    }
+
+    fn mend_set(&mut self, ip: Ip, wanted: &BTreeSet<Element>, set: &Part<Content>) {
+        match set {
+            Part::Missing => {
+                self.amiss.sets += 1;
+                self.create_set(ip, wanted);
+            }
+            Part::Wrong => {
+                self.amiss.sets += 1;
+                self.table.push(TableStep::DeleteSet(ip));
+                self.create_set(ip, wanted);
+            }
+            Part::Right(content) => {
+                let gone: Vec<_> = content.difference(wanted).copied().collect();
+                let new: Vec<_> = wanted.difference(content).copied().collect();
+                self.amiss.sets += u64::from(!(gone.is_empty() && new.is_empty()));
+                // Removal first: a claim may come in a new shape, and two
+                // elements that overlap are refused.
+                if !gone.is_empty() {
+                    self.table.push(TableStep::RemoveElements(ip, gone));
+                }
+                if !new.is_empty() {
+                    self.table.push(TableStep::AddElements(ip, new));
+                }
+            }
+        }
+    }
+
+    fn mend_rules(&mut self, goal: &Goal, rules: &[ObservedRule]) {
+        let mut kept = Vec::new();
+        for ip in Ip::BOTH {
+            let Some(port) = *goal.listeners.get(ip) else {
+                continue;
+            };
+            let of_family = || {
+                let family = move |rule: &&ObservedRule| rule.steers.is_some_and(|s| s.0 == ip);
+                rules.iter().filter(family)
+            };
+            let right = of_family().find(|rule| rule.steers == Some((ip, port)));
+            if let Some(rule) = right {
+                kept.push(rule.handle);
+            } else if let Some(rule) = of_family().next() {
+                self.amiss.rules += 1;
+                kept.push(rule.handle);
+                self.table
+                    .push(TableStep::ReplaceRule(rule.handle, ip, port));
+            } else {
+                self.amiss.rules += 1;
+                self.table.push(TableStep::AddRule(ip, port));
+            }
+        }
+        for rule in rules.iter().filter(|rule| !kept.contains(&rule.handle)) {
+            self.amiss.rules += 1;
+            self.table.push(TableStep::DeleteRule(rule.handle));
+        }
+    }
+}

@@ -1,0 +1,371 @@
+//! Keeps the kernel as wanted: applies a new wish, and repairs what others
+//! change.
+//!
+//! Everything runs in one task, so nothing is ever changed by two hands of
+//! ours. Each pass reads the kernel back, plans the difference, and carries it
+//! out; a pass that finds nothing to do changes nothing. Since every pass
+//! starts from what the kernel really holds, a crash at any point is repaired
+//! by the next start.
+//!
+//! A pass is started by a wish, by a change that the kernel announces in the
+//! local routing table or in our nftables table, and, since announcements can
+//! be lost, every few seconds. Our own changes are announced as well; the
+//! pass that follows finds nothing amiss. Drift is counted by comparing with
+//! what was wanted *before*, so a wish is never taken for a repair.
+
+use std::{sync::Arc, time::Duration};
+
+use nlink::{
+    Connection, Nftables, Route,
+    netlink::{
+        EventSource, NetworkEvent, OwnedEventStream, RtnetlinkGroup,
+        nftables::{NftablesEvent, NftablesGroup},
+    },
+};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::{Instant, MissedTickBehavior, interval_at, sleep_until},
+};
+use tokio_stream::StreamExt;
+use tracing::{info, warn};
+
+use super::{
+    anyip,
+    desired::{Desired, Goal},
+    error::KernelError,
+    handle::{Applied, Drift, KernelHandle},
+    observed::Observed,
+    plan::{Amiss, NotOurTable, Plan, plan},
+    table,
+};
+
+/// A change is seldom alone: what makes one makes several within a few
+/// milliseconds, and all are repaired in one pass.
+const SETTLE: Duration = Duration::from_millis(5);
+
+/// Between passes that announcements start, so that a quarrel with another
+/// program that writes the same things cannot take a whole processor.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// The full check that does not depend on announcements.
+const CHECK_EVERY: Duration = Duration::from_secs(5);
+
+/// The next try after a pass that failed.
+const RETRY_AFTER: Duration = Duration::from_millis(500);
+
+/// How often a pass starts again because others changed what it had read.
+const ATTEMPTS: u32 = 10;
+
+/// Announcements that are not read in time are lost; this is room for those
+/// of some 10,000 changed elements.
+const EVENT_BUFFER: usize = 8 << 20;
+
+pub(crate) struct Wish {
+    pub(crate) desired: Desired,
+    pub(crate) reply: oneshot::Sender<Result<Applied, KernelError>>,
+}
+
+/// The task behind a [`KernelHandle`].
+pub struct Reconciler<F> {
+    kernel: Netlink,
+    wishes: mpsc::Receiver<Wish>,
+    fault: watch::Sender<Option<Arc<str>>>,
+    on_repair: F,
+    goal: Option<Goal>,
+    /// The last wish failed half way, so what differs from the goal may be
+    /// our own doing.
+    unsettled: bool,
+}
+
+impl<F: FnMut(Drift, u64) + Send> Reconciler<F> {
+    /// Opens the netlink sockets in the network namespace of the calling
+    /// thread; that is where all of the work is done, whichever thread runs
+    /// it. Nothing is changed until the first wish.
+    ///
+    /// `on_repair` is told what was repaired, and how many of it; it must not
+    /// block. It is not called for what a wish changes.
+    ///
+    /// # Errors
+    ///
+    /// Where a socket cannot be had, as a rule for want of CAP_NET_ADMIN.
+    ///
+    /// # Panics
+    ///
+    /// Outside a tokio runtime.
+    pub fn open(on_repair: F) -> Result<(KernelHandle, Self), KernelError> {
+        let (handle, wishes, fault) = KernelHandle::channel();
+        let reconciler = Self {
+            kernel: Netlink::open()?,
+            wishes,
+            fault,
+            on_repair,
+            goal: None,
+            unsettled: false,
+        };
+        Ok((handle, reconciler))
+    }
+
+    /// Works until the last [`KernelHandle`] is dropped, and leaves the kernel
+    /// as it is then: steering outlives the agent on purpose.
+    ///
+    /// # Errors
+    ///
+    /// Where the kernel's announcements cannot be subscribed to.
+    pub async fn run(mut self) -> Result<(), KernelError> {
+        let mut events = Events::subscribe(&self.kernel).await?;
+        let mut check = interval_at(Instant::now() + CHECK_EVERY, CHECK_EVERY);
+        check.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut last_pass = Instant::now();
+        // When to look because something was announced, or did not succeed.
+        let mut due: Option<Instant> = None;
+        loop {
+            let pass_due = async {
+                match due {
+                    Some(at) => sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            let succeeded = tokio::select! {
+                biased;
+                wish = self.wishes.recv() => match wish {
+                    None => return Ok(()),
+                    Some(wish) => {
+                        self.grant(wish).await;
+                        !self.unsettled
+                    }
+                },
+                () = pass_due => self.verify().await,
+                _ = check.tick() => self.verify().await,
+                () = events.change() => {
+                    let at = (Instant::now() + SETTLE).max(last_pass + PAUSE);
+                    due = Some(due.map_or(at, |due| due.min(at)));
+                    continue;
+                }
+            };
+            last_pass = Instant::now();
+            due = (!succeeded).then(|| last_pass + RETRY_AFTER);
+        }
+    }
+
+    async fn grant(&mut self, wish: Wish) {
+        let goal = Goal::from(&wish.desired);
+        let result = self.pass(&goal).await;
+        match &result {
+            Ok(_) => self.goal = Some(goal),
+            Err(_) => self.unsettled = true,
+        }
+        // Nobody waits any more: the wish is granted all the same.
+        let _ = wish.reply.send(result);
+    }
+
+    /// Whether the kernel is now as the last granted wish wants it.
+    async fn verify(&mut self) -> bool {
+        let Some(goal) = self.goal.clone() else {
+            self.unsettled = false;
+            return true;
+        };
+        self.pass(&goal).await.is_ok()
+    }
+
+    async fn pass(&mut self, goal: &Goal) -> Result<Applied, KernelError> {
+        let before = self.goal.as_ref().filter(|_| !self.unsettled);
+        let result = self.kernel.converge(goal, before).await;
+        match result {
+            Ok((applied, drift)) => {
+                self.unsettled = false;
+                self.fault.send_replace(None);
+                self.report(drift);
+                Ok(applied)
+            }
+            Err(error) => {
+                let text: Arc<str> = error.to_string().into();
+                let news = self.fault.send_replace(Some(Arc::clone(&text)));
+                if news.as_deref() != Some(&*text) {
+                    warn!(error = %text, "kernel steering is not as wanted");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn report(&mut self, drift: Amiss) {
+        for (what, count) in Drift::of(drift) {
+            warn!(
+                what = what.as_str(),
+                count, "repaired what another program had changed"
+            );
+            (self.on_repair)(what, count);
+        }
+    }
+}
+
+/// The two netlink connections on which the kernel is read and changed.
+pub(crate) struct Netlink {
+    pub(crate) routes: Connection<Route>,
+    pub(crate) nft: Connection<Nftables>,
+}
+
+impl Netlink {
+    pub(crate) fn open() -> Result<Self, KernelError> {
+        let opening = |source| KernelError::netlink("opening a routing netlink socket", source);
+        let routes = Connection::<Route>::new().map_err(opening)?;
+        routes.enable_strict_checking(true).map_err(opening)?;
+        let nft = table::connect()?;
+        Ok(Self { routes, nft })
+    }
+
+    /// The generation of the ruleset that was read, and what was read.
+    pub(crate) async fn observe(&self) -> Result<(u32, Observed), KernelError> {
+        let routes = anyip::observe(&self.routes).await?;
+        let (generation, table) = table::observe(&self.nft).await?;
+        Ok((generation, Observed { routes, table }))
+    }
+
+    /// Makes the kernel as `goal` wants it. Also says what differed from
+    /// `before`.
+    async fn converge(
+        &self,
+        goal: &Goal,
+        before: Option<&Goal>,
+    ) -> Result<(Applied, Amiss), KernelError> {
+        let mut drift = None;
+        let done = self.settle(|observed| {
+            if let (None, Some(before)) = (drift, before) {
+                drift = Some(plan(before, observed)?.amiss);
+            }
+            plan(goal, observed)
+        });
+        let done = done.await?;
+        Ok((Applied::from(&done), drift.unwrap_or_default()))
+    }
+
+    /// Reads, plans and carries out until that was one step in which nobody
+    /// else changed anything.
+    pub(crate) async fn settle(
+        &self,
+        mut make_plan: impl FnMut(&Observed) -> Result<Plan, NotOurTable>,
+    ) -> Result<Plan, KernelError> {
+        for _ in 0..ATTEMPTS {
+            let (generation, observed) = match self.observe().await {
+                Ok(read) => read,
+                Err(error) if error.is_stale() => continue,
+                Err(error) => return Err(error),
+            };
+            let plan = make_plan(&observed).map_err(|NotOurTable| KernelError::ForeignTable)?;
+            match self.carry_out(&plan, generation).await {
+                Ok(()) => return Ok(plan),
+                Err(error) if error.is_stale() => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Err(KernelError::Busy { attempts: ATTEMPTS })
+    }
+
+    /// Routes before the table and after it, so that whatever is steered is
+    /// local.
+    async fn carry_out(&self, plan: &Plan, generation: u32) -> Result<(), KernelError> {
+        for &step in &plan.add_routes {
+            let added = anyip::add(&self.routes, step).await;
+            added.map_err(|source| {
+                KernelError::netlink(format!("adding the local route {}", step.net()), source)
+            })?;
+        }
+        if !plan.table.is_empty() {
+            let committed = table::commit(&self.nft, generation, &plan.table).await;
+            committed.map_err(|source| {
+                KernelError::netlink("changing the nftables table \"inet anyport\"", source)
+            })?;
+        }
+        for route in &plan.remove_routes {
+            let removed = anyip::remove(&self.routes, route).await;
+            removed.map_err(|source| {
+                KernelError::netlink(format!("removing the local route {}", route.net), source)
+            })?;
+        }
+        Ok(())
+    }
+}
+
+/// What the kernel announces of the two things that we own.
+struct Events {
+    routes: Option<OwnedEventStream<Route>>,
+    nft: Option<OwnedEventStream<Nftables>>,
+}
+
+impl Events {
+    /// Subscribes in the namespace of `beside`.
+    async fn subscribe(beside: &Netlink) -> Result<Self, KernelError> {
+        let subscribing = |source| KernelError::netlink("subscribing to kernel events", source);
+        let routes = beside.routes.sibling::<Route>().map_err(subscribing)?;
+        routes
+            .socket()
+            .set_rcvbuf(EVENT_BUFFER)
+            .map_err(subscribing)?;
+        routes
+            .subscribe(&[RtnetlinkGroup::Ipv4Route, RtnetlinkGroup::Ipv6Route])
+            .map_err(subscribing)?;
+        let nft = beside.nft.sibling::<Nftables>().map_err(subscribing)?;
+        nft.socket().set_rcvbuf(EVENT_BUFFER).map_err(subscribing)?;
+        nft.subscribe(&[NftablesGroup::All]).map_err(subscribing)?;
+        Ok(Self {
+            routes: Some(routes.into_events().await),
+            nft: Some(nft.into_events().await),
+        })
+    }
+
+    /// Returns when something may have changed that we own.
+    async fn change(&mut self) {
+        loop {
+            let concerns_us = tokio::select! {
+                event = next(&mut self.routes) => event.is_none_or(|event| in_local_table(&event)),
+                event = next(&mut self.nft) => event.is_none_or(|event| in_our_table(&event)),
+            };
+            if concerns_us {
+                return;
+            }
+        }
+    }
+}
+
+/// The next event, or `None` where some were lost. Never returns once the
+/// stream has ended; the periodic check remains.
+async fn next<P: EventSource>(stream: &mut Option<OwnedEventStream<P>>) -> Option<P::Event> {
+    let item = match stream {
+        Some(stream) => stream.next().await,
+        None => std::future::pending().await,
+    };
+    match item {
+        Some(Ok(event)) => Some(event),
+        Some(Err(error)) => {
+            info!(error = %error, "missed kernel events; checking everything");
+            None
+        }
+        None => {
+            warn!("the kernel's announcements ended; drift is found by the periodic check only");
+            *stream = None;
+            None
+        }
+    }
+}
+
+fn in_local_table(event: &NetworkEvent) -> bool {
+    match event {
+        NetworkEvent::NewRoute(route) | NetworkEvent::DelRoute(route) => {
+            route.table_id() == u32::from(anyip::LOCAL_TABLE)
+        }
+        _ => false,
+    }
+}
+
+fn in_our_table(event: &NftablesEvent) -> bool {
+    use NftablesEvent as E;
+    let table = match event {
+        E::NewTable(table) | E::DelTable(table) => &table.name,
+        E::NewChain(chain) | E::DelChain(chain) => &chain.table,
+        E::NewRule(rule) | E::DelRule(rule) => &rule.table,
+        E::NewSet(set) | E::DelSet(set) => &set.table,
+        E::NewSetElements(elements) | E::DelSetElements(elements) => &elements.table,
+        _ => return false,
+    };
+    table == table::TABLE
+}

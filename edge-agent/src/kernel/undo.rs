@@ -1,0 +1,31 @@
+//! Takes everything of ours out of the kernel.
+
+use super::{
+    error::KernelError,
+    plan::{TableStep, plan_removal},
+    reconcile::Netlink,
+};
+
+/// What [`undo`] removed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Undone {
+    pub routes: usize,
+    pub table: bool,
+}
+
+/// Removes the nftables table and the local routes that an agent made, in the
+/// network namespace of the calling thread. An agent that is still running
+/// would put them back, so end it first.
+///
+/// # Errors
+///
+/// What the kernel refused. A table of our name that is not ours is left alone
+/// and is no error.
+pub async fn undo() -> Result<Undone, KernelError> {
+    let kernel = Netlink::open()?;
+    let plan = kernel.settle(|observed| Ok(plan_removal(observed))).await?;
+    Ok(Undone {
+        routes: plan.remove_routes.len(),
+        table: plan.table.contains(&TableStep::DeleteTable),
+    })
+}

@@ -1,0 +1,11 @@
+//! The kernel room against a real kernel: a client and an edge, each in a
+//! network namespace of its own, joined by a cable. `ip` and `nft` are the
+//! oracle; the code under test runs neither. Needs root.
+
+#![allow(clippy::unwrap_used)]
+
+mod change;
+mod neighbours;
+mod repair;
+mod steering;
+mod support;

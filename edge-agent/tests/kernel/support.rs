@@ -1,0 +1,241 @@
+//! An edge with a transparent listener, a client that dials it, and what is
+//! needed to look at the kernel from outside.
+
+use std::{
+    collections::BTreeMap,
+    io::{ErrorKind, Read},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream},
+    num::NonZeroU16,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use anyport_edge_agent::kernel::{Applied, Desired, Drift, Kernel, KernelHandle, Reconciler};
+use anyport_model::steering::Claim;
+use anyport_netns::{Namespace, Topology};
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::{io::AsyncWriteExt, task::JoinHandle, time::Instant};
+
+/// Longest wait for anything that ought to happen at once.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+
+pub(crate) fn claim(net: &str, ports: &str) -> Claim {
+    Claim {
+        net: net.parse().unwrap(),
+        ports: ports.parse().unwrap(),
+    }
+}
+
+/// How the edge meets a connection.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Answer {
+    /// Steered to the listener, which saw this as the destination.
+    Steered(SocketAddr),
+    /// RST.
+    Refused,
+    /// Nothing came back.
+    Silent,
+}
+
+/// Runs `test` inside the edge's namespace.
+pub(crate) fn on_edge<F, Fut>(test: F)
+where
+    F: FnOnce(Edge) -> Fut + Send,
+    Fut: Future<Output = ()>,
+{
+    let topology = Topology::new(0).unwrap();
+    let namespace = topology.edge().clone();
+    namespace
+        .block_on(|| async {
+            test(Edge { topology }).await;
+        })
+        .unwrap();
+}
+
+pub(crate) struct Edge {
+    topology: Topology,
+}
+
+impl Edge {
+    /// Dials from the client, at the far end of the cable.
+    pub(crate) async fn dial(&self, to: &str) -> Answer {
+        dial(self.topology.client(), to).await
+    }
+
+    /// Dials from the edge host itself.
+    pub(crate) async fn dial_from_itself(&self, to: &str) -> Answer {
+        dial(self.topology.edge(), to).await
+    }
+
+    pub(crate) fn client(&self) -> Namespace {
+        self.topology.client().clone()
+    }
+
+    /// Runs a program on the edge and gives its output; panics where it fails.
+    pub(crate) fn run(&self, command: &str) -> String {
+        let mut words = command.split_whitespace();
+        let program = words.next().unwrap();
+        let mut process = self.topology.edge().command(program);
+        let output = process.args(words).output().expect(program);
+        let text = String::from_utf8(output.stdout).unwrap();
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{command}: {errors}");
+        text
+    }
+
+    /// Everything in the kernel that can be changed and is not ours.
+    pub(crate) fn foreign_state(&self) -> String {
+        let mut state = String::new();
+        for table in self.run("nft list tables").lines() {
+            if table != "table inet anyport" {
+                state += &self.run(&format!("nft -a list {table}"));
+            }
+        }
+        for family in ["-4", "-6"] {
+            let routes = self.run(&format!("ip -d {family} route show table all"));
+            // An IPv6 route's age in the cache is not state.
+            let foreign = routes.lines().filter(|line| !line.contains("proto 65"));
+            foreign.for_each(|line| state += &format!("{line}\n"));
+            state += &self.run(&format!("ip -d {family} rule"));
+        }
+        state + &self.run("sysctl -a --pattern net.ipv[46].conf")
+    }
+}
+
+async fn dial(from: &Namespace, to: &str) -> Answer {
+    let from = from.clone();
+    let to: SocketAddr = to.parse().unwrap();
+    tokio::task::spawn_blocking(move || from.run(|| dial_blocking(to)).unwrap())
+        .await
+        .unwrap()
+}
+
+pub(crate) fn dial_blocking(to: SocketAddr) -> Answer {
+    let mut stream = match TcpStream::connect_timeout(&to, Duration::from_secs(2)) {
+        Ok(stream) => stream,
+        Err(error) if error.kind() == ErrorKind::ConnectionRefused => return Answer::Refused,
+        Err(error) if error.kind() == ErrorKind::TimedOut => return Answer::Silent,
+        Err(error) => panic!("dialling {to}: {error}"),
+    };
+    let mut seen = String::new();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.read_to_string(&mut seen).unwrap();
+    Answer::Steered(seen.parse().expect("the listener's answer"))
+}
+
+pub(crate) fn steered(to: &str) -> Answer {
+    Answer::Steered(to.parse().unwrap())
+}
+
+/// Transparent listeners on both loopback addresses, which tell each client
+/// where it thinks it is connected to.
+pub(crate) struct Listeners {
+    pub(crate) v4: NonZeroU16,
+    pub(crate) v6: NonZeroU16,
+    tasks: [JoinHandle<()>; 2],
+}
+
+impl Listeners {
+    pub(crate) fn open() -> Self {
+        let (v4, first) = listen(Ipv4Addr::LOCALHOST.into());
+        let (v6, second) = listen(Ipv6Addr::LOCALHOST.into());
+        Self {
+            v4,
+            v6,
+            tasks: [first, second],
+        }
+    }
+
+    /// Returns once the sockets are closed.
+    pub(crate) async fn close(self) {
+        for task in self.tasks {
+            task.abort();
+            assert!(task.await.unwrap_err().is_cancelled());
+        }
+    }
+
+    pub(crate) fn wants(&self, prefixes: &[&str], claims: &[Claim]) -> Desired {
+        Desired {
+            prefixes: prefixes.iter().map(|p| p.parse().unwrap()).collect(),
+            tcp_claims: claims.to_vec(),
+            listener_v4: self.v4,
+            listener_v6: Some(self.v6),
+        }
+    }
+}
+
+fn listen(on: IpAddr) -> (NonZeroU16, JoinHandle<()>) {
+    let socket = Socket::new(
+        Domain::for_address((on, 0).into()),
+        Type::STREAM,
+        Some(Protocol::TCP),
+    )
+    .unwrap();
+    match on {
+        IpAddr::V4(_) => socket.set_ip_transparent_v4(true).unwrap(),
+        IpAddr::V6(_) => socket.set_ip_transparent_v6(true).unwrap(),
+    }
+    socket.bind(&SocketAddr::from((on, 0)).into()).unwrap();
+    socket.listen(4096).unwrap();
+    socket.set_nonblocking(true).unwrap();
+    let listener = tokio::net::TcpListener::from_std(socket.into()).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let task = tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let seen = stream.local_addr().unwrap().to_string();
+            // The client may have gone; that is its business.
+            let _ = stream.write_all(seen.as_bytes()).await;
+        }
+    });
+    (NonZeroU16::new(port).unwrap(), task)
+}
+
+/// The code under test, running, and what it says it repaired.
+pub(crate) struct Agent {
+    pub(crate) handle: KernelHandle,
+    repairs: Arc<Mutex<BTreeMap<Drift, u64>>>,
+    task: JoinHandle<()>,
+}
+
+impl Agent {
+    pub(crate) fn start() -> Self {
+        let repairs = Arc::new(Mutex::new(BTreeMap::new()));
+        let counter = Arc::clone(&repairs);
+        let (handle, reconciler) = Reconciler::open(move |what, count| {
+            *counter.lock().unwrap().entry(what).or_default() += count;
+        })
+        .unwrap();
+        let task = tokio::spawn(async move { reconciler.run().await.unwrap() });
+        Self {
+            handle,
+            repairs,
+            task,
+        }
+    }
+
+    pub(crate) async fn apply(&self, desired: Desired) -> Applied {
+        self.handle.apply(desired).await.unwrap()
+    }
+
+    pub(crate) fn repairs(&self) -> BTreeMap<Drift, u64> {
+        self.repairs.lock().unwrap().clone()
+    }
+
+    /// As a crash does: no farewell.
+    pub(crate) async fn kill(self) {
+        self.task.abort();
+        assert!(self.task.await.unwrap_err().is_cancelled());
+    }
+
+    /// Waits until as many repairs of `what` were counted, and returns how
+    /// long it took.
+    pub(crate) async fn repaired(&self, what: Drift, count: u64) -> Duration {
+        let start = Instant::now();
+        while self.repairs().get(&what).copied().unwrap_or(0) < count {
+            assert!(start.elapsed() < PATIENCE, "never repaired: {what:?}");
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        start.elapsed()
+    }
+}
