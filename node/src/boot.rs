@@ -118,3 +118,18 @@ pub fn raise_nofile() {
         Err(error) => tracing::warn!(%error, "cannot raise the limit of open files"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_soft_limit_of_open_files_becomes_the_hard_one() {
+        let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("readable");
+        let lowered = hard.min(512) - 1;
+        setrlimit(Resource::RLIMIT_NOFILE, lowered, hard).expect("lowering is allowed");
+        raise_nofile();
+        let now = getrlimit(Resource::RLIMIT_NOFILE).expect("readable");
+        assert_eq!(now, (hard, hard));
+    }
+}

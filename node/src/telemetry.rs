@@ -7,6 +7,7 @@
 
 mod context;
 mod export;
+mod json;
 mod settings;
 
 use std::{io, time::Duration};
@@ -14,7 +15,12 @@ use std::{io, time::Duration};
 use opentelemetry::trace::TracerProvider;
 use opentelemetry_sdk::trace::SdkTracerProvider;
 use tracing::level_filters::LevelFilter;
-use tracing_subscriber::{EnvFilter, Layer, Registry, filter::Targets, fmt, layer::SubscriberExt};
+use tracing_subscriber::{
+    EnvFilter, Layer, Registry,
+    filter::Targets,
+    fmt::{self, format::JsonFields},
+    layer::SubscriberExt,
+};
 
 pub use context::{current_trace_id, current_traceparent, set_parent};
 pub(crate) use context::{extract, inject};
@@ -141,9 +147,8 @@ where
             .with_ansi(colours)
             .boxed(),
         LogFormat::Json => fmt::layer()
-            .json()
-            .flatten_event(true)
-            .with_span_list(false)
+            .fmt_fields(JsonFields::new())
+            .event_format(json::JsonLine::new())
             .with_writer(io::stderr)
             .boxed(),
     }

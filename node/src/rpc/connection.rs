@@ -127,3 +127,87 @@ impl Connected for Connection {
         self.stream.connect_info()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpListener,
+        sync::Semaphore,
+        time::Instant,
+    };
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(10);
+
+    struct Ends {
+        client: TcpStream,
+        server: Connection,
+        places: Arc<Semaphore>,
+        cut: CancellationToken,
+    }
+
+    async fn connected() -> Ends {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = listener.local_addr().expect("bound");
+        let client = TcpStream::connect(address).await.expect("it listens");
+        let (stream, _) = listener.accept().await.expect("connected");
+        let places = Arc::new(Semaphore::new(1));
+        let permit = places.clone().try_acquire_owned().expect("one is free");
+        let cut = CancellationToken::new();
+        let server = Connection::new(stream, cut.clone(), PATIENCE, permit);
+        Ends {
+            client,
+            server,
+            places,
+            cut,
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_never_speaks_is_given_up_and_its_place_is_free_again() {
+        let mut ends = connected().await;
+        // Almost the preface is not the preface.
+        ends.client
+            .write_all(&[0; FIRST_WORDS - 1])
+            .await
+            .expect("sent");
+        let started = Instant::now();
+        let mut heard = Vec::new();
+        let error = ends
+            .server
+            .read_to_end(&mut heard)
+            .await
+            .expect_err("silent");
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        assert_eq!(heard.len(), FIRST_WORDS - 1);
+        assert!(started.elapsed() >= PATIENCE);
+        assert_eq!(ends.places.available_permits(), 0);
+        drop(ends.server);
+        assert_eq!(ends.places.available_permits(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_has_spoken_may_be_silent() {
+        let mut ends = connected().await;
+        ends.client
+            .write_all(&[0; FIRST_WORDS])
+            .await
+            .expect("sent");
+        let mut heard = [0; FIRST_WORDS];
+        ends.server.read_exact(&mut heard).await.expect("heard");
+        let more = tokio::time::timeout(100 * PATIENCE, ends.server.read_u8()).await;
+        more.expect_err("still waiting");
+    }
+
+    #[tokio::test]
+    async fn cutting_wakes_a_reader() {
+        let mut ends = connected().await;
+        let (read, ()) = tokio::join!(ends.server.read_u8(), async { ends.cut.cancel() });
+        let error = read.expect_err("cut");
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionAborted);
+    }
+}

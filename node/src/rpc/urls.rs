@@ -71,18 +71,27 @@ impl FromStr for ServerUrl {
         if text.is_empty() {
             return Err(UrlError::Empty);
         }
-        let uri: Uri = text.parse().map_err(|error: http::uri::InvalidUri| {
-            // A bare `host:port` ends here or below, by what the host looks like.
-            UrlError::Malformed {
-                url: url(),
-                reason: error.to_string(),
-            }
-        })?;
+        let uri: Uri =
+            text.parse()
+                .map_err(|error: http::uri::InvalidUri| UrlError::Malformed {
+                    url: url(),
+                    reason: error.to_string(),
+                })?;
         let secure = match uri.scheme() {
             Some(scheme) if *scheme == Scheme::HTTPS => true,
             Some(scheme) if *scheme == Scheme::HTTP => false,
             _ => return Err(UrlError::Scheme { url: url() }),
         };
+        // `http` keeps the text after the colon as it is.
+        if let Some(authority) = uri.authority()
+            && !authority.as_str().ends_with(authority.host())
+            && authority.port_u16().unwrap_or(0) == 0
+        {
+            return Err(UrlError::Malformed {
+                url: url(),
+                reason: "the port is no number from 1 to 65535".to_owned(),
+            });
+        }
         let has_user = uri.authority().is_some_and(|a| a.as_str().contains('@'));
         if has_user || !matches!(uri.path(), "" | "/") || uri.query().is_some() {
             return Err(UrlError::TooMuch { url: url() });
@@ -183,7 +192,14 @@ mod tests {
         for text in ["http://a:1/path", "http://a:1?x=1", "http://me@a:1"] {
             assert!(matches!(refused(text), UrlError::TooMuch { .. }), "{text}");
         }
-        for text in ["http://", "http://a b", "http://a:99999"] {
+        for text in [
+            "http://",
+            "http://a b",
+            "http://a:99999",
+            "http://a:0",
+            "http://a:",
+            "http://[::1]:x",
+        ] {
             assert!(
                 matches!(refused(text), UrlError::Malformed { .. }),
                 "{text}"
