@@ -128,10 +128,16 @@ impl Settings {
     }
 }
 
+/// Target of spans that are for traces alone. At level DEBUG they cost next to
+/// nothing where no traces are exported, because the log does not ask for them.
+pub const TRACE_ONLY: &str = "anyport::trace";
+
 /// What is traced does not depend on what is logged: `RUST_LOG=error` keeps its
 /// traces.
 fn trace_filter() -> Targets {
-    let everything = Targets::new().with_default(LevelFilter::INFO);
+    let everything = Targets::new()
+        .with_default(LevelFilter::INFO)
+        .with_target(TRACE_ONLY, LevelFilter::DEBUG);
     QUIET.iter().fold(everything, |targets, target| {
         targets.with_target(*target, LevelFilter::OFF)
     })

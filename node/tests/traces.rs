@@ -2,7 +2,7 @@
 //!
 //! One test only: a process has one trace exporter.
 
-use std::{net::SocketAddr, time::Duration};
+use std::net::SocketAddr;
 
 use anyport_node::{
     drain::Drain,
@@ -10,7 +10,8 @@ use anyport_node::{
     ready::Readiness,
     rpc::{Channel, Server, ServerUrl},
     telemetry::{
-        Collector, LogFormat, Settings, current_trace_id, current_traceparent, set_parent,
+        Collector, LogFormat, Settings, TRACE_ONLY, current_trace_id, current_traceparent,
+        set_parent,
     },
 };
 use opentelemetry_proto::tonic::{
@@ -22,7 +23,7 @@ use opentelemetry_proto::tonic::{
     common::v1::any_value::Value,
     trace::v1::{Span, span::SpanKind, status::StatusCode},
 };
-use tokio::{net::TcpListener, sync::mpsc, time::timeout};
+use tokio::{net::TcpListener, sync::mpsc};
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Request, Response, Status};
 use tracing::{Instrument, level_filters::LevelFilter};
@@ -55,7 +56,7 @@ impl TraceService for Service {
         // takes out of it in another task.
         let traceparent = current_traceparent().expect("sampled");
         tokio::spawn(async move {
-            let span = tracing::info_span!("apply");
+            let span = tracing::debug_span!(target: TRACE_ONLY, "apply");
             set_parent(&span, &traceparent);
             async {}.instrument(span).await;
         })
@@ -132,11 +133,8 @@ async fn one_trace_spans_client_server_and_the_message_in_a_stream() {
     telemetry.shutdown().await;
 
     let mut spans: Vec<Span> = Vec::new();
-    while spans.len() < 4 {
-        let request = timeout(Duration::from_secs(5), received.recv())
-            .await
-            .expect("all four spans arrive")
-            .expect("the receiver lives");
+    // Everything is there when the shutdown returns: nothing is waited for.
+    while let Ok(request) = received.try_recv() {
         for resource in request.resource_spans {
             let attributes = resource.resource.clone().expect("a resource").attributes;
             let name = attributes.iter().find(|a| a.key == "service.name");
