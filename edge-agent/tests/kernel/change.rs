@@ -1,1 +1,168 @@
+//! What changes does not disturb what stays.
 
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use anyport_netns::Namespace;
+
+use crate::support::{
+    Agent, Answer, Listeners, claim, dial_blocking, on_edge, steered,
+};
+
+type Outcome = Result<u64, Answer>;
+
+/// Clients that connect without a pause, and what the first unlucky one met.
+struct Hammer {
+    stop: Arc<AtomicBool>,
+    threads: Vec<thread::JoinHandle<anyport_netns::Result<Outcome>>>,
+}
+
+impl Hammer {
+    fn start(client: &Namespace, targets: &[&str]) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let dialler = |target: &&str| {
+            let to: SocketAddr = target.parse().unwrap();
+            let stop = Arc::clone(&stop);
+            client
+                .spawn_thread(move || {
+                    let mut dialled = 0;
+                    while !stop.load(Ordering::Relaxed) {
+                        match dial_blocking(to) {
+                            Answer::Steered(seen) if seen == to => dialled += 1,
+                            other => return Err(other),
+                        }
+                    }
+                    Ok(dialled)
+                })
+                .unwrap()
+        };
+        let threads = targets.iter().map(dialler).collect();
+        Self { stop, threads }
+    }
+
+    /// Panics if any connection was not steered.
+    async fn stop(self) -> u64 {
+        self.stop.store(true, Ordering::Relaxed);
+        let join = move || {
+            let threads = self.threads.into_iter();
+            let outcomes: Vec<Outcome> = threads.map(|t| t.join().unwrap().unwrap()).collect();
+            outcomes.into_iter().map(Result::unwrap).sum()
+        };
+        tokio::task::spawn_blocking(join).await.unwrap()
+    }
+}
+
+const PREFIXES: [&str; 2] = ["198.51.100.0/24", "2001:db8:51::/48"];
+const STAYS: [&str; 2] = ["198.51.100.7:80", "[2001:db8:51::7]:80"];
+
+#[test]
+fn claims_that_stay_are_steered_while_others_come_and_go() {
+    on_edge(async |edge| {
+        let listeners = Listeners::open();
+        let agent = Agent::start();
+        let stays = [
+            claim("198.51.100.7/32", "80"),
+            claim("2001:db8:51::7/128", "80"),
+        ];
+        agent.apply(listeners.wants(&PREFIXES, &stays)).await;
+        let hammer = Hammer::start(&edge.client(), &STAYS);
+        for round in 0..100u16 {
+            let mut claims = stays.to_vec();
+            for n in 0..200 {
+                let port = (1000 + round * 7 + n).to_string();
+                claims.push(claim(&format!("198.51.100.{n}/32"), &port));
+                claims.push(claim(&format!("2001:db8:51::{n:x}:0/112"), &port));
+            }
+            agent.apply(listeners.wants(&PREFIXES, &claims)).await;
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let dialled = hammer.stop().await;
+        assert!(dialled > 100, "only {dialled} connections were tried");
+    });
+}
+
+/// The addresses and ports stay claimed, but by rectangles of another shape:
+/// an app around them comes and goes.
+#[test]
+fn claims_that_change_their_shape_are_steered_throughout() {
+    on_edge(async |edge| {
+        let listeners = Listeners::open();
+        let agent = Agent::start();
+        let alone = [
+            claim("198.51.100.7/32", "1-100"),
+            claim("2001:db8:51::7/128", "1-100"),
+        ];
+        let within = [
+            claim("198.51.100.0/24", "50-90"),
+            claim("198.51.100.7/32", "1-49"),
+            claim("198.51.100.7/32", "91-100"),
+            claim("2001:db8:51::/64", "50-90"),
+            claim("2001:db8:51::7/128", "1-49"),
+            claim("2001:db8:51::7/128", "91-100"),
+        ];
+        agent.apply(listeners.wants(&PREFIXES, &alone)).await;
+        let hammer = Hammer::start(&edge.client(), &STAYS);
+        for round in 0..200 {
+            let claims = if round % 2 == 0 { &within[..] } else { &alone[..] };
+            agent.apply(listeners.wants(&PREFIXES, claims)).await;
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let dialled = hammer.stop().await;
+        assert!(dialled > 100, "only {dialled} connections were tried");
+    });
+}
+
+#[test]
+fn a_restart_on_another_port_loses_no_connection() {
+    on_edge(async |edge| {
+        let claims = [
+            claim("198.51.100.0/24", "*"),
+            claim("2001:db8:51::/48", "*"),
+        ];
+        let first = Listeners::open();
+        let agent = Agent::start();
+        agent.apply(first.wants(&PREFIXES, &claims)).await;
+        let hammer = Hammer::start(&edge.client(), &STAYS);
+        agent.kill().await;
+
+        let second = Listeners::open();
+        assert_ne!(first.v4, second.v4);
+        let agent = Agent::start();
+        let applied = agent.apply(second.wants(&PREFIXES, &claims)).await;
+        assert_eq!(applied.rules_written, 2);
+        assert_eq!((applied.elements_added, applied.routes_added), (0, 0));
+        let dialled = hammer.stop().await;
+        assert!(dialled > 0);
+
+        first.close().await;
+        for to in STAYS {
+            assert_eq!(edge.dial(to).await, steered(to));
+        }
+        assert!(agent.repairs().is_empty());
+    });
+}
+
+#[test]
+fn a_host_without_an_ipv6_listener_refuses_ipv6() {
+    on_edge(async |edge| {
+        let claims = [
+            claim("198.51.100.0/24", "*"),
+            claim("2001:db8:51::/48", "*"),
+        ];
+        let listeners = Listeners::open();
+        let agent = Agent::start();
+        let mut wish = listeners.wants(&PREFIXES, &claims);
+        agent.apply(wish.clone()).await;
+        wish.listener_v6 = None;
+        agent.apply(wish).await;
+        assert_eq!(edge.dial(STAYS[0]).await, steered(STAYS[0]));
+        assert_eq!(edge.dial(STAYS[1]).await, Answer::Refused);
+    });
+}

@@ -47,7 +47,9 @@ where
     let namespace = topology.edge().clone();
     namespace
         .block_on(|| async {
-            test(Edge { topology }).await;
+            let edge = Edge { topology };
+            edge.settled();
+            test(edge).await;
         })
         .unwrap();
 }
@@ -57,6 +59,16 @@ pub(crate) struct Edge {
 }
 
 impl Edge {
+    /// Waits until the kernel has made all of its own IPv6 routes, which it
+    /// does some time after an address is added.
+    fn settled(&self) {
+        let since = Instant::now();
+        let count = |command| self.run(command).lines().count();
+        while count("ip -6 -o address show") != count("ip -6 route show table local type local") {
+            assert!(since.elapsed() < PATIENCE, "IPv6 addresses never settled");
+        }
+    }
+
     /// Dials from the client, at the far end of the cable.
     pub(crate) async fn dial(&self, to: &str) -> Answer {
         dial(self.topology.client(), to).await
@@ -84,7 +96,7 @@ impl Edge {
     }
 
     /// Everything in the kernel that can be changed and is not ours.
-    pub(crate) fn foreign_state(&self) -> String {
+    pub(crate) fn foreign_state(&self) -> ForeignState {
         let mut state = String::new();
         for table in self.run("nft list tables").lines() {
             if table != "table inet anyport" {
@@ -93,12 +105,27 @@ impl Edge {
         }
         for family in ["-4", "-6"] {
             let routes = self.run(&format!("ip -d {family} route show table all"));
-            // An IPv6 route's age in the cache is not state.
             let foreign = routes.lines().filter(|line| !line.contains("proto 65"));
             foreign.for_each(|line| state += &format!("{line}\n"));
             state += &self.run(&format!("ip -d {family} rule"));
         }
-        state + &self.run("sysctl -a --pattern net.ipv[46].conf")
+        state += &self.run("sysctl -a --pattern net.ipv[46].conf");
+        ForeignState(state)
+    }
+}
+
+/// Compares whole, and shows no more than the lines that differ.
+#[derive(PartialEq, Eq)]
+pub(crate) struct ForeignState(String);
+
+impl ForeignState {
+    pub(crate) fn assert_same(&self, other: &Self) {
+        let lacks = |a: &str, b: &str| {
+            let lines = a.lines().filter(|line| !b.lines().any(|l| l == *line));
+            lines.map(str::to_owned).collect::<Vec<_>>()
+        };
+        let (gone, new) = (lacks(&self.0, &other.0), lacks(&other.0, &self.0));
+        assert!(self == other, "gone: {gone:#?}, new: {new:#?}");
     }
 }
 
