@@ -1,1 +1,5 @@
+//! The command `anyport`.
 
+#![forbid(unsafe_code)]
+
+pub mod manifest;

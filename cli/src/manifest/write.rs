@@ -1,0 +1,235 @@
+//! Wire messages to manifests: what `get -o yaml` and `-o json` print, which
+//! `apply` reads again.
+//!
+//! Fields stand in the order of the proto; texts, lists and mappings that are
+//! not set are left out. A value that this version cannot name (an enum value of
+//! a newer server) is written as `unknown_7`, so that applying it again is
+//! refused rather than wrong.
+
+use anyport_proto::{
+    convert,
+    v1::{self, resource::Kind},
+};
+use serde::Serialize;
+
+use super::{bytes, duration, fields::Word};
+
+/// A whole manifest.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct Document {
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    prefixes: Vec<Prefix>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    monitors: Vec<Monitor>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pools: Vec<Pool>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    apps: Vec<App>,
+}
+
+/// One entry of a manifest.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(untagged)]
+pub enum Entry {
+    Prefix(Prefix),
+    Monitor(Monitor),
+    Pool(Pool),
+    App(App),
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Prefix {
+    cidr: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Monitor {
+    name: String,
+    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
+    kind: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    interval: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    timeout: Option<String>,
+    retries: u32,
+    consecutive_up: u32,
+    consecutive_down: u32,
+    port: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    send: Option<Bytes>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expect: Option<Bytes>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(untagged)]
+enum Bytes {
+    Text(String),
+    Hex { hex: String },
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Pool {
+    name: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    monitor: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    policy: Option<String>,
+    minimum_origins: u32,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    fallback_pool: String,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    origins: Vec<Origin>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+struct Origin {
+    name: String,
+    address: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    weight: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    enabled: Option<bool>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct App {
+    name: String,
+    protocol: String,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    edge_ips: Vec<String>,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    origin_pool: String,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    origin_direct: Vec<String>,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    origin_port: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    timeouts: Option<Timeouts>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+struct Timeouts {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    connect: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    idle: Option<String>,
+}
+
+impl Document {
+    /// A resource of a kind that this version does not know is left out.
+    pub fn new<'a>(resources: impl IntoIterator<Item = &'a v1::Resource>) -> Self {
+        let mut document = Self::default();
+        for entry in resources.into_iter().filter_map(Entry::new) {
+            match entry {
+                Entry::Prefix(prefix) => document.prefixes.push(prefix),
+                Entry::Monitor(monitor) => document.monitors.push(monitor),
+                Entry::Pool(pool) => document.pools.push(pool),
+                Entry::App(app) => document.apps.push(app),
+            }
+        }
+        document
+    }
+}
+
+impl Entry {
+    /// `None` for a resource of a kind that this version does not know.
+    pub fn new(resource: &v1::Resource) -> Option<Self> {
+        Some(match resource.kind.as_ref()? {
+            Kind::Prefix(prefix) => Entry::Prefix(Prefix {
+                cidr: prefix.cidr.clone(),
+            }),
+            Kind::Monitor(monitor) => Entry::Monitor(monitor.into()),
+            Kind::Pool(pool) => Entry::Pool(pool.into()),
+            Kind::App(app) => Entry::App(app.into()),
+        })
+    }
+}
+
+impl From<&v1::Monitor> for Monitor {
+    fn from(wire: &v1::Monitor) -> Self {
+        Self {
+            name: wire.name.clone(),
+            kind: word::<v1::MonitorType>(wire.r#type),
+            interval: wire.interval.map(time),
+            timeout: wire.timeout.map(time),
+            retries: wire.retries,
+            consecutive_up: wire.consecutive_up,
+            consecutive_down: wire.consecutive_down,
+            port: wire.port,
+            send: Bytes::new(&wire.send),
+            expect: Bytes::new(&wire.expect),
+        }
+    }
+}
+
+impl Bytes {
+    fn new(bytes: &[u8]) -> Option<Self> {
+        if bytes.is_empty() {
+            return None;
+        }
+        // YAML has no way to write some control characters even in quotes.
+        let plain = |c: char| !c.is_control() || matches!(c, '\n' | '\r' | '\t');
+        match std::str::from_utf8(bytes) {
+            Ok(text) if text.chars().all(plain) => Some(Self::Text(text.to_owned())),
+            _ => Some(Self::Hex {
+                hex: bytes::write_hex(bytes),
+            }),
+        }
+    }
+}
+
+impl From<&v1::Pool> for Pool {
+    fn from(wire: &v1::Pool) -> Self {
+        let origin = |origin: &v1::Origin| Origin {
+            name: origin.name.clone(),
+            address: origin.address.clone(),
+            weight: origin.weight,
+            enabled: origin.enabled,
+        };
+        Self {
+            name: wire.name.clone(),
+            monitor: wire.monitor.clone(),
+            policy: word::<v1::Policy>(wire.policy),
+            minimum_origins: wire.minimum_origins,
+            fallback_pool: wire.fallback_pool.clone(),
+            origins: wire.origins.iter().map(origin).collect(),
+        }
+    }
+}
+
+impl From<&v1::App> for App {
+    fn from(wire: &v1::App) -> Self {
+        Self {
+            name: wire.name.clone(),
+            protocol: wire.protocol.clone(),
+            edge_ips: wire.edge_ips.clone(),
+            origin_pool: wire.origin_pool.clone(),
+            origin_direct: wire.origin_direct.clone(),
+            origin_port: wire.origin_port.clone(),
+            timeouts: wire.timeouts.as_ref().map(|timeouts| Timeouts {
+                connect: timeouts.connect.map(time),
+                idle: timeouts.idle.map(time),
+            }),
+        }
+    }
+}
+
+fn time(wire: prost_types::Duration) -> String {
+    match convert::read_duration(wire) {
+        Ok(duration) => duration::write_duration(duration),
+        Err(error) => error.to_string(),
+    }
+}
+
+/// `None` for the unspecified value.
+fn word<T: Word>(value: i32) -> Option<String> {
+    let known = T::WORDS
+        .iter()
+        .find(|(_, choice)| (*choice).into() == value);
+    match (value, known) {
+        (0, _) => None,
+        (_, Some((word, _))) => Some((*word).to_owned()),
+        (other, None) => Some(format!("unknown_{other}")),
+    }
+}
