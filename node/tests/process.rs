@@ -220,12 +220,15 @@ fn a_panic_is_an_event_of_the_log() {
 #[test]
 fn a_collector_that_is_not_there_delays_nothing_and_is_reported() {
     let closed = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
-    let endpoint = format!("http://{}", closed.local_addr().expect("bound"));
+    let absent = format!("http://{}", closed.local_addr().expect("bound"));
     drop(closed);
     // This one takes connections and never answers.
     let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
-    let silent = format!("http://{}", silent.local_addr().expect("bound"));
-    for endpoint in [endpoint, silent] {
+    let mute = format!("http://{}", silent.local_addr().expect("bound"));
+    for (endpoint, complaint) in [
+        (absent, "traces are lost"),
+        (mute, "the last spans were not exported"),
+    ] {
         let started = Instant::now();
         let mut process = Process::start("fails", &[("OTEL_EXPORTER_OTLP_ENDPOINT", &endpoint)]);
         let line = process.await_line("running");
@@ -235,7 +238,7 @@ fn a_collector_that_is_not_there_delays_nothing_and_is_reported() {
             started.elapsed() < Duration::from_secs(8),
             "the flush is bounded"
         );
-        process.await_line("traces are lost");
+        process.await_line(complaint);
     }
 }
 

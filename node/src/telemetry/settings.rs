@@ -9,7 +9,7 @@ use tracing::level_filters::LevelFilter;
 pub struct Settings {
     /// `service.name` of the traces, where `OTEL_SERVICE_NAME` is not set.
     pub service_name: String,
-    /// Log level where there is no [`log_filter`](Self::log_filter).
+    /// Log level where there is no [`log_filter`](field@Self::log_filter).
     pub log_level: LevelFilter,
     /// `RUST_LOG`.
     pub log_filter: Option<String>,
