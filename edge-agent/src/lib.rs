@@ -1,1 +1,23 @@
+//! The edge agent: owns the kernel set-up of its host and carries connections.
+//!
+//! - [`kernel`] makes every port of the prefixes arrive at the agent's sockets;
+//! - [`listen`] accepts, on worker threads with an event loop each;
+//! - [`tcp`] serves a connection, [`origin`] finds and dials its origin, both
+//!   by the immutable snapshot of [`table`];
+//! - [`control`] keeps the snapshot and the kernel as the config service and
+//!   the balancer say, on a runtime of its own.
+
 pub mod kernel;
+
+mod admin;
+mod app;
+mod config;
+mod control;
+mod listen;
+mod origin;
+mod stats;
+mod table;
+mod tcp;
+
+pub use app::run;
+pub use config::{Config, Steering};

@@ -50,17 +50,29 @@ impl KernelError {
     /// What was read is no longer so; reading again and planning anew helps.
     ///
     /// ENOENT and EEXIST come from reading what has just gone, and from adding
-    /// a route that has just come. They cannot come from a transaction, whose
-    /// generation is checked first; there they mean claims that overlap.
+    /// a route that has just come. From a transaction, whose generation is
+    /// checked first, they mean something else: see [`Self::is_clash`].
     pub(crate) fn is_stale(&self) -> bool {
         let Self::Netlink { source, .. } = self else {
             return false;
         };
-        let refused = matches!(source.detail(), nlink::ErrorDetail::NftBatch { .. });
         source.is_restart()
             || source.is_dump_interrupted()
-            || (!refused && matches!(source.errno(), Some(libc::ENOENT | libc::EEXIST)))
+            || (!is_refused_batch(source)
+                && matches!(source.errno(), Some(libc::ENOENT | libc::EEXIST)))
     }
+
+    /// The kernel found two elements of a set to overlap.
+    pub(crate) fn is_clash(&self) -> bool {
+        let Self::Netlink { source, .. } = self else {
+            return false;
+        };
+        is_refused_batch(source) && source.is_already_exists()
+    }
+}
+
+fn is_refused_batch(error: &nlink::Error) -> bool {
+    matches!(error.detail(), nlink::ErrorDetail::NftBatch { .. })
 }
 
 /// nlink tells the operation in its message and the kernel's words in the
@@ -78,6 +90,9 @@ fn chain(error: &nlink::Error) -> String {
 fn hint(error: &nlink::Error) -> &'static str {
     match error.errno() {
         Some(libc::EPERM | libc::EACCES) => "; needs root (CAP_NET_ADMIN)",
+        Some(libc::EEXIST) if is_refused_batch(error) => {
+            "; two of the claims overlap, and they must not"
+        }
         Some(libc::ENETDOWN) => "; is `lo` up? `ip link set lo up`",
         Some(libc::EOPNOTSUPP | libc::EPROTONOSUPPORT | libc::EAFNOSUPPORT) => {
             "; this kernel lacks a part that steering needs, see `anyport doctor`"

@@ -100,6 +100,21 @@ pub(crate) fn plan(goal: &Goal, observed: &Observed) -> Result<Plan, NotOurTable
     Ok(plan)
 }
 
+/// Like [`plan`], but makes our table anew even where it could be mended.
+///
+/// For kernels that take an element which the same transaction removes for
+/// one that is still there, and refuse the new one in its place: 6.17 and
+/// 6.18 on processors with AVX2, until "nft_set_pipapo_avx2: don't return
+/// non-matching entry on expiry". New sets have nothing to remove.
+pub(crate) fn plan_anew(goal: &Goal, observed: &Observed) -> Result<Plan, NotOurTable> {
+    let mut plan = plan(goal, observed)?;
+    if matches!(observed.table, TableState::Ours(_)) {
+        plan.table = vec![TableStep::DeleteTable];
+        plan.create_table(goal);
+    }
+    Ok(plan)
+}
+
 /// What takes everything of ours away.
 pub(crate) fn plan_removal(observed: &Observed) -> Plan {
     let mut plan = Plan::default();
@@ -281,3 +296,6 @@ impl Plan {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -35,7 +35,7 @@ use super::{
     error::KernelError,
     handle::{Applied, Drift, KernelHandle},
     observed::Observed,
-    plan::{Amiss, NotOurTable, Plan, plan},
+    plan::{Amiss, NotOurTable, Plan, plan, plan_anew},
     table,
 };
 
@@ -229,13 +229,19 @@ impl Netlink {
         before: Option<&Goal>,
     ) -> Result<(Applied, Amiss), KernelError> {
         let mut drift = None;
-        let done = self.settle(|observed| {
+        let mended = self.settle(|observed| {
             if let (None, Some(before)) = (drift, before) {
                 drift = Some(plan(before, observed)?.amiss);
             }
             plan(goal, observed)
         });
-        let done = done.await?;
+        let done = match mended.await {
+            // Claims that do overlap are refused once more.
+            Err(error) if error.is_clash() => {
+                self.settle(|observed| plan_anew(goal, observed)).await?
+            }
+            mended => mended?,
+        };
         Ok((Applied::from(&done), drift.unwrap_or_default()))
     }
 

@@ -12,9 +12,7 @@ use std::{
 
 use anyport_netns::Namespace;
 
-use crate::support::{
-    Agent, Answer, Listeners, claim, dial_blocking, on_edge, steered,
-};
+use crate::support::{Agent, Answer, Listeners, claim, dial_blocking, on_edge, steered};
 
 type Outcome = Result<u64, Answer>;
 
@@ -110,7 +108,11 @@ fn claims_that_change_their_shape_are_steered_throughout() {
         agent.apply(listeners.wants(&PREFIXES, &alone)).await;
         let hammer = Hammer::start(&edge.client(), &STAYS);
         for round in 0..200 {
-            let claims = if round % 2 == 0 { &within[..] } else { &alone[..] };
+            let claims = if round % 2 == 0 {
+                &within[..]
+            } else {
+                &alone[..]
+            };
             agent.apply(listeners.wants(&PREFIXES, claims)).await;
             tokio::time::sleep(Duration::from_millis(1)).await;
         }

@@ -27,11 +27,17 @@ fn foreign_tables_routes_and_rules_are_the_same_before_and_after() {
         let agent = Agent::start();
         let prefixes = ["198.51.100.0/24", "2001:db8:51::/48"];
         for ports in ["1-100", "200", "*"] {
-            let claims = [claim("198.51.100.0/24", ports), claim("2001:db8:51::/48", ports)];
+            let claims = [
+                claim("198.51.100.0/24", ports),
+                claim("2001:db8:51::/48", ports),
+            ];
             agent.apply(listeners.wants(&prefixes, &claims)).await;
             before.assert_same(&edge.foreign_state());
         }
-        assert_eq!(edge.dial("198.51.100.7:80").await, steered("198.51.100.7:80"));
+        assert_eq!(
+            edge.dial("198.51.100.7:80").await,
+            steered("198.51.100.7:80")
+        );
         agent.kill().await;
         undo().await.unwrap();
         before.assert_same(&edge.foreign_state());
@@ -55,7 +61,9 @@ fn an_address_of_the_host_itself_can_be_a_prefix() {
 
         // When the address goes, the prefix stays.
         edge.run("ip address del 203.0.113.5/32 dev client");
-        agent.repaired(anyport_edge_agent::kernel::Drift::Route, 1).await;
+        agent
+            .repaired(anyport_edge_agent::kernel::Drift::Route, 1)
+            .await;
         assert_eq!(edge.dial("203.0.113.5:80").await, steered("203.0.113.5:80"));
     });
 }
@@ -67,7 +75,10 @@ fn a_prefix_that_is_taken_otherwise_is_named() {
         let before = edge.foreign_state();
         let listeners = Listeners::open();
         let agent = Agent::start();
-        let claims = [claim("198.51.100.0/24", "80"), claim("203.0.113.0/24", "80")];
+        let claims = [
+            claim("198.51.100.0/24", "80"),
+            claim("203.0.113.0/24", "80"),
+        ];
         let wish = listeners.wants(&["198.51.100.0/24", "203.0.113.0/24"], &claims);
         let applied = agent.apply(wish).await;
         assert_eq!(applied.conflicts, ["198.51.100.0/24".parse().unwrap()]);
@@ -94,7 +105,10 @@ fn a_table_of_our_name_that_is_not_ours_is_left_alone() {
 
         edge.run("nft delete table inet anyport");
         agent.apply(wish).await;
-        assert_eq!(edge.dial("198.51.100.7:80").await, steered("198.51.100.7:80"));
+        assert_eq!(
+            edge.dial("198.51.100.7:80").await,
+            steered("198.51.100.7:80")
+        );
     });
 }
 
@@ -116,7 +130,10 @@ fn a_table_of_another_layout_is_replaced() {
             let claims = [claim("198.51.100.0/24", "80")];
             let wish = listeners.wants(&["198.51.100.0/24"], &claims);
             assert!(agent.apply(wish).await.table_created);
-            assert_eq!(edge.dial("198.51.100.7:80").await, steered("198.51.100.7:80"));
+            assert_eq!(
+                edge.dial("198.51.100.7:80").await,
+                steered("198.51.100.7:80")
+            );
             assert!(!edge.run("nft list table inet anyport").contains("old"));
         }
     });

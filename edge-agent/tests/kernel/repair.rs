@@ -29,7 +29,10 @@ fn broken_by(commands: &'static [&'static str], repairs: &'static [(Drift, u64)]
         assert!(took < Duration::from_secs(1), "repaired after {took:?}");
         assert_both_steered(&edge).await;
         assert_eq!(ours(&edge), before);
-        assert_eq!(agent.repairs(), BTreeMap::from_iter(repairs.iter().copied()));
+        assert_eq!(
+            agent.repairs(),
+            BTreeMap::from_iter(repairs.iter().copied())
+        );
     });
 }
 
@@ -76,7 +79,9 @@ fn a_table_switched_off() {
 #[test]
 fn a_foreign_chain_in_our_table() {
     broken_by(
-        &["nft add chain inet anyport mine { type filter hook prerouting priority -300; policy drop; }"],
+        &[
+            "nft add chain inet anyport mine { type filter hook prerouting priority -300; policy drop; }",
+        ],
         &[(Drift::Table, 1)],
     );
 }
@@ -97,7 +102,9 @@ fn a_foreign_rule_before_ours() {
 #[test]
 fn a_rule_that_steers_to_a_stranger() {
     broken_by(
-        &["nft insert rule inet anyport steer ip daddr . tcp dport @tcp4 tproxy ip to 127.0.0.1:9 accept"],
+        &[
+            "nft insert rule inet anyport steer ip daddr . tcp dport @tcp4 tproxy ip to 127.0.0.1:9 accept",
+        ],
         &[(Drift::Rule, 1)],
     );
 }

@@ -200,7 +200,7 @@ fn claims_that_overlap_are_refused_as_a_whole() {
         ];
         let wish = listeners.wants(&["198.51.100.0/24"], &overlapping);
         let error = agent.handle.apply(wish).await.unwrap_err().to_string();
-        assert!(error.contains("changing the nftables table"), "{error}");
+        assert!(error.contains("two of the claims overlap"), "{error}");
         assert_eq!(agent.handle.fault().as_deref(), Some(&*error));
         assert_eq!(edge.run("nft list ruleset"), before);
 

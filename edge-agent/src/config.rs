@@ -1,0 +1,125 @@
+//! Flags and environment of the edge agent.
+
+use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf, time::Duration};
+
+use anyport_model::names::{NameError, NodeName};
+use anyport_node::{identity::TlsArgs, rpc::Urls};
+use clap::{Args, ValueEnum};
+
+/// Accepts connections on any port of whole prefixes and carries them to
+/// origins, as the config service says.
+#[derive(Debug, Clone, Args)]
+pub struct Config {
+    /// This edge's name, unique in the fleet [default: the host's name]
+    #[arg(long, env = "ANYPORT_NAME")]
+    pub name: Option<NodeName>,
+
+    /// Where this edge is, as `status` shows it
+    #[arg(long, env = "ANYPORT_REGION", default_value = "")]
+    pub region: String,
+
+    /// gRPC address
+    #[arg(long, env = "ANYPORT_LISTEN", default_value = "127.0.0.1:7420")]
+    pub listen: SocketAddr,
+
+    /// Address of /metrics, /healthz and /readyz
+    #[arg(long, env = "ANYPORT_ADMIN", default_value = "127.0.0.1:7421")]
+    pub admin: SocketAddr,
+
+    /// The config service's replicas
+    #[arg(
+        long,
+        env = "ANYPORT_CONFIG_SERVICE",
+        value_name = "URL[,URL…]",
+        default_value = "http://127.0.0.1:7400"
+    )]
+    pub config_service: Urls,
+
+    /// The balancers, tried in turn
+    #[arg(
+        long,
+        env = "ANYPORT_BALANCER",
+        value_name = "URL[,URL…]",
+        default_value = "http://127.0.0.1:7410"
+    )]
+    pub balancer: Urls,
+
+    /// Where the last known good configuration is kept
+    #[arg(
+        long,
+        env = "ANYPORT_STATE_DIR",
+        value_name = "DIR",
+        default_value = "/var/lib/anyport/edge"
+    )]
+    pub state_dir: PathBuf,
+
+    /// How the kernel hands connections over
+    #[arg(long, env = "ANYPORT_STEERING", value_enum, default_value_t = Steering::Tproxy)]
+    pub steering: Steering,
+
+    /// Threads that carry connections [default: one per core]
+    #[arg(long, env = "ANYPORT_WORKERS", value_name = "N")]
+    pub workers: Option<NonZeroUsize>,
+
+    /// How long open connections may go on after SIGTERM, in seconds
+    #[arg(
+        long,
+        env = "ANYPORT_DRAIN_TIMEOUT",
+        value_name = "SECONDS",
+        default_value = "30",
+        value_parser = seconds
+    )]
+    pub drain_timeout: Duration,
+
+    #[command(flatten)]
+    pub tls: TlsArgs,
+}
+
+/// How the kernel hands connections over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Steering {
+    /// nftables with TPROXY
+    Tproxy,
+}
+
+impl Steering {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Steering::Tproxy => "tproxy",
+        }
+    }
+}
+
+impl Config {
+    /// The name given, or the host's.
+    pub fn node_name(&self) -> Result<NodeName, HostNameError> {
+        if let Some(name) = &self.name {
+            return Ok(name.clone());
+        }
+        let host = nix::unistd::gethostname().unwrap_or_default();
+        let host = host.to_string_lossy().into_owned();
+        host.parse()
+            .map_err(|source| HostNameError { host, source })
+    }
+
+    /// Worker threads to start.
+    pub fn workers(&self) -> usize {
+        let cores = || std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+        self.workers.unwrap_or_else(cores).get()
+    }
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds = text
+        .parse()
+        .map_err(|_| format!("{text:?} is no number of seconds"))?;
+    Ok(Duration::from_secs(seconds))
+}
+
+/// The host's name is no name for a node, so one has to be given.
+#[derive(Debug, thiserror::Error)]
+#[error("--name: the host's name {host:?} cannot be used: {source}; give one")]
+pub struct HostNameError {
+    host: String,
+    source: NameError,
+}

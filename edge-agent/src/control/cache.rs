@@ -1,0 +1,159 @@
+//! The last known good configuration on disk, so that an edge that starts
+//! while the control plane is away serves what it served before.
+
+use std::{
+    fs::{self, File},
+    io::{self, Write},
+    path::{Path, PathBuf},
+};
+
+use anyport_proto::v1;
+use prost::Message;
+
+const FILE: &str = "last-known-good";
+
+/// Changes when the file's layout does; a file of another layout is left alone
+/// and the configuration is fetched.
+const MAGIC: &[u8; 8] = b"anyport1";
+
+/// The directory that an agent keeps its state in.
+#[derive(Debug, Clone)]
+pub struct Cache {
+    directory: PathBuf,
+}
+
+/// The state directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("--state-dir: cannot {doing} {}: {source}", path.display())]
+pub struct CacheError {
+    doing: &'static str,
+    path: PathBuf,
+    source: io::Error,
+}
+
+impl Cache {
+    /// Makes the directory where it is missing.
+    pub fn open(directory: &Path) -> Result<Self, CacheError> {
+        fs::create_dir_all(directory).map_err(|source| CacheError {
+            doing: "create",
+            path: directory.to_owned(),
+            source,
+        })?;
+        Ok(Self {
+            directory: directory.to_owned(),
+        })
+    }
+
+    fn path(&self) -> PathBuf {
+        self.directory.join(FILE)
+    }
+
+    /// What was saved last; `None` if nothing was, or what is there is damaged
+    /// (it is then fetched anew, as on a first start).
+    pub fn load(&self) -> Result<Option<v1::Update>, CacheError> {
+        let path = self.path();
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => {
+                let doing = "read";
+                return Err(CacheError {
+                    doing,
+                    path,
+                    source,
+                });
+            }
+        };
+        let update = decode(&bytes);
+        if update.is_none() {
+            tracing::warn!(path = %path.display(), "the last known good configuration is damaged and is not used");
+        }
+        Ok(update)
+    }
+
+    /// Saves `update` in place of what was saved before, whole or not at all,
+    /// also if the machine fails in between. Blocks.
+    pub fn save(&self, update: &v1::Update) -> Result<(), CacheError> {
+        let path = self.path();
+        let new = self.directory.join(format!("{FILE}.new"));
+        let written = File::create(&new).and_then(|mut file| {
+            file.write_all(&encode(update))?;
+            file.sync_all()
+        });
+        let renamed = written
+            .and_then(|()| fs::rename(&new, &path))
+            .and_then(|()| File::open(&self.directory)?.sync_all());
+        renamed.map_err(|source| CacheError {
+            doing: "write",
+            path,
+            source,
+        })
+    }
+}
+
+fn encode(update: &v1::Update) -> Vec<u8> {
+    let body = update.encode_to_vec();
+    let mut bytes = Vec::with_capacity(MAGIC.len() + 4 + body.len());
+    bytes.extend_from_slice(MAGIC);
+    bytes.extend_from_slice(&checksum(&body).to_be_bytes());
+    bytes.extend_from_slice(&body);
+    bytes
+}
+
+fn decode(bytes: &[u8]) -> Option<v1::Update> {
+    let (sum, body) = bytes.strip_prefix(MAGIC)?.split_first_chunk::<4>()?;
+    if u32::from_be_bytes(*sum) != checksum(body) {
+        return None;
+    }
+    v1::Update::decode(body).ok()
+}
+
+/// FNV-1a: finds a torn or truncated file; nobody is being kept out.
+fn checksum(bytes: &[u8]) -> u32 {
+    bytes.iter().fold(0x811c_9dc5, |hash, &byte| {
+        (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn update(revision: u64) -> v1::Update {
+        v1::Update {
+            revision,
+            full: true,
+            state_hash: vec![7; 32],
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn what_was_saved_last_is_loaded() {
+        let directory = tempfile::tempdir().unwrap();
+        let cache = Cache::open(&directory.path().join("a/b")).unwrap();
+        assert_eq!(cache.load().unwrap(), None);
+        cache.save(&update(1)).unwrap();
+        cache.save(&update(2)).unwrap();
+        assert_eq!(cache.load().unwrap(), Some(update(2)));
+    }
+
+    #[test]
+    fn a_damaged_file_counts_as_none() {
+        let directory = tempfile::tempdir().unwrap();
+        let cache = Cache::open(directory.path()).unwrap();
+        cache.save(&update(1)).unwrap();
+        let whole = fs::read(cache.path()).unwrap();
+        for length in 0..whole.len() {
+            fs::write(cache.path(), &whole[..length]).unwrap();
+            assert_eq!(cache.load().unwrap(), None, "cut to {length}");
+        }
+        for byte in 0..whole.len() {
+            let mut flipped = whole.clone();
+            flipped[byte] ^= 1;
+            fs::write(cache.path(), &flipped).unwrap();
+            assert_eq!(cache.load().unwrap(), None, "byte {byte} flipped");
+        }
+    }
+}

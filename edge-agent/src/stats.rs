@@ -1,0 +1,449 @@
+//! What the agent counts. Metric names are those of the user's interface.
+//!
+//! Each app and each origin keeps its handles from route table to route table,
+//! so that a connection pays atomic additions for what it counts; series of
+//! apps that are gone are removed.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use anyport_model::{
+    names::{AppName, PoolName},
+    outcome::Status,
+};
+use anyport_node::metrics::registered;
+use prometheus::{
+    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, core::Collector, exponential_buckets,
+};
+
+/// All metrics of one agent.
+pub struct Stats {
+    families: Families,
+    apps: Mutex<BTreeMap<AppName, Arc<AppStats>>>,
+    pools: Mutex<BTreeMap<PoolId, Arc<PoolStats>>>,
+    /// Revision that the agent was last given.
+    pub revision: IntGauge,
+    pub applied_revision: IntGauge,
+    pub rejected_resources: IntGauge,
+    pub apply_time: Histogram,
+    pub drift_repaired: IntCounterVec,
+    /// Connections that no app took: they came while the kernel's rules and
+    /// the route table were between two revisions, or past the rules.
+    pub unclaimed: IntCounter,
+}
+
+struct Families {
+    opened: IntCounterVec,
+    open: IntGaugeVec,
+    closed: IntCounterVec,
+    bytes: IntCounterVec,
+    duration: HistogramVec,
+    connect: HistogramVec,
+}
+
+/// The origins that an app's connections can go to: a declared pool, or the
+/// app's own `origin_direct`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum PoolId {
+    Declared(PoolName),
+    DirectOf(AppName),
+}
+
+impl PoolId {
+    /// The `pool` label; an app's own origins are in none.
+    pub fn label(&self) -> &str {
+        match self {
+            PoolId::Declared(name) => name.as_str(),
+            PoolId::DirectOf(_) => "",
+        }
+    }
+}
+
+/// Handles of one app.
+pub struct AppStats {
+    name: AppName,
+    opened: IntCounter,
+    open: IntGauge,
+    from_client: IntCounter,
+    from_origin: IntCounter,
+    duration: Histogram,
+    closed: IntCounterVec,
+}
+
+/// Counters of one pool's origins, and whose turn it is.
+#[derive(Default)]
+pub struct PoolStats {
+    /// Goes up by one with each choice of an origin.
+    pub turn: AtomicUsize,
+    origins: Mutex<BTreeMap<Arc<str>, Arc<OriginStats>>>,
+}
+
+/// What was seen of one origin, over all apps.
+#[derive(Default)]
+pub struct OriginStats {
+    open: AtomicU32,
+    dials: AtomicU64,
+    failures: AtomicU64,
+    connect_micros: AtomicU64,
+    last_failure: Mutex<Option<String>>,
+}
+
+/// Counts of an origin that only grow, as of one moment.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct OriginCounts {
+    pub dials: u64,
+    pub failures: u64,
+    /// Of the dials that succeeded, all together.
+    pub connect_time: Duration,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // What is under these locks is valid after every statement.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Stats {
+    pub fn new(registry: &Registry) -> prometheus::Result<Self> {
+        let counter = |name: &str, help: &str, labels: &[&str]| {
+            registered(registry, IntCounterVec::new(Opts::new(name, help), labels))
+        };
+        let gauge = |name: &str, help: &str| registered(registry, IntGauge::new(name, help));
+        let histogram = |name: &str, help: &str, buckets: prometheus::Result<Vec<f64>>| {
+            Ok::<_, prometheus::Error>(HistogramOpts::new(name, help).buckets(buckets?))
+        };
+        let service = Opts::new("anyport_config_revision", "Revision last received.")
+            .const_label("service", "edge-agent");
+        Ok(Self {
+            families: Families {
+                opened: counter(
+                    "anyport_connections_opened_total",
+                    "Connections accepted for an app.",
+                    &["app"],
+                )?,
+                open: registered(
+                    registry,
+                    IntGaugeVec::new(
+                        Opts::new("anyport_connections_open", "Connections open now."),
+                        &["app"],
+                    ),
+                )?,
+                closed: counter(
+                    "anyport_connections_closed_total",
+                    "Connections ended, by status code.",
+                    &["app", "status"],
+                )?,
+                bytes: counter(
+                    "anyport_bytes_total",
+                    "Bytes read from clients (in) and from origins (out).",
+                    &["app", "direction"],
+                )?,
+                duration: registered(
+                    registry,
+                    HistogramVec::new(
+                        histogram(
+                            "anyport_connection_duration_seconds",
+                            "From accept to close.",
+                            // A millisecond to 4.7 hours.
+                            exponential_buckets(0.001, 4.0, 13),
+                        )?,
+                        &["app"],
+                    ),
+                )?,
+                connect: registered(
+                    registry,
+                    HistogramVec::new(
+                        histogram(
+                            "anyport_origin_connect_seconds",
+                            "Dials to origins that succeeded.",
+                            // A tenth of a millisecond to 3.3 seconds.
+                            exponential_buckets(0.0001, 2.0, 16),
+                        )?,
+                        &["app", "pool", "origin"],
+                    ),
+                )?,
+            },
+            apps: Mutex::default(),
+            pools: Mutex::default(),
+            revision: registered(registry, IntGauge::with_opts(service))?,
+            applied_revision: gauge(
+                "anyport_edge_applied_revision",
+                "Revision that the kernel and the route table are at.",
+            )?,
+            rejected_resources: gauge(
+                "anyport_edge_rejected_resources",
+                "Resources of the applied revision that an earlier version stands in for.",
+            )?,
+            apply_time: registered(
+                registry,
+                Histogram::with_opts(histogram(
+                    "anyport_edge_apply_seconds",
+                    "From an update's arrival to its being in use.",
+                    exponential_buckets(0.0005, 2.0, 16),
+                )?),
+            )?,
+            drift_repaired: counter(
+                "anyport_kernel_drift_repaired_total",
+                "Kernel state that others had changed and the agent put right.",
+                &["what"],
+            )?,
+            unclaimed: registered(
+                registry,
+                IntCounter::new(
+                    "anyport_connections_unclaimed_total",
+                    "Connections that were accepted and that no app took.",
+                ),
+            )?,
+        })
+    }
+
+    /// The handles of an app, the same ones each time.
+    pub fn app(&self, name: &AppName) -> Arc<AppStats> {
+        let make = || {
+            let app = &[name.as_str()];
+            let bytes = |direction| {
+                let labels = &[name.as_str(), direction];
+                self.families.bytes.with_label_values(labels)
+            };
+            Arc::new(AppStats {
+                name: name.clone(),
+                opened: self.families.opened.with_label_values(app),
+                open: self.families.open.with_label_values(app),
+                from_client: bytes("in"),
+                from_origin: bytes("out"),
+                duration: self.families.duration.with_label_values(app),
+                closed: self.families.closed.clone(),
+            })
+        };
+        let mut apps = lock(&self.apps);
+        Arc::clone(apps.entry(name.clone()).or_insert_with(make))
+    }
+
+    /// The counters of a pool, the same ones each time.
+    pub fn pool(&self, id: &PoolId) -> Arc<PoolStats> {
+        Arc::clone(lock(&self.pools).entry(id.clone()).or_default())
+    }
+
+    /// Forgets apps and pools that are gone.
+    pub fn retain(&self, apps: &BTreeSet<AppName>, pools: &BTreeSet<PoolId>) {
+        lock(&self.pools).retain(|id, _| pools.contains(id));
+        let gone: Vec<AppName> = {
+            let mut known = lock(&self.apps);
+            let gone = known
+                .keys()
+                .filter(|name| !apps.contains(name))
+                .cloned()
+                .collect();
+            known.retain(|name, _| apps.contains(name));
+            gone
+        };
+        for app in &gone {
+            self.remove_series(app);
+        }
+        if !gone.is_empty() {
+            self.remove_connect_series(&gone);
+        }
+    }
+
+    /// Which origins an app's connections were dialled to is known only from
+    /// the series themselves.
+    fn remove_connect_series(&self, gone: &[AppName]) {
+        let connect = &self.families.connect;
+        for family in connect.collect() {
+            for metric in family.get_metric() {
+                let label = |name| {
+                    let labels = metric.get_label().iter();
+                    labels
+                        .filter(|l| l.name() == name)
+                        .map(|l| l.value())
+                        .next()
+                        .unwrap_or("")
+                };
+                let (app, pool, origin) = (label("app"), label("pool"), label("origin"));
+                if gone.iter().any(|name| name.as_str() == app) {
+                    let _ = connect.remove_label_values(&[app, pool, origin]);
+                }
+            }
+        }
+    }
+
+    /// An absent series is what is wanted, so that it was absent is no error.
+    fn remove_series(&self, app: &AppName) {
+        let app = app.as_str();
+        let families = &self.families;
+        let _ = families.opened.remove_label_values(&[app]);
+        let _ = families.open.remove_label_values(&[app]);
+        let _ = families.duration.remove_label_values(&[app]);
+        for direction in ["in", "out"] {
+            let _ = families.bytes.remove_label_values(&[app, direction]);
+        }
+        for status in Status::ALL {
+            let code = status.to_string();
+            let _ = families.closed.remove_label_values(&[app, &code]);
+        }
+    }
+
+    /// Connections open now, over all apps.
+    pub fn open_connections(&self) -> u64 {
+        let open = lock(&self.apps)
+            .values()
+            .map(|app| app.open.get())
+            .sum::<i64>();
+        u64::try_from(open).unwrap_or(0)
+    }
+
+    /// A dial of `app` to an origin succeeded after `took`.
+    pub fn connected(&self, app: &AppStats, pool: &PoolId, origin: &str, took: Duration) {
+        let labels = &[app.name.as_str(), pool.label(), origin];
+        let histogram = self.families.connect.with_label_values(labels);
+        histogram.observe(took.as_secs_f64());
+    }
+
+    /// The origins of declared pools, with their counters.
+    pub fn declared_origins(&self) -> Vec<(PoolName, Vec<(Arc<str>, Arc<OriginStats>)>)> {
+        let pools = lock(&self.pools);
+        let declared = pools.iter().filter_map(|(id, pool)| match id {
+            PoolId::Declared(name) => Some((name.clone(), pool.origins())),
+            PoolId::DirectOf(_) => None,
+        });
+        declared.collect()
+    }
+}
+
+impl AppStats {
+    pub fn opened(&self) {
+        self.opened.inc();
+        self.open.inc();
+    }
+
+    pub fn closed(&self, status: Status, lasted: Duration) {
+        self.open.dec();
+        self.duration.observe(lasted.as_secs_f64());
+        let labels = &[self.name.as_str(), &status.to_string()];
+        self.closed.with_label_values(labels).inc();
+    }
+
+    pub fn moved(&self, from_client: u64, from_origin: u64) {
+        self.from_client.inc_by(from_client);
+        self.from_origin.inc_by(from_origin);
+    }
+}
+
+impl PoolStats {
+    /// The counters of an origin, the same ones each time.
+    pub fn origin(&self, label: &str) -> Arc<OriginStats> {
+        let mut origins = lock(&self.origins);
+        match origins.get(label) {
+            Some(stats) => Arc::clone(stats),
+            None => Arc::clone(origins.entry(label.into()).or_default()),
+        }
+    }
+
+    /// Forgets origins that are gone.
+    pub fn retain(&self, labels: &BTreeSet<&str>) {
+        lock(&self.origins).retain(|label, _| labels.contains(label.as_ref()));
+    }
+
+    fn origins(&self) -> Vec<(Arc<str>, Arc<OriginStats>)> {
+        let origins = lock(&self.origins);
+        let pairs = origins
+            .iter()
+            .map(|(label, stats)| (Arc::clone(label), Arc::clone(stats)));
+        pairs.collect()
+    }
+}
+
+impl OriginStats {
+    /// Connections open or being opened.
+    pub fn open(&self) -> u32 {
+        self.open.load(Relaxed)
+    }
+
+    /// Counts a connection from before its dial until the guard is dropped:
+    /// pending ones load an origin too.
+    pub fn hold(self: &Arc<Self>) -> OpenGuard {
+        self.open.fetch_add(1, Relaxed);
+        OpenGuard(Arc::clone(self))
+    }
+
+    pub fn dialled(&self, outcome: Result<Duration, &dyn std::fmt::Display>) {
+        self.dials.fetch_add(1, Relaxed);
+        match outcome {
+            Ok(took) => {
+                let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+                self.connect_micros.fetch_add(micros, Relaxed);
+            }
+            Err(why) => {
+                self.failures.fetch_add(1, Relaxed);
+                *lock(&self.last_failure) = Some(why.to_string());
+            }
+        }
+    }
+
+    pub fn counts(&self) -> OriginCounts {
+        OriginCounts {
+            dials: self.dials.load(Relaxed),
+            failures: self.failures.load(Relaxed),
+            connect_time: Duration::from_micros(self.connect_micros.load(Relaxed)),
+        }
+    }
+
+    pub fn last_failure(&self) -> Option<String> {
+        lock(&self.last_failure).clone()
+    }
+}
+
+/// One open connection to an origin.
+pub struct OpenGuard(Arc<OriginStats>);
+
+impl Drop for OpenGuard {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn an_app_that_is_gone_leaves_no_series() {
+        let registry = Registry::new();
+        let stats = Stats::new(&registry).unwrap();
+        let name: AppName = "ssh".parse().unwrap();
+        let app = stats.app(&name);
+        app.opened();
+        let pool = PoolId::Declared("servers".parse().unwrap());
+        stats.connected(&app, &pool, "a", Duration::from_millis(1));
+        app.moved(1, 2);
+        app.closed(Status::OriginReset, Duration::from_secs(1));
+        let text = || anyport_node::metrics::encode(&registry).unwrap();
+        for line in [
+            "anyport_connections_opened_total{app=\"ssh\"} 1",
+            "anyport_connections_open{app=\"ssh\"} 0",
+            "anyport_connections_closed_total{app=\"ssh\",status=\"444\"} 1",
+            "anyport_bytes_total{app=\"ssh\",direction=\"out\"} 2",
+        ] {
+            assert!(text().contains(line), "{line} in\n{}", text());
+        }
+        stats.retain(&BTreeSet::new(), &BTreeSet::new());
+        assert!(!text().contains("ssh"), "{}", text());
+    }
+
+    #[test]
+    fn handles_are_kept_by_name() {
+        let stats = Stats::new(&Registry::new()).unwrap();
+        let id = PoolId::Declared("game".parse().unwrap());
+        let guard = stats.pool(&id).origin("a").hold();
+        assert_eq!(stats.pool(&id).origin("a").open(), 1);
+        drop(guard);
+        assert_eq!(stats.pool(&id).origin("a").open(), 0);
+    }
+}

@@ -1,0 +1,382 @@
+//! What a worker needs to know to serve a connection, as one immutable
+//! snapshot that is swapped whole: routes, pools, weights. One writer makes
+//! it; readers never wait.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    sync::Arc,
+};
+
+use anyport_model::{
+    names::{AppName, PoolName, Revision},
+    pick::Wheel,
+    ports::PortMap,
+    resource::{
+        App, DirectOrigin, Origin, OriginChoice, Policy, Pool, Resource, ResourceRef, Transport,
+        Weight,
+    },
+    route::RouteTable,
+    state::Resources,
+    steering::{Claim, claims_of, disjoint_claims},
+    weights::{PoolState, PoolWeights},
+};
+use anyport_proto::{convert::write_reference, v1};
+use arc_swap::ArcSwap;
+use ipnet::IpNet;
+
+use crate::stats::{AppStats, OriginStats, PoolId, PoolStats, Stats};
+
+/// Everything that workers read.
+#[derive(Default)]
+pub struct Snapshot {
+    pub revision: Revision,
+    routes: Arc<RouteTable>,
+    /// In the order of the apps in `routes`.
+    apps: Arc<Vec<AppEntry>>,
+    pools: Vec<Arc<PoolEntry>>,
+}
+
+/// One app as it is served.
+pub struct AppEntry {
+    pub app: Arc<App>,
+    pub stats: Arc<AppStats>,
+    /// Into `Snapshot::pools`: the app's pool, then its fallbacks in order.
+    chain: Vec<usize>,
+    ports: Ports,
+}
+
+enum Ports {
+    /// Each origin's own.
+    Own,
+    Mapped(PortMap),
+    /// By the origin's position.
+    Each(Vec<PortMap>),
+}
+
+/// Origins that can stand in for each other, with their weights of now.
+pub struct PoolEntry {
+    pub id: PoolId,
+    pub stats: Arc<PoolStats>,
+    state: PoolState,
+    /// By the weights of the balancer: what is healthy.
+    pub wheel: Wheel,
+    /// By the declared weights: when nothing healthy is left, an origin that
+    /// is held to be down may still answer, and failing costs nothing more.
+    pub last_resort: Wheel,
+    pub origins: Vec<OriginEntry>,
+    /// None for an app's own origins, which have no weights to follow.
+    declared: Option<Arc<Pool>>,
+}
+
+pub struct OriginEntry {
+    pub label: Arc<str>,
+    pub stats: Arc<OriginStats>,
+    address: SocketAddr,
+}
+
+/// The app that takes a connection and the pool to choose an origin from.
+#[derive(Clone, Copy)]
+pub struct Target<'a> {
+    pub app: &'a AppEntry,
+    pub pool: &'a PoolEntry,
+}
+
+impl Snapshot {
+    /// Where a connection to `destination` goes; `None`: no app takes it.
+    pub fn target(&self, destination: SocketAddr) -> Option<Target<'_>> {
+        let route = self.routes.lookup(Transport::Tcp, destination)?;
+        let app = self.apps.get(route.index)?;
+        let chain = app.chain.iter().filter_map(|&index| self.pools.get(index));
+        let up = chain.clone().find(|pool| pool.state != PoolState::Down);
+        let pool = up.or_else(|| chain.clone().next())?;
+        Some(Target { app, pool })
+    }
+}
+
+impl Target<'_> {
+    /// The address of origin `index` for a connection to `edge_port`.
+    pub fn address(&self, index: usize, edge_port: u16) -> Option<SocketAddr> {
+        let origin = self.pool.origins.get(index)?;
+        let port = match &self.app.ports {
+            Ports::Own => origin.address.port(),
+            Ports::Mapped(map) => map.origin_port(edge_port),
+            Ports::Each(maps) => maps.get(index)?.origin_port(edge_port),
+        };
+        Some(SocketAddr::new(origin.address.ip(), port))
+    }
+}
+
+/// What a set of resources means for the kernel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KernelNeeds {
+    pub prefixes: Vec<IpNet>,
+    pub claims: Vec<Claim>,
+}
+
+/// Makes snapshots. The only writer of what workers read.
+pub struct TableWriter {
+    stats: Arc<Stats>,
+    weights: BTreeMap<PoolName, PoolWeights>,
+    current: Arc<ArcSwap<Snapshot>>,
+}
+
+/// A new table, made and not yet in use.
+pub struct Prepared {
+    snapshot: Snapshot,
+    pub kernel: KernelNeeds,
+    /// Apps that could not be served as they are, each with why.
+    pub rejections: Vec<v1::Rejection>,
+}
+
+impl TableWriter {
+    pub fn new(stats: Arc<Stats>) -> Self {
+        Self {
+            stats,
+            weights: BTreeMap::new(),
+            current: Arc::default(),
+        }
+    }
+
+    /// What workers read from.
+    pub fn reader(&self) -> Arc<ArcSwap<Snapshot>> {
+        Arc::clone(&self.current)
+    }
+
+    /// Makes the table for `resources` without putting it to use. An app whose
+    /// pool is missing is served as before, or not at all, and is rejected.
+    pub fn prepare(&self, revision: Revision, resources: &Resources) -> Prepared {
+        let previous = self.current.load();
+        let mut builder = Builder {
+            writer: self,
+            resources,
+            pools: Vec::new(),
+            index: BTreeMap::new(),
+        };
+        let mut apps = Vec::new();
+        let mut rejections = Vec::new();
+        for app in resources.values().filter_map(as_app) {
+            match builder.app(app) {
+                Ok(entry) => apps.push(entry),
+                Err(missing) => {
+                    rejections.push(rejection(app, &missing));
+                    let served = previous.apps.iter().find(|old| old.app.name == app.name);
+                    let kept = served.and_then(|old| builder.app(&old.app).ok());
+                    apps.extend(kept);
+                }
+            }
+        }
+        let pools = builder.pools;
+        let served = || apps.iter().map(|entry| &entry.app);
+        let kernel = KernelNeeds {
+            prefixes: resources.values().filter_map(as_prefix).collect(),
+            claims: disjoint_claims(served().flat_map(|app| claims_of(app))),
+        };
+        let snapshot = Snapshot {
+            revision,
+            routes: Arc::new(RouteTable::new(served().cloned().collect())),
+            apps: Arc::new(apps),
+            pools,
+        };
+        Prepared {
+            snapshot,
+            kernel,
+            rejections,
+        }
+    }
+
+    /// Puts a table to use. Connections that are open keep what they have.
+    pub fn publish(&mut self, prepared: Prepared) {
+        let snapshot = prepared.snapshot;
+        self.forget_what_is_gone(&snapshot);
+        self.current.store(Arc::new(snapshot));
+    }
+
+    fn forget_what_is_gone(&mut self, snapshot: &Snapshot) {
+        let apps: BTreeSet<AppName> = snapshot.apps.iter().map(|e| e.app.name.clone()).collect();
+        let pools: BTreeSet<PoolId> = snapshot.pools.iter().map(|p| p.id.clone()).collect();
+        for pool in &snapshot.pools {
+            pool.stats
+                .retain(&pool.origins.iter().map(|o| o.label.as_ref()).collect());
+        }
+        self.stats.retain(&apps, &pools);
+    }
+
+    /// Takes the balancer's weights into use; those of pools that are not
+    /// named stay.
+    pub fn weigh(&mut self, weights: impl IntoIterator<Item = (PoolName, PoolWeights)>) {
+        self.weights.extend(weights);
+        let current = self.current.load_full();
+        let pools = current.pools.iter().map(|pool| match &pool.declared {
+            Some(declared) => Arc::new(self.pool(declared)),
+            None => Arc::clone(pool),
+        });
+        self.current.store(Arc::new(Snapshot {
+            revision: current.revision,
+            routes: Arc::clone(&current.routes),
+            apps: Arc::clone(&current.apps),
+            pools: pools.collect(),
+        }));
+    }
+
+    /// Forgets the weights of pools that the balancer no longer has.
+    pub fn retain_weights(&mut self, keep: impl Fn(&PoolName) -> bool) {
+        self.weights.retain(|name, _| keep(name));
+    }
+
+    fn pool(&self, pool: &Arc<Pool>) -> PoolEntry {
+        let id = PoolId::Declared(pool.name.clone());
+        let weights = self.weights.get(&pool.name);
+        let weight_of = |origin: &Origin| {
+            if !origin.enabled {
+                return Weight::ZERO;
+            }
+            // An origin that the balancer does not know yet counts as up.
+            let known = weights.and_then(|w| w.origins.iter().find(|o| o.name == origin.name));
+            known.map_or(origin.weight, |known| known.weight)
+        };
+        let healthy: Vec<Weight> = pool.origins.iter().map(weight_of).collect();
+        let declared: Vec<Weight> = pool
+            .origins
+            .iter()
+            .map(|origin| {
+                if origin.enabled {
+                    origin.weight
+                } else {
+                    Weight::ZERO
+                }
+            })
+            .collect();
+        let stats = self.stats.pool(&id);
+        let origins = pool.origins.iter().map(|origin| OriginEntry {
+            label: origin.name.as_str().into(),
+            stats: stats.origin(origin.name.as_str()),
+            address: origin.address,
+        });
+        PoolEntry {
+            id,
+            state: weights.map_or(PoolState::Unmonitored, |weights| weights.state),
+            wheel: Wheel::new(pool.policy, &healthy),
+            last_resort: Wheel::new(pool.policy, &declared),
+            origins: origins.collect(),
+            stats,
+            declared: Some(Arc::clone(pool)),
+        }
+    }
+
+    fn direct(&self, app: &AppName, origins: &[DirectOrigin]) -> PoolEntry {
+        let id = PoolId::DirectOf(app.clone());
+        let stats = self.stats.pool(&id);
+        let wheel = Wheel::new(Policy::Weighted, &vec![Weight::ONE; origins.len()]);
+        let entries = origins.iter().map(|origin| {
+            let label: Arc<str> = direct_label(origin).into();
+            OriginEntry {
+                stats: stats.origin(&label),
+                label,
+                address: SocketAddr::new(origin.ip, 0),
+            }
+        });
+        PoolEntry {
+            state: PoolState::Unmonitored,
+            last_resort: wheel.clone(),
+            wheel,
+            origins: entries.collect(),
+            id,
+            stats,
+            declared: None,
+        }
+    }
+}
+
+/// `10.0.2.2:7000`, `[2001:db8::1]:3000-4000`.
+fn direct_label(origin: &DirectOrigin) -> String {
+    match origin.port {
+        PortMap::Fixed(port) => SocketAddr::new(origin.ip, port).to_string(),
+        PortMap::Offset { edge, origin_first } => {
+            let first = SocketAddr::new(origin.ip, origin_first);
+            format!("{first}-{}", origin.port.origin_port(edge.last()))
+        }
+    }
+}
+
+fn as_app(resource: &Resource) -> Option<&Arc<App>> {
+    match resource {
+        Resource::App(app) => Some(app),
+        _ => None,
+    }
+}
+
+fn as_prefix(resource: &Resource) -> Option<IpNet> {
+    match resource {
+        Resource::Prefix(prefix) => Some(prefix.net()),
+        _ => None,
+    }
+}
+
+fn rejection(app: &App, missing: &PoolName) -> v1::Rejection {
+    v1::Rejection {
+        resource: Some(write_reference(&ResourceRef::App(app.name.clone()))),
+        reason: format!("there is no pool \"{missing}\" here; it was not sent or was rejected"),
+    }
+}
+
+/// Makes the entries of one table, each pool once.
+struct Builder<'a> {
+    writer: &'a TableWriter,
+    resources: &'a Resources,
+    pools: Vec<Arc<PoolEntry>>,
+    index: BTreeMap<PoolId, usize>,
+}
+
+impl Builder<'_> {
+    /// The entry of an app, or the pool that it lacks.
+    fn app(&mut self, app: &Arc<App>) -> Result<AppEntry, PoolName> {
+        let (chain, ports) = match &app.origin {
+            OriginChoice::Pool { pool, port } => {
+                (self.chain(pool)?, port.map_or(Ports::Own, Ports::Mapped))
+            }
+            OriginChoice::Direct(origins) => {
+                let id = PoolId::DirectOf(app.name.clone());
+                let entry = |writer: &TableWriter| writer.direct(&app.name, origins);
+                let ports = origins.iter().map(|origin| origin.port).collect();
+                (vec![self.once(id, entry)], Ports::Each(ports))
+            }
+        };
+        Ok(AppEntry {
+            app: Arc::clone(app),
+            stats: self.writer.stats.app(&app.name),
+            chain,
+            ports,
+        })
+    }
+
+    /// A pool and its fallbacks. A fallback that is missing ends the chain.
+    fn chain(&mut self, first: &PoolName) -> Result<Vec<usize>, PoolName> {
+        let mut chain = Vec::new();
+        let mut next = Some(first);
+        while let Some(name) = next {
+            let reference = ResourceRef::Pool(name.clone());
+            let Some(Resource::Pool(pool)) = self.resources.get(&reference) else {
+                break;
+            };
+            let id = PoolId::Declared(name.clone());
+            let index = self.once(id, |writer| writer.pool(pool));
+            if chain.contains(&index) {
+                break;
+            }
+            chain.push(index);
+            next = pool.fallback.as_ref();
+        }
+        if chain.is_empty() {
+            return Err(first.clone());
+        }
+        Ok(chain)
+    }
+
+    fn once(&mut self, id: PoolId, make: impl FnOnce(&TableWriter) -> PoolEntry) -> usize {
+        *self.index.entry(id).or_insert_with(|| {
+            self.pools.push(Arc::new(make(self.writer)));
+            self.pools.len() - 1
+        })
+    }
+}

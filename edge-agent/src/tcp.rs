@@ -1,0 +1,7 @@
+//! TCP connections from accept to close.
+
+mod buffers;
+mod connection;
+mod relay;
+
+pub use connection::{Service, serve};

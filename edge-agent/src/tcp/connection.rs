@@ -1,0 +1,177 @@
+//! The life of one connection: find its app, dial an origin, relay, account.
+
+use std::{
+    io,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyport_model::outcome::Status;
+use anyport_node::{drain::DrainGuard, telemetry::TRACE_ONLY};
+use arc_swap::ArcSwap;
+use tokio::net::TcpStream;
+use tracing::{Instrument, Span, field};
+
+use super::relay::{Ended, relay};
+use crate::{
+    origin::{Dialled, NoOrigin, dial},
+    stats::{AppStats, Stats},
+    table::Snapshot,
+};
+
+/// What connections need of the agent.
+pub struct Service {
+    pub table: Arc<ArcSwap<Snapshot>>,
+    pub stats: Arc<Stats>,
+}
+
+/// A connection that an app has taken, as it is accounted.
+struct Account {
+    app: Arc<AppStats>,
+    start: Instant,
+}
+
+impl Account {
+    fn open(app: Arc<AppStats>) -> Self {
+        app.opened();
+        Self {
+            app,
+            start: Instant::now(),
+        }
+    }
+
+    fn close(self, status: Status) {
+        self.app.closed(status, self.start.elapsed());
+    }
+}
+
+/// A connection with both legs.
+struct Joined {
+    dialled: Dialled,
+    idle: Duration,
+}
+
+/// Serves an accepted connection to its end. `guard` is held as long.
+pub async fn serve(service: Arc<Service>, client: TcpStream, peer: SocketAddr, guard: DrainGuard) {
+    // The kernel steered the connection here without rewriting it, so the
+    // local address is the one that the client dialled.
+    let Ok(destination) = client.local_addr() else {
+        return;
+    };
+    let span = tracing::debug_span!(
+        target: TRACE_ONLY,
+        "connection",
+        otel.kind = "server",
+        app = field::Empty,
+        pool = field::Empty,
+        origin = field::Empty,
+        client.address = %peer.ip(),
+        client.port = peer.port(),
+        server.address = %destination.ip(),
+        server.port = destination.port(),
+        config_revision = field::Empty,
+        client_bytes = field::Empty,
+        origin_bytes = field::Empty,
+        status = field::Empty,
+        reason = field::Empty,
+    );
+    let life = live(&service, client, destination);
+    if span.is_disabled() {
+        life.await;
+    } else {
+        life.instrument(span).await;
+    }
+    drop(guard);
+}
+
+async fn live(service: &Service, client: TcpStream, destination: SocketAddr) {
+    let Some((account, joined)) = join(service, destination).await else {
+        service.stats.unclaimed.inc();
+        reset(&client);
+        return;
+    };
+    match joined {
+        Ok(joined) => carry(account, client, joined).await,
+        Err(refused) => {
+            record(refused.status, &refused.reason);
+            reset(&client);
+            account.close(refused.status);
+        }
+    }
+}
+
+/// Finds the app and dials an origin; `None` if no app takes the connection.
+async fn join(
+    service: &Service,
+    destination: SocketAddr,
+) -> Option<(Account, Result<Joined, NoOrigin>)> {
+    let table = service.table.load_full();
+    let target = table.target(destination)?;
+    let account = Account::open(Arc::clone(&target.app.stats));
+    let span = Span::current();
+    span.record("app", target.app.app.name.as_str());
+    span.record("pool", target.pool.id.label());
+    span.record("config_revision", table.revision.0);
+    let dialled = dial(target, destination.port(), &service.stats).await;
+    let joined = dialled.map(|dialled| {
+        span.record("origin", dialled.origin.as_ref());
+        Joined {
+            dialled,
+            idle: target.app.app.timeouts.idle,
+        }
+    });
+    Some((account, joined))
+}
+
+async fn carry(account: Account, client: TcpStream, joined: Joined) {
+    let Joined { dialled, idle } = joined;
+    let app = Arc::clone(&account.app);
+    let (mut from_client, mut from_origin) = (0, 0);
+    let ended = relay(client, dialled.stream, idle, |moved| {
+        from_client += moved.from_client;
+        from_origin += moved.from_origin;
+        app.moved(moved.from_client, moved.from_origin);
+    })
+    .await;
+    drop(dialled.open);
+    let (status, reason) = outcome(&ended);
+    let span = Span::current();
+    span.record("client_bytes", from_client);
+    span.record("origin_bytes", from_origin);
+    record(status, &reason);
+    account.close(status);
+}
+
+fn outcome(ended: &Ended) -> (Status, String) {
+    match ended {
+        Ended::Done => (Status::Closed, String::new()),
+        Ended::Idle => (Status::ClientTimedOut, "idle".to_owned()),
+        Ended::Client(error) => (Status::of_client_error(error.kind()), said(error)),
+        Ended::Origin(error) => (Status::of_origin_error(error.kind()), said(error)),
+    }
+}
+
+/// Formatted only where a span wants it.
+fn said(error: &io::Error) -> String {
+    if Span::current().is_disabled() {
+        String::new()
+    } else {
+        error.to_string()
+    }
+}
+
+fn record(status: Status, reason: &str) {
+    let span = Span::current();
+    span.record("status", status.code());
+    if !reason.is_empty() {
+        span.record("reason", reason);
+    }
+}
+
+/// Closes with a reset when dropped: a client that is turned away should learn
+/// it at once and not take it for an empty answer.
+fn reset(client: &TcpStream) {
+    // The socket is being dropped: there is nobody left to tell.
+    let _ = client.set_zero_linger();
+}
