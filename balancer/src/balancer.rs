@@ -1,0 +1,179 @@
+//! Puts the parts together.
+
+use std::{
+    net::SocketAddr,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use anyport_node::{
+    admin::AdminServer,
+    drain::Drain,
+    listen::ListenError,
+    metrics::{Registry, prometheus},
+    ready::Readiness,
+    rpc::{self, EndpointError, ServeError, Server},
+};
+use anyport_proto::{DESCRIPTORS, sync, v1};
+use tokio::task::{JoinError, JoinSet};
+use tonic::transport::Endpoint;
+
+use crate::{
+    Config,
+    driver::{Driver, Reports},
+    membership::Subscriber,
+    metrics::Metrics,
+    serve::Service,
+};
+
+/// A balancer that has its sockets and does nothing yet.
+#[must_use = "a balancer does nothing before it runs"]
+pub struct Balancer {
+    config: Config,
+    server: Server,
+    admin: AdminServer,
+    replicas: Vec<Endpoint>,
+    registry: Registry,
+    metrics: Metrics,
+}
+
+/// The balancer could not start, or broke off.
+#[derive(Debug, thiserror::Error)]
+pub enum BalancerError {
+    /// An address cannot be listened on.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// A config service cannot be dialled as asked.
+    #[error("--config-service {0}")]
+    ConfigService(#[from] EndpointError),
+    /// Two metrics have one name.
+    #[error("metrics cannot be registered")]
+    Metrics(#[from] prometheus::Error),
+    /// The gRPC server failed.
+    #[error(transparent)]
+    Serve(#[from] ServeError),
+    /// A part of the balancer ended before it should.
+    #[error("{part} ended unexpectedly")]
+    Ended {
+        /// Which.
+        part: &'static str,
+        /// The panic, where it was one.
+        source: Option<JoinError>,
+    },
+}
+
+/// Runs a balancer until `drain` begins and its streams have ended.
+///
+/// # Errors
+/// See [`BalancerError`].
+pub async fn run(config: Config, drain: Drain) -> Result<(), BalancerError> {
+    Balancer::bind(config)?.run(drain).await
+}
+
+impl Balancer {
+    /// Takes the sockets, so that their addresses are known before anything
+    /// runs. Call it inside a tokio runtime.
+    ///
+    /// # Errors
+    /// See [`BalancerError`].
+    pub fn bind(config: Config) -> Result<Self, BalancerError> {
+        let identity = &config.identity;
+        let server = Server::bind("--listen", config.listen, identity)?;
+        let admin = AdminServer::bind("--admin", config.admin, identity)?;
+        let replicas = config
+            .config_service
+            .iter()
+            .map(|url| rpc::endpoint(url, identity))
+            .collect::<Result<_, _>>()?;
+        let registry = Registry::new();
+        let metrics = Metrics::new(&registry)?;
+        Ok(Self {
+            config,
+            server,
+            admin,
+            replicas,
+            registry,
+            metrics,
+        })
+    }
+
+    /// Where gRPC is.
+    pub fn address(&self) -> SocketAddr {
+        self.server.address()
+    }
+
+    /// Where admin HTTP is.
+    pub fn admin_address(&self) -> SocketAddr {
+        self.admin.address()
+    }
+
+    /// Runs until `drain` begins and the streams have ended.
+    ///
+    /// # Errors
+    /// See [`BalancerError`].
+    pub async fn run(self, drain: Drain) -> Result<(), BalancerError> {
+        let readiness = Readiness::new();
+        let (driver, handle, tables, reports) = Driver::new(self.metrics, &readiness);
+        let service = Service::new(
+            self.config.name.clone(),
+            epoch(SystemTime::now()),
+            handle.clone(),
+            tables,
+            drain.clone(),
+        );
+        let identity = sync::Identity {
+            role: v1::NodeRole::Balancer,
+            name: self.config.name.to_string(),
+            region: String::new(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        };
+        let subscriber = Subscriber::new(handle);
+
+        let admin = self
+            .admin
+            .spawn(self.registry, readiness.clone(), drain.clone());
+        tracing::info!(
+            name = %self.config.name,
+            grpc = %self.server.address(),
+            admin = %admin.address(),
+            "balancer started"
+        );
+        // Tasks end with this function: dropping the set aborts them.
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move {
+            driver.run().await;
+            "the prober"
+        });
+        tasks.spawn(follow(self.replicas, identity, reports, subscriber));
+        let serve = self
+            .server
+            .service(v1::balancer_service_server::BalancerServiceServer::new(
+                service,
+            ))
+            .descriptors(DESCRIPTORS)
+            .serve(&readiness, &drain);
+        tokio::select! {
+            served = serve => Ok(served?),
+            Some(ended) = tasks.join_next() => Err(match ended {
+                Ok(part) => BalancerError::Ended { part, source: None },
+                Err(error) => BalancerError::Ended { part: "a task", source: Some(error) },
+            }),
+        }
+    }
+}
+
+async fn follow(
+    replicas: Vec<Endpoint>,
+    identity: sync::Identity,
+    reports: Reports,
+    mut subscriber: Subscriber,
+) -> &'static str {
+    sync::follow(replicas, identity, reports, &mut subscriber).await;
+    "the subscription"
+}
+
+/// In microseconds: two runs of a balancer never share one, and a later one has
+/// the greater.
+fn epoch(start: SystemTime) -> u64 {
+    let since = start.duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,330 @@
+//! The one task that owns the [`Engine`]: it has the clock, makes the probes,
+//! and hands out what comes of them.
+//!
+//! One owner instead of a lock: an event is taken in whole, and what readers get
+//! is a value of its own that nobody changes.
+
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+use anyport_model::names::{PoolName, Revision};
+use anyport_node::ready::{Condition, Readiness};
+use anyport_proto::{convert::write_pool_health, v1};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    task::{Id, JoinSet},
+};
+
+use crate::{
+    engine::{Engine, Now, Ticket},
+    health::{DialReport, Turn},
+    membership::{Members, OriginKey},
+    metrics::Metrics,
+    pace::Pace,
+    probe::{Outcome, failure::Failure, probe},
+    weights::Table,
+};
+
+/// Probes under way at once; more wait. Each holds a descriptor for at most its
+/// timeout.
+const PROBES_MAX: usize = 1024;
+/// Events that may wait for the driver; then those who bring them wait.
+const COMMANDS: usize = 64;
+/// Between two tables: an outage turns many verdicts within milliseconds, and
+/// every table goes to every edge.
+const TABLE_GAP: Duration = Duration::from_millis(50);
+/// Between two reports to the config service.
+const REPORT_GAP: Duration = Duration::from_secs(1);
+/// Probe times alone are no change worth a report; this often they go along.
+const REPORT_RENEWAL: Duration = Duration::from_secs(30);
+
+/// The latest table; `None` until there is one to go by.
+pub(crate) type Tables = watch::Receiver<Option<Arc<Table>>>;
+/// The latest report for the config service.
+pub(crate) type Reports = watch::Receiver<Option<v1::Report>>;
+
+enum Command {
+    Configure {
+        revision: Revision,
+        members: Members,
+        done: oneshot::Sender<()>,
+    },
+    Reported(Vec<DialReport>),
+    Health {
+        pool: Option<PoolName>,
+        answer: oneshot::Sender<Holdings>,
+    },
+}
+
+/// What is held of pools, and the configuration that they are from.
+#[derive(Debug)]
+pub(crate) struct Holdings {
+    pub(crate) revision: Revision,
+    pub(crate) pools: Vec<v1::PoolHealth>,
+}
+
+/// Talks to the driver. Clones talk to the same one.
+#[derive(Clone)]
+pub(crate) struct Handle {
+    commands: mpsc::Sender<Command>,
+}
+
+/// The driver's task has ended, so the process is about to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the balancer is stopping")]
+pub(crate) struct Stopped;
+
+impl Handle {
+    /// Returns once the configuration is in use, or the process stops.
+    pub(crate) async fn configure(&self, revision: Revision, members: Members) {
+        let (done, in_use) = oneshot::channel();
+        let command = Command::Configure {
+            revision,
+            members,
+            done,
+        };
+        if self.commands.send(command).await.is_ok() {
+            let _ = in_use.await;
+        }
+    }
+
+    pub(crate) async fn reported(&self, reports: Vec<DialReport>) -> Result<(), Stopped> {
+        let command = Command::Reported(reports);
+        self.commands.send(command).await.map_err(|_| Stopped)
+    }
+
+    /// Of one pool, or of all.
+    pub(crate) async fn health(&self, pool: Option<PoolName>) -> Result<Holdings, Stopped> {
+        let (answer, holdings) = oneshot::channel();
+        let command = Command::Health { pool, answer };
+        self.commands.send(command).await.map_err(|_| Stopped)?;
+        holdings.await.map_err(|_| Stopped)
+    }
+}
+
+/// See the module.
+pub(crate) struct Driver {
+    engine: Engine,
+    commands: mpsc::Receiver<Command>,
+    probes: JoinSet<Outcome>,
+    under_way: HashMap<Id, Ticket>,
+    tables: watch::Sender<Option<Arc<Table>>>,
+    table_pace: Pace,
+    reports: watch::Sender<Option<v1::Report>>,
+    report_pace: Pace,
+    metrics: Metrics,
+    configured: Condition,
+    network: Condition,
+    isolated: bool,
+}
+
+impl Driver {
+    pub(crate) fn new(metrics: Metrics, readiness: &Readiness) -> (Self, Handle, Tables, Reports) {
+        let (handle, commands) = mpsc::channel(COMMANDS);
+        let (tables, latest_table) = watch::channel(None);
+        let (reports, latest_report) = watch::channel(None);
+        let configured = readiness.condition("config", "no configuration received yet");
+        let network = readiness.condition("network", "starting");
+        network.set_ready();
+        let driver = Self {
+            engine: Engine::new(),
+            commands,
+            probes: JoinSet::new(),
+            under_way: HashMap::new(),
+            tables,
+            table_pace: Pace::new(TABLE_GAP),
+            reports,
+            report_pace: Pace::new(REPORT_GAP).renewed_every(REPORT_RENEWAL),
+            metrics,
+            configured,
+            network,
+            isolated: false,
+        };
+        let handle = Handle { commands: handle };
+        (driver, handle, latest_table, latest_report)
+    }
+
+    /// Runs until every [`Handle`] is gone.
+    pub(crate) async fn run(mut self) {
+        loop {
+            let now = now();
+            self.start_probes(now);
+            let wake = [
+                self.publish_table(now),
+                self.publish_report(now),
+                self.next_start(),
+            ];
+            let wake = wake.into_iter().flatten().min();
+            tokio::select! {
+                command = self.commands.recv() => match command {
+                    Some(command) => self.obey(command),
+                    None => return,
+                },
+                Some(ended) = self.probes.join_next_with_id() => match ended {
+                    Ok((id, outcome)) => self.finish(id, outcome),
+                    Err(error) => self.finish(error.id(), Err(Failure::Broken(error.to_string()))),
+                },
+                () = sleep_until(wake) => {}
+            }
+        }
+    }
+
+    fn start_probes(&mut self, now: Now) {
+        while self.probes.len() < PROBES_MAX
+            && let Some(ticket) = self.engine.start_due(now)
+        {
+            let target = ticket.target.clone();
+            let task = self.probes.spawn(async move { probe(&target).await });
+            self.under_way.insert(task.id(), ticket);
+        }
+    }
+
+    /// `None` also while a probe must end before the next can start.
+    fn next_start(&self) -> Option<Instant> {
+        let room = self.probes.len() < PROBES_MAX;
+        self.engine.next_probe().filter(|_| room)
+    }
+
+    fn finish(&mut self, id: Id, outcome: Outcome) {
+        let Some(ticket) = self.under_way.remove(&id) else {
+            return;
+        };
+        let now = now();
+        self.metrics.probed(now.instant - ticket.started, &outcome);
+        for turn in self.engine.finished(now, ticket, outcome, rand::random()) {
+            log_turn(&turn);
+        }
+        self.watch_network();
+    }
+
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::Configure {
+                revision,
+                members,
+                done,
+            } => {
+                self.engine.configure(now(), revision, members);
+                self.watch_network();
+                self.metrics.configured(revision);
+                self.configured.set_ready();
+                // Nobody may be waiting any more.
+                let _ = done.send(());
+            }
+            Command::Reported(reports) => self.engine.reported(now(), &reports),
+            Command::Health { pool, answer } => {
+                let _ = answer.send(Holdings {
+                    revision: self.engine.revision(),
+                    pools: pool_health(&self.engine, pool.as_ref()),
+                });
+            }
+        }
+    }
+
+    fn watch_network(&mut self) {
+        let reason = self.engine.isolated();
+        let isolated = reason.is_some();
+        if isolated == self.isolated {
+            return;
+        }
+        self.isolated = isolated;
+        self.metrics.isolated(isolated);
+        match reason {
+            Some(reason) => {
+                let said = format!(
+                    "no probe of any origin leaves this host ({reason}); all verdicts are held"
+                );
+                tracing::warn!("{said}");
+                self.network.set_not_ready(said);
+            }
+            None => {
+                tracing::info!("probes get through again");
+                self.network.set_ready();
+            }
+        }
+    }
+
+    /// Publishes what is due; returns when to look again.
+    fn publish_table(&mut self, now: Now) -> Option<Instant> {
+        if !self.engine.settle(now) {
+            return self.engine.settles_at();
+        }
+        let version = self.engine.weights_version();
+        let due = self.table_pace.due(version, now.instant)?;
+        if due > now.instant {
+            return Some(due);
+        }
+        self.table_pace.acted(version, now.instant);
+        let table = Arc::new(self.engine.table());
+        let old = self.tables.send_replace(Some(Arc::clone(&table)));
+        self.metrics.published(&table, &old.unwrap_or_default());
+        None
+    }
+
+    /// As [`publish_table`](Self::publish_table).
+    fn publish_report(&mut self, now: Now) -> Option<Instant> {
+        let version = self.engine.health_version();
+        if version == 0 {
+            return None;
+        }
+        let due = self.report_pace.due(version, now.instant)?;
+        if due > now.instant {
+            return Some(due);
+        }
+        self.report_pace.acted(version, now.instant);
+        let report = v1::Report {
+            pools: pool_health(&self.engine, None),
+        };
+        self.reports.send_if_modified(|held| {
+            let changed = held.as_ref() != Some(&report);
+            *held = Some(report);
+            changed
+        });
+        self.report_pace.due(version, now.instant)
+    }
+}
+
+fn pool_health(engine: &Engine, only: Option<&PoolName>) -> Vec<v1::PoolHealth> {
+    let wanted = |pool: &PoolName| only.is_none_or(|only| only == pool);
+    let pools = engine.pools().filter(|(pool, _)| wanted(&pool.name));
+    pools
+        .map(|(pool, weights)| {
+            write_pool_health(pool, weights, |origin| {
+                engine.health(&OriginKey {
+                    pool: pool.name.clone(),
+                    origin: origin.clone(),
+                })
+            })
+        })
+        .collect()
+}
+
+fn log_turn(turn: &Turn) {
+    let Turn {
+        key,
+        verdict,
+        reason,
+    } = turn;
+    if reason.is_empty() {
+        tracing::info!(origin = %key, ?verdict, "origin changed");
+    } else {
+        tracing::warn!(origin = %key, ?verdict, "origin changed: {reason}");
+    }
+}
+
+fn now() -> Now {
+    Now {
+        instant: tokio::time::Instant::now().into_std(),
+        wall: SystemTime::now(),
+    }
+}
+
+async fn sleep_until(wake: Option<Instant>) {
+    match wake {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,327 @@
+//! Everything the balancer knows, moved by events: a configuration, the outcome
+//! of a probe, an edge's report, the passing of time. Pure: the clock and the
+//! random source are arguments, and it starts no probe itself.
+//!
+//! What always holds between two events: every watched origin is either
+//! scheduled or handed out as a [`Ticket`], and the weights are what the pools
+//! and the verdicts come to.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+use anyport_model::{
+    health::{Health, Verdict},
+    names::{PoolName, Revision},
+    resource::Pool,
+    weights::PoolWeights,
+};
+
+use crate::{
+    health::{DialReport, Generation, Origins, Turn},
+    membership::{Members, OriginKey, Target},
+    probe::{
+        Outcome,
+        schedule::{Schedule, first_pause, pause},
+        vantage::{Probed, Vantage},
+    },
+    weights::{Pools, Table},
+};
+
+/// An origin without a verdict is probed this often, where its interval is
+/// longer: connections already go there, so not knowing is not for long.
+const UNKNOWN_INTERVAL: Duration = Duration::from_secs(1);
+
+/// After the first configuration, nothing is published until every origin has a
+/// verdict, or for this long. Edges keep the weights they have meanwhile; a
+/// balancer that restarts must not bring back origins that are down.
+const SETTLE: Duration = Duration::from_secs(10);
+
+/// Two probes of an origin that edges report are at least this far apart.
+const REPORTED_GAP: Duration = Duration::from_millis(500);
+
+/// The same moment by both clocks: one for intervals, one to show to people.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Now {
+    pub(crate) instant: Instant,
+    pub(crate) wall: SystemTime,
+}
+
+/// A probe that is to be made, or is under way.
+#[derive(Debug, Clone)]
+pub(crate) struct Ticket {
+    pub(crate) key: OriginKey,
+    pub(crate) target: Target,
+    generation: Generation,
+    pub(crate) started: Instant,
+}
+
+#[derive(Debug)]
+enum Phase {
+    Unconfigured,
+    Settling {
+        undecided: BTreeSet<OriginKey>,
+        until: Instant,
+    },
+    Settled,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Engine {
+    phase: Phase,
+    revision: Revision,
+    pools: BTreeMap<PoolName, Arc<Pool>>,
+    origins: Origins,
+    weights: Pools,
+    schedule: Schedule<OriginKey>,
+    vantage: Vantage,
+    weights_version: u64,
+    health_version: u64,
+}
+
+impl Engine {
+    pub(crate) fn new() -> Self {
+        Self {
+            phase: Phase::Unconfigured,
+            revision: Revision::EMPTY,
+            pools: BTreeMap::new(),
+            origins: Origins::default(),
+            weights: Pools::new(),
+            schedule: Schedule::new(),
+            vantage: Vantage::default(),
+            weights_version: 0,
+            health_version: 0,
+        }
+    }
+
+    /// Takes a configuration into use.
+    pub(crate) fn configure(&mut self, now: Now, revision: Revision, members: Members) {
+        self.rearrange(now, members.targets);
+        self.revision = revision;
+        self.pools = members.pools;
+        self.weigh_all();
+        self.weights_version += 1;
+        self.health_version += 1;
+        if let Phase::Unconfigured = self.phase {
+            self.phase = Phase::Settling {
+                undecided: self.origins.iter().map(|(key, _)| key.clone()).collect(),
+                until: now.instant + SETTLE,
+            };
+        }
+    }
+
+    fn rearrange(&mut self, now: Now, targets: BTreeMap<OriginKey, Target>) {
+        let changes = self.origins.watch(now.wall, targets);
+        for key in &changes.gone {
+            self.schedule.remove(key);
+            self.vantage.remove(key);
+            self.decided(key);
+        }
+        let count = changes.fresh.len();
+        for (index, key) in changes.fresh.into_iter().enumerate() {
+            if let Some(watched) = self.origins.get(&key) {
+                let wait = first_pause(index, count, watched.target.monitor.interval);
+                let ip = watched.target.origin.ip();
+                self.vantage.add(key.clone(), ip);
+                self.schedule.put(key, now.instant + wait);
+            }
+        }
+        // One that was to wait for a long interval does not wait for it.
+        for key in changes.repaced {
+            if let Some(watched) = self.origins.get(&key) {
+                let interval = watched.target.monitor.interval;
+                self.schedule.hasten(&key, now.instant + interval);
+            }
+        }
+    }
+
+    /// Hands out a probe that is due. [`finished`](Self::finished) must follow.
+    pub(crate) fn start_due(&mut self, now: Now) -> Option<Ticket> {
+        let key = self.schedule.take_due(now.instant)?;
+        let watched = self.origins.get_mut(&key)?;
+        watched.started = Some(now.instant);
+        Some(Ticket {
+            key,
+            target: watched.target.clone(),
+            generation: watched.generation,
+            started: now.instant,
+        })
+    }
+
+    /// Takes the outcome of a probe in; returns the verdicts that it turned.
+    /// `random` is uniform over all 64 bits.
+    pub(crate) fn finished(
+        &mut self,
+        now: Now,
+        ticket: Ticket,
+        outcome: Outcome,
+        random: u64,
+    ) -> Vec<Turn> {
+        let current = self.origins.get(&ticket.key);
+        if current.is_none_or(|watched| watched.generation != ticket.generation) {
+            return Vec::new();
+        }
+        let sighting = self.vantage.observe(Probed {
+            key: ticket.key.clone(),
+            started: ticket.started,
+            finished: now.instant,
+            outcome,
+        });
+        let mut turns = Vec::new();
+        for (key, evidence) in sighting.evidence {
+            turns.extend(self.observe(now, &key, evidence));
+        }
+        self.schedule_next(now, &ticket, random);
+        if let Some(witness) = sighting.witness {
+            self.schedule.hasten(&witness, now.instant);
+        }
+        turns
+    }
+
+    fn observe(
+        &mut self,
+        now: Now,
+        key: &OriginKey,
+        evidence: Result<Duration, String>,
+    ) -> Option<Turn> {
+        let reason = |origins: &Origins| origins.get(key).map(|w| w.health.reason().to_owned());
+        let before = reason(&self.origins);
+        let turn = self.origins.observe(now.wall, key, evidence);
+        if turn.is_some() || reason(&self.origins) != before {
+            self.health_version += 1;
+        }
+        if turn.is_some() {
+            self.decided(key);
+            self.weigh(&key.pool);
+        }
+        turn
+    }
+
+    fn schedule_next(&mut self, now: Now, ticket: &Ticket, random: u64) {
+        if let Some(watched) = self.origins.get(&ticket.key) {
+            let interval = watched.target.monitor.interval;
+            let interval = match watched.health.verdict() {
+                Verdict::Unknown => interval.min(UNKNOWN_INTERVAL),
+                Verdict::Up | Verdict::Down => interval,
+            };
+            let next = ticket.started + pause(interval, random);
+            self.schedule.put(ticket.key.clone(), next.max(now.instant));
+        }
+    }
+
+    /// Takes in what an edge saw of real dials: probes that are called for are
+    /// brought forward, and decide.
+    pub(crate) fn reported(&mut self, now: Now, reports: &[DialReport]) {
+        for report in reports.iter().filter(|report| report.is_alarming()) {
+            let Some(watched) = self.origins.get(&report.key) else {
+                continue;
+            };
+            if watched.health.verdict() == Verdict::Down {
+                continue;
+            }
+            let earliest = watched.started.map(|started| started + REPORTED_GAP);
+            let at = earliest.map_or(now.instant, |at| at.max(now.instant));
+            self.schedule.hasten(&report.key, at);
+        }
+    }
+
+    /// When the next probe is due.
+    pub(crate) fn next_probe(&self) -> Option<Instant> {
+        self.schedule.next()
+    }
+
+    /// Until when weights are held back for want of verdicts; `None` while they
+    /// are not.
+    pub(crate) fn settles_at(&self) -> Option<Instant> {
+        match &self.phase {
+            Phase::Settling { until, .. } => Some(*until),
+            Phase::Unconfigured | Phase::Settled => None,
+        }
+    }
+
+    /// May the weights be published?
+    pub(crate) fn settle(&mut self, now: Now) -> bool {
+        if let Phase::Settling { undecided, until } = &self.phase
+            && (undecided.is_empty() || now.instant >= *until)
+        {
+            self.phase = Phase::Settled;
+        }
+        matches!(self.phase, Phase::Settled)
+    }
+
+    /// Why nothing can be said of any origin at present, in words.
+    pub(crate) fn isolated(&self) -> Option<&str> {
+        self.vantage.isolated()
+    }
+
+    /// Grows with every change of [`table`](Self::table); 0 before the first.
+    pub(crate) fn weights_version(&self) -> u64 {
+        self.weights_version
+    }
+
+    /// Grows with every change of what [`pools`](Self::pools) and
+    /// [`health`](Self::health) tell, except how long probes took.
+    pub(crate) fn health_version(&self) -> u64 {
+        self.health_version
+    }
+
+    pub(crate) fn table(&self) -> Table {
+        Table {
+            revision: self.revision,
+            pools: self.weights.clone(),
+        }
+    }
+
+    pub(crate) fn revision(&self) -> Revision {
+        self.revision
+    }
+
+    pub(crate) fn pools(&self) -> impl Iterator<Item = (&Pool, &PoolWeights)> {
+        self.pools.iter().filter_map(|(name, pool)| {
+            let weights = self.weights.get(name)?;
+            Some((pool.as_ref(), weights.as_ref()))
+        })
+    }
+
+    pub(crate) fn health(&self, key: &OriginKey) -> Option<&Health> {
+        self.origins.get(key).map(|watched| &watched.health)
+    }
+
+    fn decided(&mut self, key: &OriginKey) {
+        if let Phase::Settling { undecided, .. } = &mut self.phase {
+            undecided.remove(key);
+        }
+    }
+
+    fn weigh_all(&mut self) {
+        let pools = &self.pools;
+        self.weights.retain(|name, _| pools.contains_key(name));
+        let names: Vec<PoolName> = self.pools.keys().cloned().collect();
+        for name in names {
+            self.weigh(&name);
+        }
+    }
+
+    fn weigh(&mut self, name: &PoolName) {
+        let Some(pool) = self.pools.get(name) else {
+            return;
+        };
+        let weights = PoolWeights::weigh(pool, |origin| {
+            let key = OriginKey {
+                pool: name.clone(),
+                origin: origin.clone(),
+            };
+            Some(self.origins.get(&key)?.health.verdict())
+        });
+        if self.weights.get(name).is_none_or(|held| **held != weights) {
+            self.weights.insert(name.clone(), Arc::new(weights));
+            self.weights_version += 1;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

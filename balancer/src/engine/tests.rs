@@ -1,0 +1,395 @@
+#![allow(clippy::unwrap_used)]
+use std::io;
+
+use anyport_model::{
+    resource::Monitor,
+    weights::{OriginHealth, PoolState},
+};
+use proptest::prelude::*;
+
+use super::*;
+use crate::{
+    membership::fixtures::*,
+    probe::{failure::Failure, schedule},
+};
+
+const MILLI: Duration = Duration::from_millis(1);
+
+/// An engine, its clock, and origins that pass unless told otherwise.
+struct Scene {
+    engine: Engine,
+    now: Now,
+    /// What probes of an origin fail with.
+    failing: BTreeMap<OriginKey, i32>,
+    /// When each probe began.
+    started: Vec<(OriginKey, Instant)>,
+}
+
+impl Scene {
+    fn new() -> Self {
+        Self {
+            engine: Engine::new(),
+            now: Now {
+                instant: Instant::now(),
+                wall: SystemTime::UNIX_EPOCH,
+            },
+            failing: BTreeMap::new(),
+            started: Vec::new(),
+        }
+    }
+
+    fn configured(monitor: Monitor, pools: Vec<Pool>) -> Self {
+        let mut scene = Scene::new();
+        scene.configure(monitor, pools);
+        scene
+    }
+
+    fn configure(&mut self, monitor: Monitor, pools: Vec<Pool>) {
+        let revision = self.engine.revision().next();
+        let members = Members::of(&resources([monitor], pools));
+        self.engine.configure(self.now, revision, members);
+    }
+
+    fn outcome(&self, key: &OriginKey) -> Outcome {
+        match self.failing.get(key) {
+            Some(code) => Err(Failure::Connect(io::Error::from_raw_os_error(*code))),
+            None => Ok(MILLI),
+        }
+    }
+
+    /// Lets time pass. Probes take no time.
+    fn pass(&mut self, time: Duration) -> Vec<Turn> {
+        let end = self.now.instant + time;
+        let mut turns = Vec::new();
+        while let Some(next) = self.engine.next_probe().filter(|next| *next <= end) {
+            self.step_to(next.max(self.now.instant));
+            while let Some(ticket) = self.engine.start_due(self.now) {
+                self.started.push((ticket.key.clone(), self.now.instant));
+                let outcome = self.outcome(&ticket.key);
+                turns.extend(self.engine.finished(self.now, ticket, outcome, 0));
+            }
+        }
+        self.step_to(end);
+        turns
+    }
+
+    fn step_to(&mut self, instant: Instant) {
+        self.now.wall += instant - self.now.instant;
+        self.now.instant = instant;
+    }
+
+    fn health(&self, key: &OriginKey) -> OriginHealth {
+        let table = self.engine.table();
+        let weights = &table.pools[&key.pool];
+        let origin = weights.origins.iter().find(|o| o.name == key.origin);
+        origin.unwrap().health
+    }
+}
+
+fn game() -> Pool {
+    pool(
+        "game",
+        Some("quick"),
+        &[("a", "10.0.2.2:7000"), ("b", "10.0.2.3:7000")],
+    )
+}
+
+fn report(key: OriginKey, dials: u64, failures: u64) -> DialReport {
+    DialReport {
+        key,
+        dials,
+        failures,
+    }
+}
+
+#[test]
+fn a_dead_origin_is_down_after_its_threshold_and_back_after_the_other() {
+    let mut scene = Scene::configured(monitor("quick", 3, 2), vec![game()]);
+    scene.pass(INTERVAL);
+    let a = key("game", "a");
+    scene.failing.insert(a.clone(), libc::ECONNREFUSED);
+    let died = scene.now.instant;
+    assert_eq!(scene.pass(INTERVAL), []);
+    let turns = scene.pass(INTERVAL);
+    assert_eq!(turns[0].verdict, Verdict::Down);
+    assert_eq!(turns[0].reason, "connect: connection refused");
+    assert!(scene.now.instant - died <= 2 * INTERVAL);
+    let table = scene.engine.table();
+    assert_eq!(table.pools[&a.pool].state, PoolState::Degraded);
+    assert_eq!(table.pools[&a.pool].share(1), 1.0);
+
+    scene.failing.clear();
+    assert_eq!(scene.pass(2 * INTERVAL), []);
+    assert_eq!(scene.pass(INTERVAL)[0].verdict, Verdict::Up);
+}
+
+#[test]
+fn weights_wait_for_the_first_verdicts() {
+    let mut scene = Scene::new();
+    assert!(!scene.engine.settle(scene.now));
+    scene.configure(monitor("quick", 2, 2), vec![game()]);
+    scene.failing.insert(key("game", "b"), libc::ECONNREFUSED);
+    scene.pass(100 * MILLI);
+    assert!(
+        !scene.engine.settle(scene.now),
+        "b failed once and may be down"
+    );
+    // Not after an interval of 10 s: an unknown origin is probed sooner.
+    scene.pass(Duration::from_secs(1));
+    assert!(scene.engine.settle(scene.now));
+    assert_eq!(scene.health(&key("game", "b")), OriginHealth::Down);
+}
+
+#[test]
+fn weights_do_not_wait_for_ever() {
+    let mut scene = Scene::configured(monitor("quick", 2, 2), vec![game()]);
+    scene.step_to(scene.now.instant + SETTLE - MILLI);
+    assert!(!scene.engine.settle(scene.now));
+    assert_eq!(scene.engine.settles_at(), Some(scene.now.instant + MILLI));
+    scene.step_to(scene.now.instant + MILLI);
+    assert!(scene.engine.settle(scene.now));
+    assert_eq!(scene.engine.settles_at(), None);
+}
+
+#[test]
+fn an_origin_that_is_gone_again_is_not_waited_for() {
+    let mut scene = Scene::configured(monitor("quick", 2, 2), vec![game()]);
+    scene.configure(monitor("quick", 2, 2), vec![]);
+    assert!(scene.engine.settle(scene.now));
+    assert!(scene.engine.table().pools.is_empty());
+}
+
+#[test]
+fn a_pool_that_comes_later_is_published_at_once_and_probed_at_once() {
+    let mut scene = Scene::configured(monitor("quick", 2, 2), vec![]);
+    assert!(scene.engine.settle(scene.now));
+    let version = scene.engine.weights_version();
+    scene.configure(monitor("quick", 2, 2), vec![game()]);
+    assert!(scene.engine.settle(scene.now));
+    assert!(scene.engine.weights_version() > version);
+    assert_eq!(scene.engine.next_probe(), Some(scene.now.instant));
+}
+
+#[test]
+fn an_alarming_report_brings_the_probe_forward_and_the_probe_decides() {
+    let mut scene = Scene::configured(monitor("quick", 1, 1), vec![game()]);
+    scene.pass(Duration::from_secs(1));
+    let a = key("game", "a");
+    let count = |scene: &Scene| scene.started.iter().filter(|(key, _)| *key == a).count();
+    assert_eq!(count(&scene), 1);
+    scene
+        .engine
+        .reported(scene.now, &[report(a.clone(), 100, 1)]);
+    scene.pass(MILLI);
+    assert_eq!(count(&scene), 1, "one failure in a hundred is no alarm");
+    scene
+        .engine
+        .reported(scene.now, &[report(a.clone(), 10, 10)]);
+    let turns = scene.pass(MILLI);
+    assert_eq!((count(&scene), turns), (2, vec![]), "the origin answers");
+    scene.failing.insert(a.clone(), libc::ECONNREFUSED);
+    for _ in 0..50 {
+        scene
+            .engine
+            .reported(scene.now, &[report(a.clone(), 10, 10)]);
+        scene.pass(MILLI);
+    }
+    assert_eq!(count(&scene), 2, "not more often than every half second");
+    let turns = scene.pass(REPORTED_GAP);
+    assert_eq!((count(&scene), turns[0].verdict), (3, Verdict::Down));
+}
+
+#[test]
+fn reports_of_unknown_origins_are_nothing() {
+    let mut scene = Scene::configured(monitor("quick", 1, 1), vec![game()]);
+    let stray = report(key("game", "no-such"), 10, 10);
+    scene.engine.reported(scene.now, &[stray]);
+    scene.pass(MILLI);
+}
+
+#[test]
+fn a_balancer_that_lost_its_network_holds_its_verdicts() {
+    let mut scene = Scene::configured(monitor("quick", 1, 1), vec![game()]);
+    scene.pass(INTERVAL);
+    for key in [key("game", "a"), key("game", "b")] {
+        scene.failing.insert(key, libc::ENETUNREACH);
+    }
+    let version = scene.engine.weights_version();
+    assert_eq!(scene.pass(10 * INTERVAL), []);
+    assert_eq!(scene.engine.weights_version(), version);
+    assert_eq!(
+        scene.engine.isolated(),
+        Some("connect: network is unreachable")
+    );
+    scene.failing.clear();
+    assert_eq!(scene.pass(INTERVAL), []);
+    assert_eq!(scene.engine.isolated(), None);
+}
+
+#[test]
+fn no_way_to_one_of_two_is_believed_without_waiting_for_the_interval() {
+    let mut scene = Scene::configured(monitor("quick", 1, 1), vec![game()]);
+    scene.pass(INTERVAL);
+    let a = key("game", "a");
+    scene.failing.insert(a.clone(), libc::ENETUNREACH);
+    let turns = scene.pass(INTERVAL);
+    assert_eq!((&turns[0].key, turns[0].verdict), (&a, Verdict::Down));
+}
+
+#[test]
+fn the_outcome_of_an_old_target_counts_for_nothing() {
+    let mut scene = Scene::configured(monitor("quick", 1, 1), vec![game()]);
+    let old = scene.engine.start_due(scene.now).unwrap();
+    let moved = pool("game", Some("quick"), &[("a", "10.0.2.9:7000")]);
+    scene.configure(monitor("quick", 1, 1), vec![moved]);
+    let refused = Err(Failure::Connect(io::Error::from_raw_os_error(
+        libc::ECONNREFUSED,
+    )));
+    assert_eq!(scene.engine.finished(scene.now, old, refused, 0), []);
+    assert_eq!(scene.health(&key("game", "a")), OriginHealth::Unknown);
+}
+
+#[test]
+fn a_shorter_interval_is_kept_from_now_on() {
+    let mut scene = Scene::configured(
+        Monitor {
+            interval: Duration::from_secs(3600),
+            ..monitor("quick", 1, 1)
+        },
+        vec![game()],
+    );
+    scene.pass(Duration::from_secs(60));
+    scene.configure(monitor("quick", 1, 1), vec![game()]);
+    let next = scene.engine.next_probe().unwrap();
+    assert_eq!(next - scene.now.instant, INTERVAL);
+}
+
+#[test]
+fn probes_of_an_origin_are_an_interval_apart_whatever_happens_to_others() {
+    let mut scene = Scene::configured(monitor("quick", 1, 1), vec![game()]);
+    scene.failing.insert(key("game", "b"), libc::ECONNREFUSED);
+    scene.pass(10 * INTERVAL);
+    for origin in ["a", "b"] {
+        let of_one: Vec<Instant> = scene
+            .started
+            .iter()
+            .filter(|(started, _)| *started == key("game", origin))
+            .map(|(_, at)| *at)
+            .collect();
+        assert!(of_one.len() > 9);
+        for pair in of_one.windows(2) {
+            assert_eq!(pair[1] - pair[0], schedule::pause(INTERVAL, 0));
+        }
+    }
+}
+
+/// What may happen to an engine.
+#[derive(Debug, Clone)]
+enum Event {
+    /// Pools that are there from now on: of each of two, which of three origins
+    /// (absent, enabled, disabled, moved elsewhere), and with a monitor or not.
+    Configure([[u8; 3]; 2], [bool; 2]),
+    Pass(u64),
+    Start,
+    /// The `n`th probe under way ends so.
+    Finish(usize, Option<i32>),
+    Report(u8, u8),
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    let errors = [
+        libc::ECONNREFUSED,
+        libc::ENETUNREACH,
+        libc::EMFILE,
+        libc::ETIMEDOUT,
+    ];
+    prop_oneof![
+        1 => (prop::array::uniform2(prop::array::uniform3(0u8..4)), any::<[bool; 2]>())
+            .prop_map(|(pools, monitored)| Event::Configure(pools, monitored)),
+        4 => (0u64..20_000).prop_map(Event::Pass),
+        8 => Just(Event::Start),
+        8 => (any::<usize>(), prop::option::of(prop::sample::select(errors.to_vec())))
+            .prop_map(|(index, code)| Event::Finish(index, code)),
+        2 => (0u8..2, 0u8..3).prop_map(|(pool, origin)| Event::Report(pool, origin)),
+    ]
+}
+
+fn declared(pools: [[u8; 3]; 2], monitored: [bool; 2]) -> Vec<Pool> {
+    let pool = |number: usize| {
+        let origins: Vec<(String, String, bool)> = pools[number]
+            .iter()
+            .enumerate()
+            .filter(|(_, kind)| **kind > 0)
+            .map(|(index, kind)| {
+                let address = format!("10.0.{kind}.{index}:7000");
+                (format!("o{index}"), address, *kind != 2)
+            })
+            .collect();
+        let named: Vec<(&str, &str)> = origins
+            .iter()
+            .map(|(name, address, _)| (name.as_str(), address.as_str()))
+            .collect();
+        let monitor = monitored[number].then_some("quick");
+        let mut pool = pool(&format!("p{number}"), monitor, &named);
+        for (origin, (_, _, enabled)) in pool.origins.iter_mut().zip(&origins) {
+            origin.enabled = *enabled;
+        }
+        pool
+    };
+    (0..2).map(pool).collect()
+}
+
+proptest! {
+    #[test]
+    fn whatever_happens_no_origin_is_lost_or_probed_twice_and_weights_are_true(
+        events in prop::collection::vec(event(), 0..300)
+    ) {
+        let mut scene = Scene::new();
+        let mut under_way: Vec<Ticket> = Vec::new();
+        for event in events {
+            match event {
+                Event::Configure(pools, monitored) => {
+                    scene.configure(monitor("quick", 2, 2), declared(pools, monitored));
+                }
+                Event::Pass(millis) => scene.step_to(scene.now.instant + Duration::from_millis(millis)),
+                Event::Start => under_way.extend(scene.engine.start_due(scene.now)),
+                Event::Finish(index, code) => {
+                    if !under_way.is_empty() {
+                        let ticket = under_way.swap_remove(index % under_way.len());
+                        let outcome = match code {
+                            Some(code) => Err(Failure::Connect(io::Error::from_raw_os_error(code))),
+                            None => Ok(MILLI),
+                        };
+                        scene.engine.finished(scene.now, ticket, outcome, 7);
+                    }
+                }
+                Event::Report(pool, origin) => {
+                    let key = key(&format!("p{pool}"), &format!("o{origin}"));
+                    scene.engine.reported(scene.now, &[report(key, 9, 9)]);
+                }
+            }
+            let engine = &scene.engine;
+            for (key, watched) in engine.origins.iter() {
+                let out = under_way
+                    .iter()
+                    .filter(|ticket| ticket.key == *key && ticket.generation == watched.generation)
+                    .count();
+                let scheduled = usize::from(engine.schedule.contains(key));
+                prop_assert_eq!(out + scheduled, 1, "{}", key);
+            }
+            prop_assert_eq!(engine.pools.len(), engine.weights.len());
+            for (pool, weights) in engine.pools() {
+                let expected = PoolWeights::weigh(pool, |origin| {
+                    let key = OriginKey { pool: pool.name.clone(), origin: origin.clone() };
+                    Some(engine.health(&key)?.verdict())
+                });
+                prop_assert_eq!(weights, &expected);
+                for origin in &pool.origins {
+                    let key = OriginKey { pool: pool.name.clone(), origin: origin.name.clone() };
+                    let probed = origin.enabled && pool.monitor.is_some();
+                    prop_assert_eq!(engine.health(&key).is_some(), probed);
+                }
+            }
+        }
+    }
+}

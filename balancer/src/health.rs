@@ -1,0 +1,255 @@
+//! What is held of each probed origin, and which reports of edges ask for a
+//! closer look.
+//!
+//! A verdict belongs to one server that is asked one thing. When the address or
+//! the question changes, what was known is void and the origin is unknown again;
+//! when only the pace or the patience changes, or the weight, it stays: a change
+//! of the interval must not bring traffic back to a server that is down.
+
+use std::{
+    collections::BTreeMap,
+    time::{Instant, SystemTime},
+};
+
+use anyport_model::health::{Evidence, Health, Verdict};
+
+use crate::membership::{OriginKey, Target};
+
+/// Failed dials in one report, at least, that make an edge's word worth a probe.
+const FAILURES_MIN: u64 = 2;
+
+/// What an edge saw of an origin since its last report.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct DialReport {
+    pub(crate) key: OriginKey,
+    pub(crate) dials: u64,
+    pub(crate) failures: u64,
+}
+
+impl DialReport {
+    /// Did so much fail that the origin should be probed now?
+    pub(crate) fn is_alarming(&self) -> bool {
+        self.failures >= FAILURES_MIN && self.failures >= self.dials / 2
+    }
+}
+
+/// One run of probes against one target. A new number for each, so that the
+/// outcome of a probe that was under way when its target changed is told apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub(crate) struct Generation(u64);
+
+/// An origin that is probed.
+#[derive(Debug)]
+pub(crate) struct Watched {
+    pub(crate) target: Target,
+    pub(crate) health: Health,
+    pub(crate) generation: Generation,
+    /// When its latest probe began.
+    pub(crate) started: Option<Instant>,
+}
+
+/// A verdict that changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Turn {
+    pub(crate) key: OriginKey,
+    pub(crate) verdict: Verdict,
+    pub(crate) reason: String,
+}
+
+/// What [`Origins::watch`] changed.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Rearranged {
+    /// New, or to be asked something else: unknown until probed.
+    pub(crate) fresh: Vec<OriginKey>,
+    /// As before, but at another pace.
+    pub(crate) repaced: Vec<OriginKey>,
+    pub(crate) gone: Vec<OriginKey>,
+}
+
+/// All origins that are probed.
+#[derive(Debug, Default)]
+pub(crate) struct Origins {
+    watched: BTreeMap<OriginKey, Watched>,
+    last_generation: Generation,
+}
+
+impl Origins {
+    pub(crate) fn get(&self, key: &OriginKey) -> Option<&Watched> {
+        self.watched.get(key)
+    }
+
+    pub(crate) fn get_mut(&mut self, key: &OriginKey) -> Option<&mut Watched> {
+        self.watched.get_mut(key)
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&OriginKey, &Watched)> {
+        self.watched.iter()
+    }
+
+    /// Watches exactly `targets` from now on.
+    pub(crate) fn watch(
+        &mut self,
+        now: SystemTime,
+        targets: BTreeMap<OriginKey, Target>,
+    ) -> Rearranged {
+        let mut changes = Rearranged {
+            gone: self
+                .watched
+                .extract_if(.., |key, _| !targets.contains_key(key))
+                .map(|(key, _)| key)
+                .collect(),
+            ..Rearranged::default()
+        };
+        for (key, target) in targets {
+            match self.watched.get_mut(&key) {
+                Some(watched) if watched.target.asks_the_same(&target) => {
+                    if watched.target.monitor.interval != target.monitor.interval {
+                        changes.repaced.push(key);
+                    }
+                    watched.target = target;
+                }
+                _ => {
+                    self.last_generation.0 += 1;
+                    let watched = Watched {
+                        target,
+                        health: Health::new(now),
+                        generation: self.last_generation,
+                        started: None,
+                    };
+                    self.watched.insert(key.clone(), watched);
+                    changes.fresh.push(key);
+                }
+            }
+        }
+        changes
+    }
+
+    /// Takes evidence of one origin in.
+    pub(crate) fn observe(
+        &mut self,
+        now: SystemTime,
+        key: &OriginKey,
+        evidence: Evidence,
+    ) -> Option<Turn> {
+        let watched = self.watched.get_mut(key)?;
+        let thresholds = watched.target.monitor.thresholds;
+        let verdict = watched.health.observe(now, thresholds, evidence)?;
+        Some(Turn {
+            key: key.clone(),
+            verdict,
+            reason: watched.health.reason().to_owned(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::time::Duration;
+
+    use anyport_model::resource::{Check, Monitor, Pool, Weight};
+
+    use super::*;
+    use crate::membership::{Members, fixtures::*};
+
+    fn watch(origins: &mut Origins, monitor: Monitor, pool: Pool) -> Rearranged {
+        let members = Members::of(&resources([monitor], [pool]));
+        origins.watch(SystemTime::UNIX_EPOCH, members.targets)
+    }
+
+    fn game() -> Pool {
+        pool("game", Some("quick"), &[("a", "10.0.2.2:7000")])
+    }
+
+    /// `game/a`, found to be down.
+    fn down() -> Origins {
+        let mut origins = Origins::default();
+        watch(&mut origins, monitor("quick", 2, 1), game());
+        let turn = origins.observe(
+            SystemTime::UNIX_EPOCH,
+            &key("game", "a"),
+            Err("dead".into()),
+        );
+        assert_eq!(turn.map(|turn| turn.verdict), Some(Verdict::Down));
+        origins
+    }
+
+    fn verdict(origins: &Origins) -> Verdict {
+        origins.get(&key("game", "a")).unwrap().health.verdict()
+    }
+
+    #[test]
+    fn another_pace_patience_weight_or_monitor_name_keeps_the_verdict() {
+        let mut origins = down();
+        let mut other = monitor("renamed", 3, 3);
+        other.interval = Duration::from_secs(1);
+        other.timeout = Duration::from_millis(100);
+        other.retries = 2;
+        let mut pool = game();
+        pool.monitor = Some("renamed".parse().unwrap());
+        pool.origins[0].weight = Weight::new(7.0).unwrap();
+        let changes = watch(&mut origins, other, pool);
+        assert_eq!(changes.repaced, [key("game", "a")]);
+        assert!(changes.fresh.is_empty() && changes.gone.is_empty());
+        assert_eq!(verdict(&origins), Verdict::Down);
+    }
+
+    #[test]
+    fn another_address_port_or_question_starts_anew() {
+        let ask = Monitor {
+            check: Check::Tcp {
+                send: b"PING\r\n".to_vec(),
+                expect: b"+PONG".to_vec(),
+            },
+            ..monitor("quick", 2, 1)
+        };
+        let elsewhere = Monitor {
+            port: Some(9000),
+            ..monitor("quick", 2, 1)
+        };
+        let moved = pool("game", Some("quick"), &[("a", "10.0.2.3:7000")]);
+        let replaced = [
+            (monitor("quick", 2, 1), moved),
+            (ask, game()),
+            (elsewhere, game()),
+        ];
+        for (monitor, pool) in replaced {
+            let mut origins = down();
+            let before = origins.get(&key("game", "a")).unwrap().generation;
+            let changes = watch(&mut origins, monitor, pool);
+            assert_eq!(changes.fresh, [key("game", "a")]);
+            assert_eq!(verdict(&origins), Verdict::Unknown);
+            assert_ne!(
+                origins.get(&key("game", "a")).unwrap().generation,
+                before,
+                "an old probe's outcome would count"
+            );
+        }
+    }
+
+    #[test]
+    fn an_origin_that_was_disabled_meanwhile_starts_anew() {
+        let mut origins = down();
+        let mut disabled = game();
+        disabled.origins[0].enabled = false;
+        let changes = watch(&mut origins, monitor("quick", 2, 1), disabled);
+        assert_eq!(changes.gone, [key("game", "a")]);
+        watch(&mut origins, monitor("quick", 2, 1), game());
+        assert_eq!(verdict(&origins), Verdict::Unknown);
+    }
+
+    #[test]
+    fn only_many_failed_dials_are_alarming() {
+        let alarming = |dials, failures| {
+            let key = key("game", "a");
+            DialReport {
+                key,
+                dials,
+                failures,
+            }
+            .is_alarming()
+        };
+        assert!(alarming(2, 2) && alarming(10, 5) && alarming(u64::MAX, u64::MAX));
+        assert!(!alarming(0, 0) && !alarming(1, 1) && !alarming(1000, 40));
+    }
+}

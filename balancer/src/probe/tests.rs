@@ -1,0 +1,268 @@
+//! Against real sockets on loopback.
+#![allow(clippy::unwrap_used)]
+
+use std::{
+    net::{SocketAddr, TcpStream as StdStream},
+    sync::Arc,
+    time::Duration,
+};
+
+use anyport_model::resource::{Check, Monitor};
+use socket2::{Domain, Socket, Type};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+};
+
+use super::{failure::Cause, *};
+use crate::membership::fixtures;
+
+/// Far more than loopback needs; a probe that should pass must not reach it.
+const AMPLE: Duration = Duration::from_secs(20);
+/// For probes that should time out.
+const SHORT: Duration = Duration::from_millis(150);
+
+fn target(origin: SocketAddr, timeout: Duration, send: &str, expect: &str) -> Target {
+    let monitor = Monitor {
+        check: Check::Tcp {
+            send: send.into(),
+            expect: expect.into(),
+        },
+        timeout,
+        ..fixtures::monitor("quick", 1, 1)
+    };
+    Target {
+        origin,
+        monitor: Arc::new(monitor),
+    }
+}
+
+fn with_retries(target: Target, retries: u32) -> Target {
+    let monitor = Monitor {
+        retries,
+        ..(*target.monitor).clone()
+    };
+    Target {
+        monitor: Arc::new(monitor),
+        ..target
+    }
+}
+
+async fn listen() -> (TcpListener, SocketAddr) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    (listener, address)
+}
+
+/// Runs `serve` on each connection; the count of them comes back when the
+/// returned function is called.
+async fn origin<F, Fut>(serve: F) -> (SocketAddr, impl FnOnce() -> usize)
+where
+    F: Fn(usize, TcpStream) -> Fut + Send + 'static,
+    Fut: Future<Output = ()> + Send,
+{
+    let (listener, address) = listen().await;
+    let (count, accepted) = tokio::sync::watch::channel(0);
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let index = *count.borrow();
+            count.send_modify(|count| *count += 1);
+            serve(index, stream).await;
+        }
+    });
+    (address, move || *accepted.borrow())
+}
+
+async fn failure(target: &Target) -> Failure {
+    probe(target).await.expect_err("the probe should fail")
+}
+
+#[tokio::test]
+async fn an_open_port_passes() {
+    let (_listener, address) = listen().await;
+    let took = probe(&target(address, AMPLE, "", "")).await.unwrap();
+    assert!(took < AMPLE);
+}
+
+#[tokio::test]
+async fn a_closed_port_refuses() {
+    let (listener, address) = listen().await;
+    drop(listener);
+    let failure = failure(&target(address, AMPLE, "", "")).await;
+    assert_eq!(failure.to_string(), "connect: connection refused");
+    assert_eq!(failure.cause(), Cause::Refused);
+}
+
+#[tokio::test]
+async fn the_monitors_port_is_probed_instead_of_the_origins() {
+    let (_listener, open) = listen().await;
+    let (closed, own) = listen().await;
+    drop(closed);
+    let mut target = target(own, AMPLE, "", "");
+    target.monitor = Arc::new(Monitor {
+        port: Some(open.port()),
+        ..(*target.monitor).clone()
+    });
+    probe(&target).await.unwrap();
+}
+
+/// A listener whose queue is full: the kernel drops further SYNs.
+fn full() -> (Socket, Vec<StdStream>, SocketAddr) {
+    let listener = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
+    listener.bind(&any.into()).unwrap();
+    listener.listen(0).unwrap();
+    let address = listener.local_addr().unwrap().as_socket().unwrap();
+    let mut queued = Vec::new();
+    while let Ok(stream) = StdStream::connect_timeout(&address, Duration::from_millis(300)) {
+        queued.push(stream);
+        assert!(queued.len() < 100, "the queue never fills");
+    }
+    (listener, queued, address)
+}
+
+#[tokio::test]
+async fn a_full_queue_is_no_answer_to_connect() {
+    let (_listener, _queued, address) = full();
+    let failure = failure(&target(address, SHORT, "", "")).await;
+    assert_eq!(failure.to_string(), "connect: no answer within 150ms");
+}
+
+#[tokio::test]
+async fn silence_is_no_reply() {
+    let (address, _) = origin(async |_, mut stream: TcpStream| {
+        let _ = stream.read_to_end(&mut Vec::new()).await;
+    })
+    .await;
+    let failure = failure(&target(address, SHORT, "PING\r\n", "+PONG")).await;
+    assert_eq!(
+        failure.to_string(),
+        r#"no reply containing "+PONG" within 150ms"#
+    );
+}
+
+#[tokio::test]
+async fn an_origin_that_takes_nothing_fails_to_be_sent_to() {
+    // Nobody accepts, so nobody reads; more than both buffers hold.
+    let (_listener, address) = listen().await;
+    let much = "x".repeat(64 << 20);
+    let failure = failure(&target(address, Duration::from_secs(1), &much, "")).await;
+    assert_eq!(failure.to_string(), "send: the peer took nothing for 1s");
+}
+
+#[tokio::test]
+async fn what_is_sent_arrives_and_the_reply_passes() {
+    let (address, _) = origin(async |_, mut stream: TcpStream| {
+        let mut heard = [0; 6];
+        if stream.read_exact(&mut heard).await.is_ok() && &heard == b"PING\r\n" {
+            let _ = stream.write_all(b"+PONG\r\n").await;
+        }
+    })
+    .await;
+    probe(&target(address, AMPLE, "PING\r\n", "+PONG"))
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn a_reply_in_pieces_passes_when_its_last_piece_arrives() {
+    let (address, _) = origin(async |_, mut stream: TcpStream| {
+        stream.set_nodelay(true).unwrap();
+        for piece in ["220 mail.exa", "mple ES", "M", "TP rea", "dy\r\n"] {
+            let _ = stream.write_all(piece.as_bytes()).await;
+        }
+        let _ = stream.read_to_end(&mut Vec::new()).await;
+    })
+    .await;
+    probe(&target(address, AMPLE, "", "ESMTP ready"))
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn a_banner_that_never_says_it_is_read_up_to_a_bound() {
+    let (address, _) = origin(async |_, mut stream: TcpStream| {
+        let block = [b'x'; 4096];
+        while stream.write_all(&block).await.is_ok() {}
+    })
+    .await;
+    let failure = failure(&target(address, AMPLE, "", "ready")).await;
+    assert_eq!(
+        failure.to_string(),
+        r#"no reply containing "ready" in the first 65536 bytes"#
+    );
+    assert_eq!(failure.cause(), Cause::Reply);
+}
+
+#[tokio::test]
+async fn the_wrong_reply_and_an_end_is_said_so() {
+    let (address, _) = origin(async |_, mut stream: TcpStream| {
+        let _ = stream.write_all(b"-LOADING").await;
+    })
+    .await;
+    let failure = failure(&target(address, AMPLE, "", "+PONG")).await;
+    assert_eq!(
+        failure.to_string(),
+        r#"closed after 8 bytes, no reply containing "+PONG""#
+    );
+}
+
+#[tokio::test]
+async fn a_reset_instead_of_a_reply_fails() {
+    let (address, _) = origin(async |_, stream: TcpStream| {
+        stream.set_zero_linger().unwrap();
+    })
+    .await;
+    let failure = failure(&target(address, AMPLE, "", "+PONG")).await;
+    assert_eq!(failure.to_string(), "reply: connection reset by peer");
+    assert_eq!(failure.cause(), Cause::Network);
+}
+
+#[tokio::test]
+async fn a_timeout_is_retried_and_the_retry_passes() {
+    let (address, accepted) = origin(async |index, mut stream: TcpStream| {
+        if index == 0 {
+            // Silent until the prober gives up on it.
+            let _ = stream.read_to_end(&mut Vec::new()).await;
+        } else {
+            let _ = stream.write_all(b"ready").await;
+        }
+    })
+    .await;
+    let target = target(address, Duration::from_secs(1), "", "ready");
+    let took = probe(&with_retries(target, 1)).await.unwrap();
+    assert!(
+        took < Duration::from_secs(1),
+        "of the attempt that passed: {took:?}"
+    );
+    assert_eq!(accepted(), 2);
+}
+
+#[tokio::test]
+async fn attempts_end_with_the_retries() {
+    let (address, accepted) = origin(async |_, mut stream: TcpStream| {
+        let _ = stream.read_to_end(&mut Vec::new()).await;
+    })
+    .await;
+    let target = with_retries(target(address, SHORT, "", "ready"), 2);
+    assert_eq!(failure(&target).await.cause(), Cause::Timeout);
+    assert_eq!(accepted(), 3);
+}
+
+#[tokio::test]
+async fn what_is_no_timeout_is_not_retried() {
+    let (address, accepted) = origin(async |_, _| ()).await;
+    let target = with_retries(target(address, AMPLE, "", "ready"), 5);
+    assert_eq!(failure(&target).await.cause(), Cause::Reply);
+    assert_eq!(accepted(), 1);
+}
+
+#[tokio::test]
+async fn ipv6_origins_are_probed_alike() {
+    let listener = TcpListener::bind("[::1]:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    probe(&target(address, AMPLE, "", "")).await.unwrap();
+    drop(listener);
+    let failure = failure(&target(address, AMPLE, "", "")).await;
+    assert_eq!(failure.to_string(), "connect: connection refused");
+}

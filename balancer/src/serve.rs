@@ -1,0 +1,107 @@
+//! `BalancerService`: what edges and the command line ask the balancer.
+
+mod request;
+mod watch;
+
+use std::{pin::Pin, time::Duration};
+
+use anyport_model::names::NodeName;
+use anyport_node::drain::Drain;
+use anyport_proto::{convert::write_duration, v1};
+use futures_util::{Stream, StreamExt};
+use tonic::{Request, Response, Status, async_trait};
+
+use crate::{
+    driver::{Handle, Stopped, Tables},
+    serve::watch::{Speaker, updates},
+};
+
+/// How long an edge waits before its next report.
+const NEXT_REPORT: Duration = Duration::from_secs(1);
+
+type Updates = Pin<Box<dyn Stream<Item = Result<v1::WeightsUpdate, Status>> + Send>>;
+
+pub(crate) struct Service {
+    speaker: Speaker,
+    driver: Handle,
+    tables: Tables,
+    drain: Drain,
+}
+
+impl Service {
+    /// `epoch` tells this run of the balancer from every other.
+    pub(crate) fn new(
+        balancer: NodeName,
+        epoch: u64,
+        driver: Handle,
+        tables: Tables,
+        drain: Drain,
+    ) -> Self {
+        Self {
+            speaker: Speaker { balancer, epoch },
+            driver,
+            tables,
+            drain,
+        }
+    }
+}
+
+#[async_trait]
+impl v1::balancer_service_server::BalancerService for Service {
+    type WatchWeightsStream = Updates;
+
+    async fn watch_weights(
+        &self,
+        request: Request<v1::WatchWeightsRequest>,
+    ) -> Result<Response<Updates>, Status> {
+        let edge: NodeName = request::field("edge", &request.get_ref().edge)?;
+        tracing::debug!(%edge, "watches weights");
+        let drain = self.drain.clone();
+        // Ends well when the balancer is asked to stop: the edge turns to another
+        // one without an error.
+        let stopped = async move { drain.started().await };
+        let updates = updates(self.speaker.clone(), self.tables.clone());
+        Ok(Response::new(Box::pin(updates.map(Ok).take_until(stopped))))
+    }
+
+    async fn report_origins(
+        &self,
+        request: Request<v1::ReportOriginsRequest>,
+    ) -> Result<Response<v1::ReportOriginsResponse>, Status> {
+        let reports = request::reports(request.into_inner())?;
+        if !reports.is_empty() {
+            self.driver.reported(reports).await?;
+        }
+        Ok(Response::new(v1::ReportOriginsResponse {
+            next_report: Some(write_duration(NEXT_REPORT)),
+        }))
+    }
+
+    async fn get_health(
+        &self,
+        request: Request<v1::GetHealthRequest>,
+    ) -> Result<Response<v1::GetHealthResponse>, Status> {
+        let wanted = request.into_inner().pool;
+        let pool = match wanted.as_str() {
+            "" => None,
+            name => Some(request::field("pool", name)?),
+        };
+        let holdings = self.driver.health(pool).await?;
+        if !wanted.is_empty() && holdings.pools.is_empty() {
+            return Err(Status::not_found(format!(
+                "there is no pool {wanted:?} at revision {}",
+                holdings.revision
+            )));
+        }
+        Ok(Response::new(v1::GetHealthResponse {
+            pools: holdings.pools,
+            revision: holdings.revision.0,
+        }))
+    }
+}
+
+impl From<Stopped> for Status {
+    fn from(stopped: Stopped) -> Self {
+        Status::unavailable(stopped.to_string())
+    }
+}
