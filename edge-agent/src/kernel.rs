@@ -18,7 +18,7 @@
 
 mod anyip;
 mod desired;
-
+mod doctor;
 mod error;
 mod fake;
 mod handle;
@@ -29,6 +29,7 @@ mod table;
 mod undo;
 
 pub use desired::Desired;
+pub use doctor::{Finding, Severity, doctor};
 pub use error::KernelError;
 pub use fake::FakeKernel;
 pub use handle::{Applied, Drift, Kernel, KernelHandle};

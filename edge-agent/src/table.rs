@@ -380,3 +380,191 @@ impl Builder<'_> {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use anyport_model::{
+        ports::PortRange,
+        resource::Timeouts,
+        weights::{OriginHealth, OriginWeight},
+    };
+
+    fn pool(name: &str, fallback: Option<&str>, origins: &[&str]) -> Resource {
+        Resource::Pool(Arc::new(Pool {
+            name: name.parse().unwrap(),
+            monitor: None,
+            policy: Policy::Weighted,
+            minimum_origins: 1,
+            fallback: fallback.map(|name| name.parse().unwrap()),
+            origins: origins
+                .iter()
+                .enumerate()
+                .map(|(index, address)| Origin {
+                    name: format!("o{index}").parse().unwrap(),
+                    address: address.parse().unwrap(),
+                    weight: Weight::ONE,
+                    enabled: true,
+                })
+                .collect(),
+        }))
+    }
+
+    fn app(name: &str, ports: &str, origin: OriginChoice) -> Resource {
+        Resource::App(Arc::new(App {
+            name: name.parse().unwrap(),
+            transport: Transport::Tcp,
+            ports: ports.parse().unwrap(),
+            edge_nets: vec!["198.51.100.0/24".parse().unwrap()],
+            origin,
+            timeouts: Timeouts::default(),
+        }))
+    }
+
+    fn to_pool(name: &str) -> OriginChoice {
+        OriginChoice::Pool {
+            pool: name.parse().unwrap(),
+            port: None,
+        }
+    }
+
+    fn resources(list: impl IntoIterator<Item = Resource>) -> Resources {
+        list.into_iter().map(|r| (r.reference(), r)).collect()
+    }
+
+    fn writer() -> TableWriter {
+        let registry = prometheus::Registry::new();
+        TableWriter::new(Arc::new(Stats::new(&registry).unwrap()))
+    }
+
+    fn publish(writer: &mut TableWriter, list: impl IntoIterator<Item = Resource>) -> Seen {
+        let prepared = writer.prepare(Revision(1), &resources(list));
+        let seen = Seen {
+            rejected: prepared.rejections.len(),
+            claims: prepared.kernel.claims.len(),
+        };
+        writer.publish(prepared);
+        seen
+    }
+
+    struct Seen {
+        rejected: usize,
+        claims: usize,
+    }
+
+    /// The pool and the address that a connection would go to first.
+    fn way(writer: &TableWriter, destination: &str) -> Option<(String, SocketAddr)> {
+        let snapshot = writer.reader().load_full();
+        let destination: SocketAddr = destination.parse().unwrap();
+        let target = snapshot.target(destination)?;
+        let index = target.pool.wheel.choose(0, 0, |_| 0, &[]).unwrap_or(0);
+        let address = target.address(index, destination.port())?;
+        Some((target.pool.id.label().to_owned(), address))
+    }
+
+    fn weights(name: &str, state: PoolState, weights: &[f64]) -> (PoolName, PoolWeights) {
+        let origins = weights
+            .iter()
+            .enumerate()
+            .map(|(index, weight)| OriginWeight {
+                name: format!("o{index}").parse().unwrap(),
+                health: OriginHealth::Up,
+                weight: Weight::new(*weight).unwrap(),
+            });
+        let origins = origins.collect();
+        (name.parse().unwrap(), PoolWeights { state, origins })
+    }
+
+    #[test]
+    fn a_range_goes_to_the_origin_by_offset() {
+        let mut writer = writer();
+        let edge: PortRange = "1000-2000".parse().unwrap();
+        let port = PortMap::new(edge, "3000-4000".parse().unwrap()).unwrap();
+        let ip = "10.0.2.2".parse().unwrap();
+        let direct = OriginChoice::Direct(vec![DirectOrigin { ip, port }]);
+        publish(&mut writer, [app("ranged", "1000-2000", direct)]);
+        let (_, address) = way(&writer, "198.51.100.9:1005").unwrap();
+        assert_eq!(address, "10.0.2.2:3005".parse().unwrap());
+        assert_eq!(way(&writer, "198.51.100.9:2001"), None);
+    }
+
+    #[test]
+    fn weights_move_connections_and_outlive_a_new_table() {
+        let mut writer = writer();
+        let list = || {
+            [
+                pool("game", None, &["10.0.2.2:1", "10.0.2.3:1"]),
+                app("a", "*", to_pool("game")),
+            ]
+        };
+        publish(&mut writer, list());
+        assert_eq!(
+            way(&writer, "198.51.100.9:7").unwrap().1,
+            "10.0.2.2:1".parse().unwrap()
+        );
+        writer.weigh([weights("game", PoolState::Degraded, &[0.0, 1.0])]);
+        assert_eq!(
+            way(&writer, "198.51.100.9:7").unwrap().1,
+            "10.0.2.3:1".parse().unwrap()
+        );
+        publish(&mut writer, list());
+        assert_eq!(
+            way(&writer, "198.51.100.9:7").unwrap().1,
+            "10.0.2.3:1".parse().unwrap()
+        );
+    }
+
+    #[test]
+    fn a_pool_that_is_down_gives_way_to_its_fallback_and_comes_back() {
+        let mut writer = writer();
+        publish(
+            &mut writer,
+            [
+                pool("first", Some("second"), &["10.0.2.2:1"]),
+                pool("second", None, &["10.0.2.3:1"]),
+                app("a", "*", to_pool("first")),
+            ],
+        );
+        let used = |writer: &TableWriter| way(writer, "198.51.100.9:7").unwrap().0;
+        assert_eq!(used(&writer), "first");
+        writer.weigh([weights("first", PoolState::Down, &[0.0])]);
+        assert_eq!(used(&writer), "second");
+        writer.weigh([weights("second", PoolState::Down, &[0.0])]);
+        assert_eq!(
+            used(&writer),
+            "first",
+            "all down: the app's own pool is tried"
+        );
+        writer.weigh([weights("first", PoolState::Healthy, &[1.0])]);
+        assert_eq!(used(&writer), "first");
+    }
+
+    #[test]
+    fn an_app_without_its_pool_is_rejected_alone_and_served_as_before() {
+        let mut writer = writer();
+        let good = || app("good", "1", to_pool("game"));
+        let game = || pool("game", None, &["10.0.2.2:1"]);
+        publish(
+            &mut writer,
+            [game(), good(), app("moved", "2", to_pool("game"))],
+        );
+        let seen = publish(
+            &mut writer,
+            [
+                game(),
+                good(),
+                app("moved", "2", to_pool("absent")),
+                app("new", "3", to_pool("absent")),
+            ],
+        );
+        assert_eq!(
+            (seen.rejected, seen.claims),
+            (2, 1),
+            "1 and 2 are one claim"
+        );
+        assert!(way(&writer, "198.51.100.9:1").is_some());
+        assert!(way(&writer, "198.51.100.9:2").is_some());
+        assert!(way(&writer, "198.51.100.9:3").is_none());
+    }
+}

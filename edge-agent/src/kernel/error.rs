@@ -25,9 +25,10 @@ pub enum KernelError {
     /// Others changed the ruleset faster than it could be read and changed.
     #[error(
         "the nftables ruleset or the local routing table changed under each of {attempts} \
-         attempts; find out what changes it all the time with `nft monitor` and `ip monitor route`"
+         attempts; find out what changes it all the time with `nft monitor` and `ip monitor route` \
+         (the last attempt: {last})"
     )]
-    Busy { attempts: u32 },
+    Busy { attempts: u32, last: Box<Self> },
     /// A thread or a namespace for a probe could not be had.
     #[error("{doing}: {source}")]
     System {

@@ -251,20 +251,28 @@ impl Netlink {
         &self,
         mut make_plan: impl FnMut(&Observed) -> Result<Plan, NotOurTable>,
     ) -> Result<Plan, KernelError> {
-        for _ in 0..ATTEMPTS {
-            let (generation, observed) = match self.observe().await {
-                Ok(read) => read,
-                Err(error) if error.is_stale() => continue,
-                Err(error) => return Err(error),
-            };
-            let plan = make_plan(&observed).map_err(|NotOurTable| KernelError::ForeignTable)?;
-            match self.carry_out(&plan, generation).await {
-                Ok(()) => return Ok(plan),
+        let mut attempts = 0;
+        loop {
+            attempts += 1;
+            match self.attempt(&mut make_plan).await {
+                Err(last) if last.is_stale() && attempts == ATTEMPTS => {
+                    let last = Box::new(last);
+                    return Err(KernelError::Busy { attempts, last });
+                }
                 Err(error) if error.is_stale() => {}
-                Err(error) => return Err(error),
+                done => return done,
             }
         }
-        Err(KernelError::Busy { attempts: ATTEMPTS })
+    }
+
+    async fn attempt(
+        &self,
+        make_plan: &mut impl FnMut(&Observed) -> Result<Plan, NotOurTable>,
+    ) -> Result<Plan, KernelError> {
+        let (generation, observed) = self.observe().await?;
+        let plan = make_plan(&observed).map_err(|NotOurTable| KernelError::ForeignTable)?;
+        self.carry_out(&plan, generation).await?;
+        Ok(plan)
     }
 
     /// Routes before the table and after it, so that whatever is steered is

@@ -287,3 +287,283 @@ impl Silence {
         self.so_far >= self.limit
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use proptest::prelude::*;
+    use std::{future::Future, net::Ipv4Addr};
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpListener,
+        time::timeout,
+    };
+
+    const HOUR: Duration = Duration::from_secs(3600);
+    /// Far more than any of this takes; a test that needs it has failed.
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    async fn pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let near = TcpStream::connect(listener.local_addr().unwrap());
+        let (near, far) = tokio::join!(near, listener.accept());
+        (near.unwrap(), far.unwrap().0)
+    }
+
+    struct Lines {
+        client: TcpStream,
+        origin: TcpStream,
+        ended: tokio::task::JoinHandle<(Ended, Moved)>,
+    }
+
+    /// A relay between two sockets of which the test holds the far ends.
+    async fn relayed(idle: Duration) -> Lines {
+        let (client, near_client) = pair().await;
+        let (near_origin, origin) = pair().await;
+        let ended = tokio::spawn(async move {
+            let mut total = Moved::default();
+            let ended = relay(near_client, near_origin, idle, |moved| {
+                total.from_client += moved.from_client;
+                total.from_origin += moved.from_origin;
+            })
+            .await;
+            (ended, total)
+        });
+        Lines {
+            client,
+            origin,
+            ended,
+        }
+    }
+
+    async fn within<T>(future: impl Future<Output = T>) -> T {
+        timeout(PATIENCE, future).await.expect("in time")
+    }
+
+    async fn is_reset(stream: &mut TcpStream) -> bool {
+        let mut rest = Vec::new();
+        let error = within(stream.read_to_end(&mut rest)).await.unwrap_err();
+        error.kind() == io::ErrorKind::ConnectionReset
+    }
+
+    #[tokio::test]
+    async fn a_half_close_leaves_the_other_direction_open() {
+        let Lines {
+            mut client,
+            mut origin,
+            ended,
+        } = relayed(HOUR).await;
+        client.write_all(b"question").await.unwrap();
+        client.shutdown().await.unwrap();
+        let mut question = String::new();
+        within(origin.read_to_string(&mut question)).await.unwrap();
+        origin.write_all(b"answer").await.unwrap();
+        origin.shutdown().await.unwrap();
+        let mut answer = String::new();
+        within(client.read_to_string(&mut answer)).await.unwrap();
+        assert_eq!((question.as_str(), answer.as_str()), ("question", "answer"));
+        let (ended, moved) = within(ended).await.unwrap();
+        assert!(matches!(ended, Ended::Done), "{ended:?}");
+        assert_eq!(
+            moved,
+            Moved {
+                from_client: 8,
+                from_origin: 6
+            }
+        );
+    }
+
+    #[tokio::test]
+    async fn a_server_that_speaks_and_closes_first_is_heard() {
+        let Lines {
+            mut client,
+            mut origin,
+            ended,
+        } = relayed(HOUR).await;
+        origin.write_all(b"banner").await.unwrap();
+        drop(origin);
+        let mut banner = String::new();
+        within(client.read_to_string(&mut banner)).await.unwrap();
+        assert_eq!(banner, "banner");
+        drop(client);
+        assert!(matches!(within(ended).await.unwrap().0, Ended::Done));
+    }
+
+    #[tokio::test]
+    async fn a_reset_by_the_client_resets_the_origin() {
+        let Lines {
+            client,
+            mut origin,
+            ended,
+        } = relayed(HOUR).await;
+        client.set_zero_linger().unwrap();
+        drop(client);
+        assert!(is_reset(&mut origin).await);
+        assert!(matches!(within(ended).await.unwrap().0, Ended::Client(_)));
+    }
+
+    #[tokio::test]
+    async fn a_reset_by_the_origin_resets_the_client() {
+        let Lines {
+            mut client,
+            origin,
+            ended,
+        } = relayed(HOUR).await;
+        origin.set_zero_linger().unwrap();
+        drop(origin);
+        assert!(is_reset(&mut client).await);
+        assert!(matches!(within(ended).await.unwrap().0, Ended::Origin(_)));
+    }
+
+    #[tokio::test]
+    async fn a_reset_after_a_half_close_is_carried_over_too() {
+        let Lines {
+            mut client,
+            mut origin,
+            ended,
+        } = relayed(HOUR).await;
+        client.shutdown().await.unwrap();
+        let mut nothing = Vec::new();
+        within(origin.read_to_end(&mut nothing)).await.unwrap();
+        client.set_zero_linger().unwrap();
+        drop(client);
+        let (ended, _) = within(ended).await.unwrap();
+        assert!(matches!(ended, Ended::Client(_)), "{ended:?}");
+        // Its stream had ended well, so the origin's end is an ordinary one.
+        within(origin.read_to_end(&mut nothing)).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_reset_is_seen_while_the_receiver_does_not_read() {
+        let Lines {
+            mut client,
+            origin,
+            ended,
+        } = relayed(HOUR).await;
+        // More than all buffers on the way hold, so that the relay is stuck.
+        let flood = vec![7; 64 << 20];
+        let stuck = timeout(Duration::from_millis(300), client.write_all(&flood)).await;
+        assert!(stuck.is_err(), "the flood went through");
+        client.set_zero_linger().unwrap();
+        drop(client);
+        assert!(matches!(within(ended).await.unwrap().0, Ended::Client(_)));
+        drop(origin);
+    }
+
+    #[tokio::test]
+    async fn a_receiver_that_does_not_read_stops_the_sender() {
+        let Lines {
+            mut client,
+            mut origin,
+            ended,
+        } = relayed(HOUR).await;
+        let flood = vec![3; 1 << 20];
+        let mut sent = 0;
+        while let Ok(written) = timeout(Duration::from_millis(300), client.write(&flood)).await {
+            sent += written.unwrap();
+            assert!(sent < 64 << 20, "nothing stops the sender");
+        }
+        client.shutdown().await.unwrap();
+        let mut got = Vec::new();
+        within(origin.read_to_end(&mut got)).await.unwrap();
+        assert_eq!(got.len(), sent);
+        drop((client, origin));
+        let (_, moved) = within(ended).await.unwrap();
+        assert_eq!(moved.from_client, sent as u64);
+    }
+
+    #[tokio::test]
+    async fn silence_ends_it_and_a_byte_does_not() {
+        let idle = Duration::from_millis(400);
+        let Lines {
+            mut client,
+            mut origin,
+            ended,
+        } = relayed(idle).await;
+        let start = std::time::Instant::now();
+        for _ in 0..8 {
+            tokio::time::sleep(idle / 4).await;
+            client.write_all(b"x").await.unwrap();
+            within(origin.read_exact(&mut [0])).await.unwrap();
+        }
+        let (ended, _) = within(ended).await.unwrap();
+        assert!(matches!(ended, Ended::Idle));
+        assert!(start.elapsed() >= idle * 3, "{:?}", start.elapsed());
+    }
+
+    /// What one side does.
+    #[derive(Debug, Clone)]
+    enum Act {
+        Send(usize),
+        Rest,
+    }
+
+    fn acts() -> impl Strategy<Value = Vec<Act>> {
+        let act = prop_oneof![
+            3 => (1usize..3).prop_map(Act::Send),
+            3 => (1usize..200_000).prop_map(Act::Send),
+            1 => (200_000usize..2_000_000).prop_map(Act::Send),
+            1 => Just(Act::Rest),
+        ];
+        prop::collection::vec(act, 0..6)
+    }
+
+    /// Sends what the acts say, numbered, and ends; reads all at its own pace.
+    async fn play(stream: TcpStream, acts: Vec<Act>, reads: usize) -> (u64, u64, bool) {
+        let (mut reader, mut writer) = stream.into_split();
+        let write = async {
+            let mut sent = 0u64;
+            for act in acts {
+                match act {
+                    Act::Send(count) => {
+                        let bytes: Vec<u8> = (0..count as u64)
+                            .map(|i| ((sent + i) % 251) as u8)
+                            .collect();
+                        writer.write_all(&bytes).await.unwrap();
+                        sent += count as u64;
+                    }
+                    Act::Rest => tokio::task::yield_now().await,
+                }
+            }
+            writer.shutdown().await.unwrap();
+            sent
+        };
+        let read = async {
+            let (mut got, mut in_order) = (0u64, true);
+            let mut buffer = vec![0; reads];
+            loop {
+                let count = reader.read(&mut buffer).await.unwrap();
+                for byte in &buffer[..count] {
+                    in_order &= u64::from(*byte) == got % 251;
+                    got += 1;
+                }
+                if count == 0 {
+                    return (got, in_order);
+                }
+            }
+        };
+        let (sent, (got, in_order)) = tokio::join!(write, read);
+        (sent, got, in_order)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
+        #[test]
+        fn every_byte_arrives_once_and_in_order(
+            up in acts(), down in acts(), slow in 1usize..5000, fast in 1000usize..300_000
+        ) {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let (client, origin, moved) = runtime.block_on(async {
+                let lines = relayed(HOUR).await;
+                let client = play(lines.client, up, slow);
+                let origin = play(lines.origin, down, fast);
+                let (client, origin) = within(async { tokio::join!(client, origin) }).await;
+                (client, origin, within(lines.ended).await.unwrap().1)
+            });
+            prop_assert_eq!((origin.1, origin.2), (client.0, true));
+            prop_assert_eq!((client.1, client.2), (origin.0, true));
+            prop_assert_eq!(moved, Moved { from_client: client.0, from_origin: origin.0 });
+        }
+    }
+}

@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod change;
+mod doctor;
 mod neighbours;
 mod repair;
 mod steering;

@@ -9,7 +9,7 @@ use nlink::{
 };
 
 use super::{
-    probe,
+    probe::{self, Probe},
     sockets::{self, Listener},
 };
 
@@ -23,7 +23,7 @@ pub(super) struct Facts {
     /// Bits of the effective capabilities.
     pub(super) capabilities: Fact<u64>,
     /// Whether a table like ours could be made, in a namespace of its own.
-    pub(super) probe: Fact<()>,
+    pub(super) probe: Probe,
     /// Per interface and for `all`.
     pub(super) rp_filter: Fact<Vec<(String, u8)>>,
     pub(super) src_valid_mark: Fact<Vec<(String, u8)>>,

@@ -6,40 +6,57 @@ use std::{num::NonZeroU16, thread};
 use nix::sched::{CloneFlags, unshare};
 use tokio::sync::oneshot;
 
-use super::facts::Fact;
 use crate::kernel::{
     KernelError,
     desired::Desired,
-    handle::Kernel,
+    handle::{Applied, Kernel},
     reconcile::Reconciler,
 };
 
-/// Makes our table, with claims of both families, and reads it back.
-pub(super) async fn tproxy() -> Fact<()> {
+/// What came of the trial.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Probe {
+    Works,
+    /// The kernel's answer.
+    Refused(String),
+    /// Why no trial could be made.
+    NotTried(String),
+}
+
+/// Makes our table and reads it back.
+pub(super) async fn tproxy() -> Probe {
     let (report, outcome) = oneshot::channel();
     let probe = thread::Builder::new().name("steering probe".to_owned());
     let spawned = probe.spawn(move || {
-        // The doctor may have been given up on.
+        // Nobody may be waiting any more.
         let _ = report.send(in_new_namespace());
     });
-    spawned.map_err(|error| format!("starting a thread: {error}"))?;
-    match outcome.await {
-        Ok(outcome) => outcome,
-        Err(_) => Err("the probe ended without an answer".to_owned()),
+    if let Err(error) = spawned {
+        return Probe::NotTried(format!("starting a thread: {error}"));
+    }
+    let lost = |_| Probe::NotTried("the trial ended without an answer".to_owned());
+    outcome.await.unwrap_or_else(lost)
+}
+
+fn in_new_namespace() -> Probe {
+    if let Err(error) = unshare(CloneFlags::CLONE_NEWNET) {
+        return Probe::NotTried(format!("making a network namespace to try it in: {error}"));
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    match runtime.map(|runtime| runtime.block_on(steer())) {
+        Err(error) => Probe::NotTried(format!("building a runtime: {error}")),
+        Ok(Err(error)) => Probe::Refused(error.to_string()),
+        Ok(Ok(second)) if second == Applied::default() => Probe::Works,
+        Ok(Ok(second)) => Probe::Refused(format!(
+            "the table does not read back as it was written; a second pass still changed {second:?}"
+        )),
     }
 }
 
-fn in_new_namespace() -> Fact<()> {
-    unshare(CloneFlags::CLONE_NEWNET)
-        .map_err(|error| format!("making a network namespace to try it in: {error}"))?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| format!("building a runtime: {error}"))?;
-    runtime.block_on(steer()).map_err(|error| error.to_string())
-}
-
-async fn steer() -> Result<(), KernelError> {
+/// What a second wish for the same still changed.
+async fn steer() -> Result<Applied, KernelError> {
     let (handle, reconciler) = Reconciler::open(|_, _| {})?;
     // No prefixes: in a new namespace `lo` is down, and takes no routes.
     let desired = Desired {
@@ -48,12 +65,12 @@ async fn steer() -> Result<(), KernelError> {
         listener_v4: NonZeroU16::MIN,
         listener_v6: Some(NonZeroU16::MIN),
     };
-    let first = async {
+    let twice = async {
         handle.apply(desired.clone()).await?;
         handle.apply(desired).await
     };
     tokio::select! {
-        ended = reconciler.run() => ended,
-        applied = first => applied.map(|_| ()),
+        ended = reconciler.run() => ended.and(Err(KernelError::Ended)),
+        second = twice => second,
     }
 }

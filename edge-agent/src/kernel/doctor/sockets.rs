@@ -93,7 +93,9 @@ fn programs() -> HashMap<u64, String> {
         for descriptor in entries(&process.join("fd")) {
             let target = fs::read_link(descriptor).unwrap_or_default();
             let target = target.to_string_lossy();
-            let inode = target.strip_prefix("socket:[").and_then(|t| t.strip_suffix(']'));
+            let inode = target
+                .strip_prefix("socket:[")
+                .and_then(|t| t.strip_suffix(']'));
             if let Some(inode) = inode.and_then(|inode| inode.parse().ok()) {
                 programs.insert(inode, name.trim().to_owned());
             }

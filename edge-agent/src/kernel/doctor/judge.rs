@@ -1,0 +1,563 @@
+//! What the facts mean. Pure.
+
+use std::fmt::Display;
+
+use ipnet::IpNet;
+use nlink::netlink::nftables::Hook;
+
+use super::{
+    Finding, Severity,
+    facts::{Fact, Facts, ForeignChain, PolicyRule},
+    probe::Probe,
+    sockets::Listener,
+};
+
+/// Numbers of `linux/capability.h`.
+const CAP_NET_ADMIN: u32 = 12;
+
+/// Interval sets of addresses and ports came with 5.6, comments on tables,
+/// which are our mark, with 5.10.
+const OLDEST_KERNEL: (u32, u32) = (5, 10);
+
+/// From here on, a set changes for packets in one instant; before, a claim
+/// that takes a new shape can be missed for microseconds ("nft_set_pipapo:
+/// don't check genbit from packetpath lookups").
+const SEAMLESS_KERNEL: (u32, u32) = (6, 17);
+
+/// The kernel's default since 5.4. Both queues of a listener end at it.
+const SOMAXCONN: u32 = 4096;
+
+/// A burst of this many handshakes at once is nothing out of the ordinary for
+/// a host that takes connections for whole prefixes.
+const SYN_BACKLOG: u32 = 1024;
+
+/// A proxied connection takes two descriptors.
+const OPEN_FILES: u64 = 65_536;
+
+/// `RT_TABLE_LOCAL`.
+const LOCAL_TABLE: u32 = 255;
+
+/// Where our chain stands among those of its hook: `mangle`.
+const OUR_PRIORITY: i32 = -150;
+
+pub(super) fn judge(facts: &Facts, prefixes: &[IpNet], fixed_ports: &[u16]) -> Vec<Finding> {
+    let mut findings = Findings::default();
+    findings.privileges(&facts.capabilities);
+    findings.kernel(&facts.kernel);
+    findings.probe(&facts.probe);
+    findings.rp_filter(&facts.rp_filter);
+    findings.src_valid_mark(&facts.src_valid_mark, &facts.rules);
+    findings.policy_rules(&facts.rules);
+    findings.chains(&facts.chains);
+    findings.legacy_tables(&facts.legacy_tables);
+    findings.conntrack(facts.conntrack, &facts.chains);
+    findings.bridge_netfilter(facts.bridge_netfilter);
+    findings.queues(facts);
+    findings.syncookies(&facts.syncookies);
+    findings.ephemeral_ports(facts, fixed_ports);
+    findings.listeners(&facts.listeners, prefixes);
+    findings.own_addresses(&facts.addresses, prefixes);
+    findings.open_files(&facts.open_files);
+    findings.0
+}
+
+#[derive(Default)]
+struct Findings(Vec<Finding>);
+
+impl Findings {
+    fn ok(&mut self, topic: &'static str, found: impl Into<String>) {
+        self.push(Severity::Ok, topic, found.into(), String::new());
+    }
+
+    fn warn(&mut self, topic: &'static str, found: impl Into<String>, advice: impl Into<String>) {
+        self.push(Severity::Warn, topic, found.into(), advice.into());
+    }
+
+    fn fail(&mut self, topic: &'static str, found: impl Into<String>, advice: impl Into<String>) {
+        self.push(Severity::Fail, topic, found.into(), advice.into());
+    }
+
+    fn push(&mut self, severity: Severity, topic: &'static str, found: String, advice: String) {
+        self.0.push(Finding {
+            severity,
+            topic,
+            found,
+            advice,
+        });
+    }
+
+    /// The fact, or a finding that it could not be read.
+    fn known<'a, T>(&mut self, topic: &'static str, fact: &'a Fact<T>) -> Option<&'a T> {
+        match fact {
+            Ok(fact) => Some(fact),
+            Err(why) => {
+                self.warn(
+                    topic,
+                    format!("could not be looked at: {why}"),
+                    "run the doctor as root, with /proc and /sys as the host has them",
+                );
+                None
+            }
+        }
+    }
+
+    fn privileges(&mut self, capabilities: &Fact<u64>) {
+        const TOPIC: &str = "privileges";
+        let Some(bits) = self.known(TOPIC, capabilities) else {
+            return;
+        };
+        if bits & (1 << CAP_NET_ADMIN) != 0 {
+            self.ok(
+                TOPIC,
+                "CAP_NET_ADMIN is there, for routes, nftables and transparent listeners",
+            );
+        } else {
+            self.fail(
+                TOPIC,
+                "CAP_NET_ADMIN is missing: no route, no nftables rule and no transparent listener can be made",
+                "run the agent as root, or give it CAP_NET_ADMIN (systemd: AmbientCapabilities=CAP_NET_ADMIN)",
+            );
+        }
+    }
+
+    fn kernel(&mut self, version: &Fact<(u32, u32)>) {
+        const TOPIC: &str = "kernel";
+        let Some(&(major, minor)) = self.known(TOPIC, version) else {
+            return;
+        };
+        let (oldest_major, oldest_minor) = OLDEST_KERNEL;
+        if (major, minor) < OLDEST_KERNEL {
+            self.fail(
+                TOPIC,
+                format!(
+                    "Linux {major}.{minor} is too old; steering needs {oldest_major}.{oldest_minor} \
+                     for interval sets of addresses and ports and for comments on tables"
+                ),
+                format!("run Linux {oldest_major}.{oldest_minor} or later"),
+            );
+        } else if (major, minor) < SEAMLESS_KERNEL {
+            self.ok(
+                TOPIC,
+                format!(
+                    "Linux {major}.{minor}; unless it carries a later fix, a connection may be \
+                     refused in the microseconds in which its claim takes another shape (6.17 \
+                     and later never do that)"
+                ),
+            );
+        } else {
+            self.ok(TOPIC, format!("Linux {major}.{minor}"));
+        }
+    }
+
+    fn probe(&mut self, probe: &Probe) {
+        const TOPIC: &str = "tproxy";
+        match probe {
+            Probe::Works => self.ok(
+                TOPIC,
+                "the kernel takes our nftables table, tried in a namespace of its own",
+            ),
+            Probe::Refused(why) => self.fail(
+                TOPIC,
+                format!("the kernel does not take our nftables table: {why}"),
+                "a kernel with CONFIG_NF_TABLES_INET, CONFIG_NFT_TPROXY, CONFIG_NF_TPROXY_IPV4 and \
+                 CONFIG_NF_TPROXY_IPV6; if they are modules, load nft_tproxy",
+            ),
+            Probe::NotTried(why) => self.warn(
+                TOPIC,
+                format!("whether the kernel takes our nftables table could not be tried: {why}"),
+                "run the doctor as root (CAP_SYS_ADMIN is needed for the trial, not for the agent)",
+            ),
+        }
+    }
+
+    fn rp_filter(&mut self, values: &Fact<Vec<(String, u8)>>) {
+        const TOPIC: &str = "rp_filter";
+        let Some(values) = self.known(TOPIC, values) else {
+            return;
+        };
+        // The kernel takes the higher of `all` and the interface's own.
+        let strict = interfaces_with(values, |value| value == 1);
+        if strict.is_empty() {
+            self.ok(TOPIC, "no interface checks reverse paths strictly");
+        } else {
+            self.warn(
+                TOPIC,
+                format!(
+                    "reverse paths are checked strictly on {strict}: packets from clients whose \
+                     way back goes out by another interface (anycast, several uplinks) are \
+                     dropped without a trace"
+                ),
+                "if the paths are not the same both ways: sysctl net.ipv4.conf.all.rp_filter=2, \
+                 and 0 or 2 on each interface",
+            );
+        }
+    }
+
+    fn src_valid_mark(&mut self, values: &Fact<Vec<(String, u8)>>, rules: &Fact<Vec<PolicyRule>>) {
+        const TOPIC: &str = "src_valid_mark";
+        let Some(values) = self.known(TOPIC, values) else {
+            return;
+        };
+        let on = interfaces_with(values, |value| value != 0);
+        let marked = rules
+            .as_ref()
+            .is_ok_and(|rules| rules.iter().any(|rule| rule.mark.is_some()));
+        if on.is_empty() {
+            self.ok(TOPIC, "off");
+        } else if marked {
+            self.warn(
+                TOPIC,
+                format!(
+                    "on for {on} while rules route by mark (VPN clients set both): a packet that \
+                     carries such a mark is checked against the routes of the mark, and dropped \
+                     as a martian, without a trace, where they do not lead back to the client"
+                ),
+                "steering sets no marks itself; make sure that nothing marks packets to the owned \
+                 prefixes, or set net.ipv4.conf.*.src_valid_mark=0",
+            );
+        } else {
+            self.ok(TOPIC, format!("on for {on}, but nothing routes by mark"));
+        }
+    }
+
+    fn policy_rules(&mut self, rules: &Fact<Vec<PolicyRule>>) {
+        const TOPIC: &str = "ip rule";
+        let Some(rules) = self.known(TOPIC, rules) else {
+            return;
+        };
+        let mut well = true;
+        for (v6, option) in [(false, ""), (true, " -6")] {
+            let family = || rules.iter().filter(move |rule| rule.v6 == v6);
+            let Some(local) = family()
+                .filter(|rule| rule.table == LOCAL_TABLE && rule.to_all)
+                .map(|rule| rule.priority)
+                .min()
+            else {
+                // A host without IPv6 has no rules for it.
+                if family().next().is_some() {
+                    well = false;
+                    self.fail(
+                        TOPIC,
+                        format!("`ip{option} rule` never looks into the local table, so no owned address is local"),
+                        format!("ip{option} rule add from all lookup local priority 0"),
+                    );
+                }
+                continue;
+            };
+            let nearer: Vec<_> = family().filter(|rule| rule.priority < local).collect();
+            if !nearer.is_empty() {
+                well = false;
+                self.warn(
+                    TOPIC,
+                    format!(
+                        "`ip{option} rule` looks into the local table at priority {local} only, \
+                         after {}: what matches those never reaches the owned prefixes",
+                        listed(nearer.iter().map(|rule| rule.describe())),
+                    ),
+                    "give those rules a priority after the local table's, or put the local table \
+                     first again, at priority 0",
+                );
+            }
+        }
+        if well {
+            self.ok(TOPIC, "the local table is looked into first");
+        }
+    }
+
+    fn chains(&mut self, chains: &Fact<Vec<ForeignChain>>) {
+        const TOPIC: &str = "nftables";
+        let Some(chains) = self.known(TOPIC, chains) else {
+            return;
+        };
+        let early = |chain: &&ForeignChain| chain.hook == Hook::Prerouting && !chain.translates;
+        let prerouting: Vec<_> = chains.iter().filter(early).collect();
+        if !prerouting.is_empty() {
+            let place = |chain: &&ForeignChain| {
+                let order = if chain.priority < OUR_PRIORITY {
+                    "before"
+                } else {
+                    "after"
+                };
+                format!("{} (priority {}, {order} ours)", chain.name, chain.priority)
+            };
+            self.warn(
+                TOPIC,
+                format!(
+                    "other chains see packets at the prerouting hook and may drop them or steer \
+                     them elsewhere: {}",
+                    listed(prerouting.iter().map(place))
+                ),
+                "look through them with `nft list chain` for drop, tproxy, mark and redirect that \
+                 take in the owned prefixes",
+            );
+        }
+        let input = |chain: &&ForeignChain| chain.hook == Hook::Input && chain.drops_by_default;
+        let closed: Vec<_> = chains.iter().filter(input).collect();
+        if !closed.is_empty() {
+            self.warn(
+                TOPIC,
+                format!(
+                    "{} drops what it does not allow. Steered connections pass it with the \
+                     address and the port that the client dialled",
+                    listed(closed.iter().map(|chain| &chain.name))
+                ),
+                "allow the owned prefixes there, for example `ip daddr 198.51.100.0/24 tcp dport \
+                 1-65535 accept`",
+            );
+        }
+        if prerouting.is_empty() && closed.is_empty() {
+            self.ok(TOPIC, "no other chain stands in the way");
+        }
+    }
+
+    fn legacy_tables(&mut self, tables: &[String]) {
+        const TOPIC: &str = "iptables-legacy";
+        if tables.is_empty() {
+            self.ok(TOPIC, "not in use");
+        } else {
+            self.warn(
+                TOPIC,
+                format!(
+                    "{} in use; `nft` does not show their rules, which may drop steered packets \
+                     or steer them elsewhere",
+                    listed(tables)
+                ),
+                "look through them with `iptables-legacy-save`, or move them to nftables",
+            );
+        }
+    }
+
+    fn conntrack(&mut self, entries: Option<u64>, chains: &Fact<Vec<ForeignChain>>) {
+        const TOPIC: &str = "conntrack";
+        let translators: Vec<_> = (chains.iter().flatten())
+            .filter(|chain| chain.translates)
+            .map(|chain| &chain.name)
+            .collect();
+        let entries = entries.unwrap_or(0);
+        if entries == 0 && translators.is_empty() {
+            self.ok(TOPIC, "connections are not tracked");
+            return;
+        }
+        let because = if translators.is_empty() {
+            String::new()
+        } else {
+            format!(", if only for {}", listed(translators))
+        };
+        self.warn(
+            TOPIC,
+            format!(
+                "connections are tracked ({entries} now{because}). When the table is full, new \
+                 connections are dropped before any listener sees them, SYN cookies or not: a \
+                 flood does that"
+            ),
+            "do without NAT and `ct` rules on this host, or exempt the owned prefixes: a chain at \
+             hook prerouting, priority raw, with `ip daddr PREFIX notrack`, and one at output with \
+             `ip saddr PREFIX notrack`",
+        );
+    }
+
+    fn bridge_netfilter(&mut self, on: Option<bool>) {
+        const TOPIC: &str = "br_netfilter";
+        if on == Some(true) {
+            self.warn(
+                TOPIC,
+                "bridged packets pass the IP hooks as well, so traffic of other hosts that this \
+                 one only bridges is steered too, if it goes to a claimed address",
+                "sysctl net.bridge.bridge-nf-call-iptables=0 net.bridge.bridge-nf-call-ip6tables=0, \
+                 unless containers need it",
+            );
+        } else {
+            self.ok(TOPIC, "bridged packets do not pass the IP hooks");
+        }
+    }
+
+    fn queues(&mut self, facts: &Facts) {
+        let settings = [
+            (
+                "somaxconn",
+                "net.core.somaxconn",
+                &facts.somaxconn,
+                SOMAXCONN,
+            ),
+            (
+                "tcp_max_syn_backlog",
+                "net.ipv4.tcp_max_syn_backlog",
+                &facts.syn_backlog,
+                SYN_BACKLOG,
+            ),
+        ];
+        for (topic, name, value, enough) in settings {
+            let Some(&value) = self.known(topic, value) else {
+                continue;
+            };
+            if value >= enough {
+                self.ok(topic, value.to_string());
+            } else {
+                self.warn(
+                    topic,
+                    format!(
+                        "{value}: one listener takes the connections of all claimed ports, and \
+                         queues no more than this; a burst beyond it is dropped"
+                    ),
+                    format!("sysctl {name}={enough}"),
+                );
+            }
+        }
+    }
+
+    fn syncookies(&mut self, value: &Fact<u32>) {
+        const TOPIC: &str = "tcp_syncookies";
+        match self.known(TOPIC, value) {
+            None => {}
+            Some(0) => self.warn(
+                TOPIC,
+                "off: a flood of SYNs that fills the listener's queue shuts out every client",
+                "sysctl net.ipv4.tcp_syncookies=1",
+            ),
+            Some(value) => self.ok(TOPIC, value.to_string()),
+        }
+    }
+
+    fn ephemeral_ports(&mut self, facts: &Facts, fixed_ports: &[u16]) {
+        const TOPIC: &str = "ephemeral ports";
+        let Some(&(first, last)) = self.known(TOPIC, &facts.ephemeral) else {
+            return;
+        };
+        let Some(reserved) = self.known(TOPIC, &facts.reserved) else {
+            return;
+        };
+        let at_risk: Vec<_> = fixed_ports
+            .iter()
+            .filter(|port| (first..=last).contains(port))
+            .filter(|&port| !reserved.iter().any(|&(a, b)| (a..=b).contains(port)))
+            .collect();
+        if at_risk.is_empty() {
+            self.ok(
+                TOPIC,
+                format!("{first}-{last}, none of the agent's fixed ports"),
+            );
+        } else {
+            let ports = listed(at_risk);
+            self.warn(
+                TOPIC,
+                format!(
+                    "{first}-{last} takes in {ports}, which the agent binds by number: after a \
+                     restart an outgoing connection may hold it, and the agent cannot start"
+                ),
+                format!(
+                    "add {ports} to the list in net.ipv4.ip_local_reserved_ports (a write replaces \
+                     the whole list)"
+                ),
+            );
+        }
+    }
+
+    fn listeners(&mut self, listeners: &Fact<Vec<Listener>>, prefixes: &[IpNet]) {
+        const TOPIC: &str = "open daemons";
+        let Some(listeners) = self.known(TOPIC, listeners) else {
+            return;
+        };
+        if listeners.is_empty() {
+            self.ok(TOPIC, "no program listens on every address");
+            return;
+        }
+        let whose = if prefixes.is_empty() {
+            "an owned prefix".to_owned()
+        } else {
+            listed(prefixes)
+        };
+        self.warn(
+            TOPIC,
+            format!(
+                "{}: listening on every address means on every address of {whose} too, where the \
+                 port is not claimed by an app",
+                listed(listeners.iter().map(Listener::describe))
+            ),
+            "bind them to the host's own address (sshd: ListenAddress), or close those ports for \
+             the owned prefixes with a firewall",
+        );
+    }
+
+    fn own_addresses(&mut self, addresses: &Fact<Vec<std::net::IpAddr>>, prefixes: &[IpNet]) {
+        const TOPIC: &str = "own addresses";
+        let Some(addresses) = self.known(TOPIC, addresses) else {
+            return;
+        };
+        let inside: Vec<_> = addresses
+            .iter()
+            .filter(|address| prefixes.iter().any(|prefix| prefix.contains(*address)))
+            .collect();
+        if inside.is_empty() {
+            self.ok(TOPIC, "none lies in an owned prefix");
+        } else {
+            self.warn(
+                TOPIC,
+                format!(
+                    "{} of this host lies in an owned prefix: a claimed port there is steered to \
+                     the apps and no longer reaches this host's own services, such as SSH",
+                    listed(inside)
+                ),
+                "keep the ports of the host's own services out of the claims, or reach the host by \
+                 another address",
+            );
+        }
+    }
+
+    fn open_files(&mut self, limits: &Fact<(u64, u64)>) {
+        const TOPIC: &str = "open files";
+        let Some(&(soft, hard)) = self.known(TOPIC, limits) else {
+            return;
+        };
+        if soft >= OPEN_FILES {
+            self.ok(TOPIC, format!("{soft} (hard limit {hard})"));
+        } else {
+            self.warn(
+                TOPIC,
+                format!(
+                    "{soft} (hard limit {hard}): a proxied connection takes two, so {} is the most \
+                     that can be open at a time",
+                    soft / 2
+                ),
+                "raise it for the agent, for example to 1048576 (systemd: LimitNOFILE=)",
+            );
+        }
+    }
+}
+
+impl PolicyRule {
+    fn describe(&self) -> String {
+        match self.mark {
+            Some(mark) => format!("{} (mark {mark:#x}, table {})", self.priority, self.table),
+            None => format!("{} (table {})", self.priority, self.table),
+        }
+    }
+}
+
+impl Listener {
+    fn describe(&self) -> String {
+        let any = if self.v6 { "[::]" } else { "0.0.0.0" };
+        match &self.program {
+            Some(program) => format!("{any}:{} ({program})", self.port),
+            None => format!("{any}:{}", self.port),
+        }
+    }
+}
+
+/// The interfaces whose effective value, the higher of `all` and their own,
+/// is such; empty if there are none.
+fn interfaces_with(values: &[(String, u8)], such: impl Fn(u8) -> bool) -> String {
+    let of_all = values.iter().find(|(name, _)| name == "all");
+    let of_all = of_all.map_or(0, |&(_, value)| value);
+    let interfaces = values
+        .iter()
+        .filter(|(name, value)| name != "all" && such(of_all.max(*value)));
+    listed(interfaces.map(|(name, _)| name))
+}
+
+fn listed(items: impl IntoIterator<Item = impl Display>) -> String {
+    let items: Vec<_> = items.into_iter().map(|item| item.to_string()).collect();
+    items.join(", ")
+}
+
+#[cfg(test)]
+mod tests;
