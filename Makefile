@@ -1,0 +1,43 @@
+# Anyport: `make` lists what there is.
+
+SHELL := /bin/bash
+export PATH := $(HOME)/.cargo/bin:$(PATH)
+
+# Namespaces need root; what is built does not. As another user, only the test
+# and demo programs run under sudo.
+ROOT := $(shell [ "$$(id -u)" = 0 ] || echo "sudo -E")
+ifneq ($(ROOT),)
+export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER := $(ROOT)
+export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER := $(ROOT)
+endif
+
+.PHONY: help demo test lint bench build
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: ## the main job, end to end, in network namespaces of its own (a minute, once built)
+	@scripts/setup build demo
+	@echo "building (a few minutes the first time)"
+	@cargo build --release --locked --quiet --bin anyport
+	@$(ROOT) target/release/anyport demo
+
+test: ## every test: pure, real kernel, real etcd, real clients
+	@scripts/setup build test
+	cargo build --locked --workspace --bins
+	cargo test --locked --workspace
+
+lint: ## formatting and clippy, warnings are errors
+	@scripts/setup build
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+
+bench: ## beside HAProxy and nginx on the same lab, as ratios (5 minutes, once built)
+	@scripts/setup build bench
+	@echo "building (a few minutes the first time)"
+	@cargo build --release --locked --quiet --workspace --bins
+	@$(ROOT) target/release/anyport-bench
+
+build: ## the four programs, in target/release
+	@scripts/setup build
+	cargo build --release --locked --bins
