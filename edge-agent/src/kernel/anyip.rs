@@ -45,17 +45,36 @@ const LOOPBACK_INTERFACE: u32 = 1;
 /// explicitly, so that what is read back can be compared.
 const V6_METRIC: u32 = 1024;
 
+const NO_SUCH_TABLE: [i32; 3] = [libc::ENOENT, libc::EOPNOTSUPP, libc::EAFNOSUPPORT];
+
 /// Reads the local table.
 pub(crate) async fn observe(
     netlink: &Connection<Route>,
 ) -> Result<Vec<ObservedRoute>, KernelError> {
-    let reading = |source| KernelError::netlink("reading the local routing table", source);
-    let v4 = netlink.dump_typed::<LocalTable<false>>(NlMsgType::RTM_GETROUTE);
-    let v4 = v4.await.map_err(reading)?;
-    let v6 = netlink.dump_typed::<LocalTable<true>>(NlMsgType::RTM_GETROUTE);
-    let v6 = v6.await.map_err(reading)?;
-    let messages = v4.iter().map(|m| &m.0).chain(v6.iter().map(|m| &m.0));
-    Ok(messages.filter_map(observed).collect())
+    let mut routes = read::<false>(netlink).await?;
+    routes.extend(read::<true>(netlink).await?);
+    Ok(routes)
+}
+
+async fn read<const V6: bool>(
+    netlink: &Connection<Route>,
+) -> Result<Vec<ObservedRoute>, KernelError> {
+    match netlink
+        .dump_typed::<LocalTable<V6>>(NlMsgType::RTM_GETROUTE)
+        .await
+    {
+        Ok(routes) => Ok(routes
+            .iter()
+            .filter_map(|route| observed(&route.0))
+            .collect()),
+        // The table comes into being with the first address of the family,
+        // and never where the kernel runs without IPv6.
+        Err(error) if NO_SUCH_TABLE.map(Some).contains(&error.errno()) => Ok(Vec::new()),
+        Err(source) => Err(KernelError::netlink(
+            "reading the local routing table",
+            source,
+        )),
+    }
 }
 
 /// Adding fails with EEXIST where a route of the same prefix and metric is:

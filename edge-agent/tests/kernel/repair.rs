@@ -116,7 +116,6 @@ fn a_deleted_chain() {
             "nft flush chain inet anyport steer",
             "nft delete chain inet anyport steer",
         ],
-        // The rules may be seen missing before the chain is.
         &[(Drift::Chain, 1)],
     );
 }

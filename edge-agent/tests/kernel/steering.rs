@@ -130,17 +130,13 @@ fn ten_thousand_claims_are_applied_in_one_go() {
             .chain((0..2_000).map(|n| claim(&format!("2001:db8:51::{n:x}/128"), "80-90")))
             .collect();
         let mut wish = listeners.wants(&["198.51.100.0/24", "2001:db8:51::/48"], &claims);
-        let start = std::time::Instant::now();
         let applied = agent.apply(wish.clone()).await;
         assert_eq!(applied.elements_added, 12_000);
-        println!("12,000 claims: {:?}", start.elapsed());
 
         // One fewer is one change, not ten thousand.
         wish.tcp_claims.pop();
-        let start = std::time::Instant::now();
         let applied = agent.apply(wish).await;
         assert_eq!((applied.elements_added, applied.elements_removed), (0, 1));
-        println!("one fewer: {:?}", start.elapsed());
 
         let to = "198.51.100.255:30";
         assert_eq!(edge.dial(to).await, steered(to));
