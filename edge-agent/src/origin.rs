@@ -1,5 +1,7 @@
 //! The way to an origin: choose, dial, and on failure the next one.
 
 mod dial;
+mod rest;
 
 pub use dial::{Dialled, NoOrigin, dial};
+pub use rest::Rest;

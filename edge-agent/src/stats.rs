@@ -10,7 +10,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyport_model::{
@@ -22,6 +22,8 @@ use prometheus::{
     Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
     Registry, core::Collector, exponential_buckets,
 };
+
+use crate::origin::Rest;
 
 /// All metrics of one agent.
 pub struct Stats {
@@ -86,8 +88,10 @@ pub struct PoolStats {
 }
 
 /// What was seen of one origin, over all apps.
-#[derive(Default)]
 pub struct OriginStats {
+    /// What [`Rest`] counts from.
+    since: Instant,
+    rest: Rest,
     open: AtomicU32,
     dials: AtomicU64,
     failures: AtomicU64,
@@ -359,7 +363,27 @@ impl PoolStats {
     }
 }
 
+impl Default for OriginStats {
+    fn default() -> Self {
+        Self {
+            since: Instant::now(),
+            rest: Rest::default(),
+            open: AtomicU32::new(0),
+            dials: AtomicU64::new(0),
+            failures: AtomicU64::new(0),
+            connect_micros: AtomicU64::new(0),
+            last_failure: Mutex::default(),
+        }
+    }
+}
+
 impl OriginStats {
+    /// It refused lately and should not be the first choice.
+    pub fn is_resting(&self, now: Instant) -> bool {
+        self.rest
+            .is_resting(now.saturating_duration_since(self.since))
+    }
+
     /// Connections open or being opened.
     pub fn open(&self) -> u32 {
         self.open.load(Relaxed)
@@ -376,10 +400,12 @@ impl OriginStats {
         self.dials.fetch_add(1, Relaxed);
         match outcome {
             Ok(took) => {
+                self.rest.succeeded();
                 let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
                 self.connect_micros.fetch_add(micros, Relaxed);
             }
             Err(why) => {
+                self.rest.failed(self.since.elapsed());
                 self.failures.fetch_add(1, Relaxed);
                 *lock(&self.last_failure) = Some(why.to_string());
             }
