@@ -1,0 +1,68 @@
+//! A balancer whose own link goes down, in network namespaces. Needs root.
+
+use std::net::TcpListener as StdListener;
+
+use anyport_netns::{Namespace, link};
+use anyport_proto::v1::HealthState;
+use tokio::net::TcpListener;
+
+use crate::support::*;
+
+#[test]
+fn a_balancer_that_loses_its_link_holds_its_verdicts_and_says_so() {
+    let here = Namespace::new("balancer").unwrap();
+    let there = Namespace::new("origins").unwrap();
+    link::veth((&here, "uplink"), (&there, "servers")).unwrap();
+    let address = |namespace, link, text: &str| {
+        link::add_address(namespace, link, text.parse().unwrap()).unwrap();
+    };
+    address(&here, "uplink", "198.51.100.1/24");
+    address(&there, "servers", "198.51.100.2/24");
+    address(&there, "servers", "198.51.100.3/24");
+    here.block_on(async || scenario(&here, &there).await)
+        .unwrap();
+}
+
+async fn scenario(here: &Namespace, there: &Namespace) {
+    let origin = |address: &str| {
+        let listener = there.run(|| StdListener::bind(address).unwrap()).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        Origin::on(TcpListener::from_std(listener).unwrap())
+    };
+    let (a, b) = (origin("198.51.100.2:7000"), origin("198.51.100.3:7000"));
+    let config = ConfigService::start();
+    let balancer = Running::start(config.address);
+    let mut monitor = monitor(INTERVAL);
+    monitor.consecutive_down = 1;
+    let game = pool("game", "quick", &[("a", a.address), ("b", b.address)]);
+    config.say(full(1, resources(monitor, vec![game])));
+    let mut watch = balancer.watch().await;
+    watch.until("game", "a", HealthState::Up).await;
+    watch.until("game", "b", HealthState::Up).await;
+
+    link::down(here, "uplink").unwrap();
+    let page = balancer.page("/readyz", |status, _| status == 503).await;
+    assert!(
+        page.contains("network: ") && page.contains("network is unreachable"),
+        "{page}"
+    );
+    // Many more probes fail, and none of them is held against an origin.
+    let failures = |page: &str| {
+        let mut lines = page.lines();
+        let prefix = "anyport_probe_seconds_count{result=\"local\"} ";
+        let count = lines.find_map(|line| line.strip_prefix(prefix));
+        count.is_some_and(|count| count.parse::<u64>().unwrap() > 10)
+    };
+    let page = balancer.page("/metrics", |_, page| failures(page)).await;
+    assert!(page.contains("anyport_balancer_isolated 1\n"), "{page}");
+    for origin in balancer.health("game").await.origins {
+        assert_eq!(origin.health(), HealthState::Up, "{origin:?}");
+    }
+
+    link::up(here, "uplink").unwrap();
+    balancer.page("/readyz", |status, _| status == 200).await;
+    a.kill().await;
+    watch.until("game", "a", HealthState::Down).await;
+    let b = watch.origin("game", "b").unwrap();
+    assert_eq!(b.health(), HealthState::Up);
+}

@@ -1,0 +1,10 @@
+//! A whole balancer between a scripted config service, origins on real sockets,
+//! and an edge that watches.
+#![allow(clippy::unwrap_used)]
+
+mod admin;
+mod config_stream;
+mod isolation;
+mod probing;
+mod support;
+mod weights_stream;
