@@ -52,8 +52,8 @@ impl Load {
         }
     }
 
-    /// The source address for connection number `index`, to a target of the given family.
-    pub(super) fn source(&self, index: usize, is_ipv6: bool) -> Option<IpAddr> {
+    /// The source address for connection attempt number `attempt`, to a target of the given family.
+    pub(super) fn source(&self, attempt: usize, is_ipv6: bool) -> Option<IpAddr> {
         let fitting = || {
             self.sources
                 .iter()
@@ -61,7 +61,7 @@ impl Load {
         };
         match fitting().count() {
             0 => None,
-            count => fitting().nth(index % count).copied(),
+            count => fitting().nth(attempt % count).copied(),
         }
     }
 

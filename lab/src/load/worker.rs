@@ -6,7 +6,8 @@ use std::io;
 use std::net::SocketAddr;
 use std::panic::resume_unwind;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use nix::sys::socket::{setsockopt, sockopt};
@@ -72,17 +73,24 @@ impl From<io::Error> for Stop {
 #[derive(Clone)]
 pub(super) struct Worker {
     thread: Rc<Thread>,
-    /// Which of all connections this is.
-    index: usize,
     rng: Rc<RefCell<SmallRng>>,
 }
 
 struct Thread {
     load: Load,
     deadline: Instant,
-    begun: std::sync::Arc<AtomicU64>,
+    numbers: Arc<Numbers>,
     opening: Semaphore,
     tally: RefCell<Tally>,
+}
+
+/// What all threads of a run number together.
+#[derive(Default)]
+struct Numbers {
+    /// The next operation.
+    operation: AtomicU64,
+    /// The next connection attempt.
+    attempt: AtomicUsize,
 }
 
 /// Runs `work` once for each connection of `load`, and adds up what they tell.
@@ -96,7 +104,7 @@ where
     load.check()?;
     let connections = load.connections.get();
     let threads = load.threads.get().min(connections);
-    let begun = std::sync::Arc::new(AtomicU64::new(0));
+    let numbers = Arc::<Numbers>::default();
     let start = Instant::now();
     // Checked above to be at most a day away.
     let deadline = start + load.duration;
@@ -109,7 +117,7 @@ where
         let thread_state = Rc::new(Thread {
             load: load.clone(),
             deadline,
-            begun: begun.clone(),
+            numbers: numbers.clone(),
             opening: Semaphore::new(OPENING_AT_ONCE),
             tally: RefCell::new(Tally::new()?),
         });
@@ -122,7 +130,6 @@ where
                     .wrapping_add((index as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15));
                 tasks.spawn_local(work(Worker {
                     thread: thread_state.clone(),
-                    index,
                     rng: Rc::new(RefCell::new(SmallRng::seed_from_u64(seed))),
                 }));
             }
@@ -168,7 +175,12 @@ impl Worker {
             return false;
         }
         if let Some(count) = self.thread.load.count
-            && self.thread.begun.fetch_add(1, Ordering::Relaxed) >= count.get()
+            && self
+                .thread
+                .numbers
+                .operation
+                .fetch_add(1, Ordering::Relaxed)
+                >= count.get()
         {
             return false;
         }
@@ -207,7 +219,8 @@ impl Worker {
             SocketAddr::V4(_) => TcpSocket::new_v4()?,
             SocketAddr::V6(_) => TcpSocket::new_v6()?,
         };
-        if let Some(source) = load.source(self.index, target.is_ipv6()) {
+        let attempt = self.thread.numbers.attempt.fetch_add(1, Ordering::Relaxed);
+        if let Some(source) = load.source(attempt, target.is_ipv6()) {
             // The port is then chosen by the whole four-tuple at connect, not by the address alone,
             // so that one source has 28,000 ports towards each target and not towards all.
             setsockopt(&socket, sockopt::IpBindAddressNoPort, &true).map_err(io::Error::from)?;
