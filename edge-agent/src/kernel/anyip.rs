@@ -2,11 +2,13 @@
 //! every address in it without holding any.
 //!
 //! The routes carry a protocol number of our own, by which they are told from
-//! everyone else's. Each names the loopback address as preferred source. That
+//! everyone else's. Each names the loopback address as preferred source, which
 //! is for clients on the edge host itself: without it such a client takes the
-//! address that it connects to as its own, the answers to it then match the
-//! steering rule as well, and it never gets through. Clients from outside are
-//! not affected.
+//! very address that it dials as its own. Access rules would then see an owned
+//! address as the source, and the answers, going to an owned address, would
+//! meet the steering rule as well; nftables lets them through today because
+//! the client's socket is not transparent, iptables does not. Clients from
+//! outside are not affected.
 
 use std::net::IpAddr;
 

@@ -65,6 +65,7 @@ fn clients_on_the_edge_host_itself_are_served_too() {
 
         for to in ["198.51.100.7:25565", "[2001:db8:51::7]:25565"] {
             assert_eq!(edge.dial_from_itself(to).await, steered(to));
+            assert!(edge.source_of_itself(to).await.is_loopback(), "{to}");
         }
     });
 }

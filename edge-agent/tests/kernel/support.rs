@@ -79,6 +79,13 @@ impl Edge {
         dial(self.topology.edge(), to).await
     }
 
+    /// Dials from the edge host itself, and gives the source that was seen.
+    pub(crate) async fn source_of_itself(&self, to: &str) -> IpAddr {
+        let (edge, to) = (self.topology.edge().clone(), to.parse().unwrap());
+        let asking = move || edge.run(|| ask(to)).unwrap().unwrap().1.ip();
+        tokio::task::spawn_blocking(asking).await.unwrap()
+    }
+
     pub(crate) fn client(&self) -> Namespace {
         self.topology.client().clone()
     }
@@ -138,16 +145,25 @@ async fn dial(from: &Namespace, to: &str) -> Answer {
 }
 
 pub(crate) fn dial_blocking(to: SocketAddr) -> Answer {
+    match ask(to) {
+        Ok((seen, _)) => Answer::Steered(seen),
+        Err(answer) => answer,
+    }
+}
+
+/// The destination and the source that the listener saw.
+fn ask(to: SocketAddr) -> Result<(SocketAddr, SocketAddr), Answer> {
     let mut stream = match TcpStream::connect_timeout(&to, Duration::from_secs(2)) {
         Ok(stream) => stream,
-        Err(error) if error.kind() == ErrorKind::ConnectionRefused => return Answer::Refused,
-        Err(error) if error.kind() == ErrorKind::TimedOut => return Answer::Silent,
+        Err(error) if error.kind() == ErrorKind::ConnectionRefused => return Err(Answer::Refused),
+        Err(error) if error.kind() == ErrorKind::TimedOut => return Err(Answer::Silent),
         Err(error) => panic!("dialling {to}: {error}"),
     };
     let mut seen = String::new();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     stream.read_to_string(&mut seen).unwrap();
-    Answer::Steered(seen.parse().expect("the listener's answer"))
+    let (to, from) = seen.split_once(' ').expect("the listener's answer");
+    Ok((to.parse().unwrap(), from.parse().unwrap()))
 }
 
 pub(crate) fn steered(to: &str) -> Answer {
@@ -210,7 +226,8 @@ fn listen(on: IpAddr) -> (NonZeroU16, JoinHandle<()>) {
     let task = tokio::spawn(async move {
         loop {
             let (mut stream, _) = listener.accept().await.unwrap();
-            let seen = stream.local_addr().unwrap().to_string();
+            let (to, from) = (stream.local_addr().unwrap(), stream.peer_addr().unwrap());
+            let seen = format!("{to} {from}");
             // The client may have gone; that is its business.
             let _ = stream.write_all(seen.as_bytes()).await;
         }
