@@ -1,4 +1,5 @@
 //! The laboratory: what it takes to try Anyport on a real kernel and to measure it. For development
 //! only; nothing else depends on it.
 
+pub mod cluster;
 pub mod load;

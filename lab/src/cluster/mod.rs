@@ -1,0 +1,376 @@
+//! The real programs, each as a process of its own, in the network of a [`Topology`].
+//!
+//! The control plane and the agent run in the edge's namespace and talk over its loopback; origins
+//! and clients run in theirs. Every cluster has namespaces of its own, so all of them use the
+//! programs' usual ports.
+//!
+//! What always holds:
+//!
+//! - **Never a stale program.** The first cluster of a test process has cargo build the programs,
+//!   and runs exactly what cargo names; where everything is fresh that takes a moment.
+//! - **Nothing left behind.** Processes are killed by id when the cluster is dropped, and by the
+//!   kernel when the thread that started them ends in whatever way. So start, restart and keep a
+//!   cluster on the test's own thread.
+//! - **One at a time.** Within a test process a second cluster waits for the first to be gone: what
+//!   is measured in seconds must not depend on how many tests the harness runs at once.
+//! - **A failed test shows the logs.** When a cluster is dropped by a panic, the end of every
+//!   process's log goes to the test's output.
+
+mod command;
+mod error;
+mod http;
+mod metrics;
+mod process;
+mod programs;
+mod service;
+mod visit;
+mod wait;
+
+use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use anyport_netns::Topology;
+use tempfile::TempDir;
+
+pub use command::Said;
+pub use error::{Error, Result};
+pub use metrics::Metrics;
+pub use service::{Replica, Service, Store};
+pub use wait::eventually;
+
+use process::Process;
+use programs::Programs;
+
+/// How long anything may take that should be a matter of moments. A test that needs it has failed.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The threads of the agent that carry connections, where a plan does not say.
+const WORKERS: NonZeroUsize = NonZeroUsize::MIN.saturating_add(1);
+
+/// Lines of each log that a failed test shows.
+const LOG_LINES: usize = 80;
+
+/// What a cluster consists of.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Origin namespaces; servers in them are the test's to start.
+    pub origins: usize,
+    /// Where the config service keeps its state.
+    pub store: Store,
+    /// Worker threads of the agent.
+    pub workers: NonZeroUsize,
+    /// Environment of every process, for example of the exporter of traces. They inherit nothing
+    /// of the kind from the test's own.
+    pub environment: Vec<(String, String)>,
+}
+
+impl Default for Plan {
+    fn default() -> Self {
+        Self {
+            origins: 1,
+            store: Store::Embedded,
+            workers: WORKERS,
+            environment: Vec::new(),
+        }
+    }
+}
+
+/// A running cluster.
+#[derive(Debug)]
+pub struct Cluster {
+    // In the order of their end: processes before their directory and their network.
+    processes: BTreeMap<Service, Process>,
+    directory: TempDir,
+    topology: Topology,
+    plan: Plan,
+    programs: &'static Programs,
+    _turn: MutexGuard<'static, ()>,
+}
+
+static TURN: Mutex<()> = Mutex::new(());
+
+impl Cluster {
+    /// Builds the programs, makes the network, starts everything and waits until all of it is
+    /// ready: the store answers, and the agent has the (empty) configuration.
+    ///
+    /// # Errors
+    ///
+    /// Where a program cannot be built or started, or is not ready within [`PATIENCE`]; then with
+    /// its log.
+    pub fn start(plan: Plan) -> Result<Self> {
+        let topology = Topology::new(plan.origins)?;
+        Self::start_in(topology, plan)
+    }
+
+    /// As [`start`](Self::start), in a network that the test has prepared. `plan.origins` is not
+    /// looked at.
+    ///
+    /// # Errors
+    ///
+    /// As [`start`](Self::start).
+    pub fn start_in(topology: Topology, plan: Plan) -> Result<Self> {
+        let programs = programs::built()?;
+        // Held by a test that failed, it protects nothing that could be half done.
+        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        let directory = tempfile::Builder::new()
+            .prefix("anyport-lab-")
+            .tempdir()
+            .map_err(|source| Error::io("making a directory for the cluster", source))?;
+        let services = Service::all_of(plan.store);
+        let mut cluster = Self {
+            processes: BTreeMap::new(),
+            directory,
+            topology,
+            plan,
+            programs,
+            _turn: turn,
+        };
+        // All at once: each has to bear that the others are not there yet.
+        for service in services {
+            cluster.spawn(*service)?;
+        }
+        for service in services {
+            cluster.wait_until_ready(*service)?;
+        }
+        Ok(cluster)
+    }
+
+    /// The network.
+    pub fn topology(&self) -> &Topology {
+        &self.topology
+    }
+
+    /// The config service's replicas.
+    pub fn replicas(&self) -> &'static [Replica] {
+        self.plan.store.replicas()
+    }
+
+    /// A directory for files of the test, gone with the cluster.
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// The process id.
+    ///
+    /// # Errors
+    ///
+    /// Where it does not run.
+    pub fn pid(&self, service: Service) -> Result<u32> {
+        Ok(self.running(service)?.pid())
+    }
+
+    /// Kills a process with SIGKILL, and waits until it is gone.
+    ///
+    /// # Errors
+    ///
+    /// Where it does not run.
+    pub fn kill9(&mut self, service: Service) -> Result<()> {
+        let mut process = self
+            .processes
+            .remove(&service)
+            .ok_or(Error::NotRunning { service })?;
+        process.kill9().map_err(|source| {
+            let what = format!("killing {service}");
+            Error::io(what, source)
+        })
+    }
+
+    /// Sends SIGTERM, and waits for the process to end by itself; gives its exit status.
+    ///
+    /// # Errors
+    ///
+    /// Where it does not run, or has not ended after `limit`; then it is killed.
+    pub fn terminate(&mut self, service: Service, limit: Duration) -> Result<Option<i32>> {
+        let mut process = self
+            .processes
+            .remove(&service)
+            .ok_or(Error::NotRunning { service })?;
+        process.terminate(limit).map_err(|source| {
+            let what = format!("ending {service}");
+            Error::io(what, source)
+        })
+    }
+
+    /// Starts a process that does not run, on the state that it left, and waits until it is ready.
+    ///
+    /// # Errors
+    ///
+    /// Where it cannot be started, or is not ready within [`PATIENCE`]; then with its log.
+    pub fn restart(&mut self, service: Service) -> Result<()> {
+        self.spawn(service)?;
+        self.wait_until_ready(service)
+    }
+
+    /// Waits until a process that was started says that it does its job.
+    ///
+    /// # Errors
+    ///
+    /// Where it ends, or does not say so within [`PATIENCE`]; then with its log.
+    pub fn wait_until_ready(&mut self, service: Service) -> Result<()> {
+        let path = service.ready_path();
+        let outcome = wait::until(PATIENCE, || {
+            let process = self.processes.get_mut(&service);
+            if let Some(status) = process.and_then(Process::has_ended) {
+                return Ok(Err(format!("it ended with {status}")));
+            }
+            match self.get(service, path) {
+                Ok(_) => Ok(Ok(())),
+                Err(error) => Err(error::with_causes(&error)),
+            }
+        });
+        outcome.flatten().map_err(|last| Error::NotReady {
+            service,
+            last,
+            log: self.log_tail(service),
+        })
+    }
+
+    /// Starts a process that does not run, and does not wait.
+    ///
+    /// # Errors
+    ///
+    /// Where it cannot be started.
+    pub fn spawn(&mut self, service: Service) -> Result<()> {
+        let mut command = self
+            .topology
+            .edge()
+            .command(self.programs.path(service.program())?);
+        command::clear_environment(&mut command);
+        command.envs(
+            self.plan
+                .environment
+                .iter()
+                .map(|(name, value)| (name, value)),
+        );
+        command.args(service.arguments(&self.plan, self.directory.path()));
+        let process = Process::spawn(command, &self.log_path(service)).map_err(|source| {
+            let what = format!("starting {service}");
+            Error::io(what, source)
+        })?;
+        self.processes.insert(service, process);
+        Ok(())
+    }
+
+    /// Applies a manifest with `anyport apply --wait`, through the first replica.
+    ///
+    /// # Errors
+    ///
+    /// Where the command did not exit with 0.
+    pub fn apply(&self, manifest: &str) -> Result<Said> {
+        let said = self.try_apply(manifest, &["--wait=30s"])?;
+        match said.status {
+            Some(0) => Ok(said),
+            _ => Err(Error::Refused { said }),
+        }
+    }
+
+    /// Runs `anyport apply` on a manifest, with further arguments, and gives what came of it.
+    ///
+    /// # Errors
+    ///
+    /// Where the command cannot be run, or does not end.
+    pub fn try_apply(&self, manifest: &str, arguments: &[&str]) -> Result<Said> {
+        let path = self.directory.path().join("manifest.yaml");
+        std::fs::write(&path, manifest)
+            .map_err(|source| Error::io(format!("writing {}", path.display()), source))?;
+        let path = path.display().to_string();
+        let mut all = vec!["apply", "-f", path.as_str()];
+        all.extend(arguments);
+        self.anyport(&all)
+    }
+
+    /// Runs `anyport` against the first replica, and gives what came of it, whatever that is.
+    ///
+    /// # Errors
+    ///
+    /// Where the command cannot be run, or does not end.
+    pub fn anyport(&self, arguments: &[&str]) -> Result<Said> {
+        let mut command = self.topology.edge().command(self.programs.path("anyport")?);
+        command::clear_environment(&mut command);
+        command.envs(
+            self.plan
+                .environment
+                .iter()
+                .map(|(name, value)| (name, value)),
+        );
+        command.env("ANYPORT_SERVER", Replica::First.url());
+        command.args(arguments);
+        command::run(command, self.directory.path())
+    }
+
+    /// What a service counts now.
+    ///
+    /// # Errors
+    ///
+    /// Where it does not answer, or with something else than metrics.
+    pub fn metrics(&self, service: Service) -> Result<Metrics> {
+        let text = self.get(service, "/metrics")?;
+        text.parse()
+            .map_err(|source| Error::Metrics { service, source })
+    }
+
+    /// What a service's admin server answers, if that is 200.
+    ///
+    /// # Errors
+    ///
+    /// Where it does not answer, or with another status.
+    pub fn get(&self, service: Service, path: &str) -> Result<String> {
+        let answer = http::get(self.topology.edge(), service.admin(), path)
+            .map_err(|source| Error::io(format!("asking {service} for {path}"), source))?;
+        match answer.status {
+            200 => Ok(answer.body),
+            status => Err(Error::Status {
+                service,
+                path: path.to_owned(),
+                status,
+                body: answer.body,
+            }),
+        }
+    }
+
+    /// Everything that a process wrote to its log, over all of its starts.
+    pub fn log(&self, service: Service) -> String {
+        let bytes = std::fs::read(self.log_path(service)).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    fn running(&self, service: Service) -> Result<&Process> {
+        self.processes
+            .get(&service)
+            .ok_or(Error::NotRunning { service })
+    }
+
+    fn log_path(&self, service: Service) -> PathBuf {
+        self.directory.path().join(format!("{service}.log"))
+    }
+
+    fn log_tail(&self, service: Service) -> String {
+        let log = self.log(service);
+        let skipped = log.lines().count().saturating_sub(LOG_LINES);
+        log.lines()
+            .skip(skipped)
+            .fold(String::new(), |tail, line| tail + line + "\n")
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            for service in Service::all_of(self.plan.store) {
+                let running = if self.processes.contains_key(service) {
+                    "running"
+                } else {
+                    "not running"
+                };
+                eprintln!(
+                    "---- log of {service} ({running})\n{}",
+                    self.log_tail(*service)
+                );
+            }
+        }
+    }
+}
