@@ -428,11 +428,16 @@ impl Watch {
         .await
     }
 
-    /// Follows until the origin is so.
+    /// Follows until the origin is so. Bounded as a whole: an endless stream of
+    /// updates that never bring it about fails too.
     pub async fn until(&mut self, pool: &str, origin: &str, health: v1::HealthState) {
-        while self.origin(pool, origin).map(|found| found.health()) != Some(health) {
-            self.next().await;
-        }
+        let what = format!("{pool}/{origin} to be {health:?}");
+        within(&what, async {
+            while self.origin(pool, origin).map(|found| found.health()) != Some(health) {
+                self.next().await;
+            }
+        })
+        .await;
     }
 
     pub fn origin(&self, pool: &str, origin: &str) -> Option<&v1::OriginWeight> {
