@@ -29,6 +29,7 @@ use anyport_proto::{
     sync::{Applied, Origin, Subscriber},
     v1,
 };
+use ipnet::IpNet;
 use tokio::sync::watch;
 use tracing::Instrument;
 
@@ -143,7 +144,10 @@ impl<K: Kernel> Applier<K> {
             (needs, rejections)
         };
         match self.steer(needs).await {
-            Ok(()) => self.ready.set_ready(),
+            Ok(taken) => {
+                self.ready.set_ready();
+                rejections.extend(taken.into_iter().map(already_routed));
+            }
             Err(error) => {
                 tracing::error!(%error, "the kernel does not steer as configured");
                 let reason = format!("kernel: {error}");
@@ -155,7 +159,8 @@ impl<K: Kernel> Applier<K> {
         rejections
     }
 
-    async fn steer(&self, needs: KernelNeeds) -> Result<(), KernelError> {
+    /// Has the kernel steer. Returns prefixes that somebody else's route has.
+    async fn steer(&self, needs: KernelNeeds) -> Result<Vec<IpNet>, KernelError> {
         let span = tracing::info_span!(
             "kernel",
             prefixes = needs.prefixes.len(),
@@ -189,7 +194,7 @@ impl<K: Kernel> Applier<K> {
         span.record("routes_removed", applied.routes_removed);
         span.record("elements_added", applied.elements_added);
         span.record("elements_removed", applied.elements_removed);
-        Ok(())
+        Ok(applied.conflicts)
     }
 
     /// Makes known what is in use now.
@@ -242,6 +247,21 @@ impl<K: Kernel> Applier<K> {
             rejections,
             traceparent: current_traceparent().unwrap_or_default(),
         })
+    }
+}
+
+/// The edge does not answer for a prefix that the host's owner has routed
+/// otherwise.
+fn already_routed(net: IpNet) -> v1::Rejection {
+    let reference = v1::ResourceRef {
+        kind: v1::Kind::Prefix.into(),
+        name: net.to_string(),
+    };
+    v1::Rejection {
+        resource: Some(reference),
+        reason: format!(
+            "the host's table local has a route of its own for {net}; remove it (ip route show table local {net}) and apply again"
+        ),
     }
 }
 
