@@ -1,1 +1,30 @@
+//! The config service: where apps are declared.
+//!
+//! - [`store`]: where revisions live (a file, or etcd)
+//! - [`state`]: the present state, in memory, true to the store
+//! - [`admit`]: what may become a revision
+//! - [`push`]: how edges and balancers get it
+//! - [`nodes`]: who is connected, and what each has applied
+//! - [`serve`]: all of it on the wire
+//!
+//! A change goes through them in this order: `serve` reads the request, `admit`
+//! holds it against the state and has it stored, `state` moves, `push` sends the
+//! difference to every subscriber and takes the acknowledgements to `nodes`,
+//! where `apply --wait` sees them. Several replicas share one etcd; each watches
+//! it, and no edge does.
 
+#![forbid(unsafe_code)]
+
+pub mod admit;
+mod app;
+mod config;
+mod metrics;
+pub mod nodes;
+pub mod push;
+pub mod serve;
+pub mod state;
+pub mod store;
+
+pub use app::{ConfigService, RunError, run};
+pub use config::Config;
+pub use metrics::Metrics;

@@ -33,6 +33,10 @@ impl State {
         &self.resources
     }
 
+    pub fn into_resources(self) -> Resources {
+        self.resources
+    }
+
     pub fn len(&self) -> usize {
         self.resources.len()
     }

@@ -1,0 +1,13 @@
+//! What may become a revision.
+//!
+//! Reading a request, planning and judging are pure ([`intent`]); [`write`] does
+//! them in turn with the store: once for a repeated request, again where another
+//! replica was first, and without the store for a dry run.
+
+mod intent;
+mod read;
+mod write;
+
+pub use intent::{ApplyRead, Change, Intent, Plan, Refusal, User, Violation};
+pub use read::read_apply;
+pub use write::{Conditions, Outcome, WriteError, Writer, Written};

@@ -1,0 +1,283 @@
+//! Writes, one after the other.
+
+use std::{sync::Arc, time::SystemTime};
+
+use anyport_model::names::Revision;
+use anyport_node::telemetry;
+use anyport_proto::sync::UPDATE_MAX;
+use tracing::Instrument;
+
+use super::intent::{Change, Intent, Plan, Refusal, Violation};
+use crate::{
+    state::{Draft, Keeper, Snapshot, Turn, history},
+    store::{ObjectId, Record, RequestMark, StoreError},
+};
+
+/// Another replica may be first a few times, but not for ever.
+const ATTEMPTS: usize = 8;
+
+/// All resources together, in bytes: an update must hold them with room for its
+/// own fields.
+const STATE_MAX: u64 = (UPDATE_MAX - (1 << 20)) as u64;
+
+/// Writes to the state that a keeper holds.
+#[derive(Debug, Clone)]
+pub struct Writer {
+    keeper: Keeper,
+}
+
+/// How a write is to be done, whatever it is.
+#[derive(Debug, Clone, Default)]
+pub struct Conditions {
+    /// Report only.
+    pub dry_run: bool,
+    /// Refuse unless this is the latest revision.
+    pub expected: Option<Revision>,
+    /// The write is done once for all requests of this mark.
+    pub request: Option<RequestMark>,
+    pub author: String,
+    pub message: String,
+}
+
+/// A write that was done, now or before.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Written {
+    /// The latest revision after it.
+    pub revision: Revision,
+    pub state_hash: ObjectId,
+    pub changes: Vec<Change>,
+    pub outcome: Outcome,
+}
+
+/// What a write that was not refused came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    Committed,
+    /// The state was already so.
+    Unchanged,
+    DryRun,
+    /// The same request was done before.
+    Repeated,
+}
+
+/// A write was not done, or nothing is known of it.
+#[derive(Debug, thiserror::Error)]
+pub enum WriteError {
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    #[error(
+        "the latest revision is {latest}, and {expected} was expected; look at what changed and try again"
+    )]
+    Outdated {
+        expected: Revision,
+        latest: Revision,
+    },
+    #[error("request_id {id:?} was used for another request, which made revision {revision}")]
+    RequestIdReused { id: String, revision: Revision },
+    #[error("other writes came first {ATTEMPTS} times; try again")]
+    Contended,
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("planning the write failed")]
+    Panicked(#[source] tokio::task::JoinError),
+}
+
+impl WriteError {
+    /// One word, for metrics.
+    pub fn label(&self) -> &'static str {
+        match self {
+            WriteError::Refused(_) | WriteError::RequestIdReused { .. } => "refused",
+            WriteError::Outdated { .. } => "outdated",
+            WriteError::Contended => "contended",
+            WriteError::Store(_) => "store_error",
+            WriteError::Panicked(_) => "internal_error",
+        }
+    }
+}
+
+impl Writer {
+    pub fn new(keeper: Keeper) -> Self {
+        Self { keeper }
+    }
+
+    /// Does a write, whole or not at all. `now` is the time of its commit.
+    ///
+    /// Dropping the future leaves it open whether the write is done; a repeated
+    /// one with the same request id finds out.
+    pub async fn write(
+        &self,
+        intent: Intent,
+        conditions: Conditions,
+        now: impl Fn() -> SystemTime + Send,
+    ) -> Result<Written, WriteError> {
+        let intent = Arc::new(intent);
+        let turn = self.keeper.turn().await;
+        // Another replica's write may not have come here yet, and even what
+        // changes nothing must be judged by the latest state.
+        let mut present = turn.refresh().await?;
+        for _ in 0..ATTEMPTS {
+            if let Some(repeated) = self.repeated(&intent, &conditions, &present).await? {
+                return Ok(repeated);
+            }
+            if let Some(expected) = conditions.expected
+                && expected != present.revision()
+            {
+                let latest = present.revision();
+                return Err(WriteError::Outdated { expected, latest });
+            }
+            let plan = admit(&intent, &present).await?;
+            let outcome = if conditions.dry_run {
+                Some(Outcome::DryRun)
+            } else if !plan.changes.iter().any(Change::is_change) {
+                Some(Outcome::Unchanged)
+            } else {
+                None
+            };
+            if let Some(outcome) = outcome {
+                return Ok(Written {
+                    revision: present.revision(),
+                    state_hash: present.hash(),
+                    changes: plan.changes,
+                    outcome,
+                });
+            }
+            let commit = Commit {
+                turn: &turn,
+                present: &present,
+                intent: &intent,
+                conditions: &conditions,
+                now: now(),
+            };
+            let span = tracing::info_span!("commit", revision = present.revision().next().0);
+            match commit.run(plan).instrument(span).await? {
+                Some((written, committed)) => {
+                    drop(turn);
+                    self.forget_old(committed);
+                    return Ok(written);
+                }
+                None => present = turn.refresh().await?,
+            }
+        }
+        Err(WriteError::Contended)
+    }
+
+    /// The answer to a request that was done before.
+    async fn repeated(
+        &self,
+        intent: &Arc<Intent>,
+        conditions: &Conditions,
+        present: &Snapshot,
+    ) -> Result<Option<Written>, WriteError> {
+        let Some(mark) = conditions.request.as_ref().filter(|_| !conditions.dry_run) else {
+            return Ok(None);
+        };
+        let Some(done) = present.written_by(&mark.id) else {
+            return Ok(None);
+        };
+        if done.request.digest != mark.digest {
+            return Err(WriteError::RequestIdReused {
+                id: mark.id.clone(),
+                revision: done.revision,
+            });
+        }
+        // Planning is pure, so the same intent on the same state says the same.
+        let before = Revision(done.revision.0.saturating_sub(1));
+        let Some(before) = self.keeper.at(before).await? else {
+            return Ok(None);
+        };
+        Ok(Some(Written {
+            revision: done.revision,
+            state_hash: done.state_hash,
+            changes: intent.plan(&before.resources)?.changes,
+            outcome: Outcome::Repeated,
+        }))
+    }
+
+    /// Housekeeping, behind the back of the one who wrote.
+    fn forget_old(&self, present: Arc<Snapshot>) {
+        if !history::is_due(present.revision()) {
+            return;
+        }
+        let keeper = self.keeper.clone();
+        tokio::spawn(async move {
+            match history::forget_old(&keeper, &present).await {
+                Ok(objects) => tracing::info!(objects, "forgot old revisions"),
+                Err(error) => {
+                    tracing::warn!(%error, "cannot forget old revisions; trying again later")
+                }
+            }
+        });
+    }
+}
+
+/// Planning takes as long as there are resources; not on a thread that serves.
+async fn admit(intent: &Arc<Intent>, present: &Arc<Snapshot>) -> Result<Plan, WriteError> {
+    let span = tracing::info_span!("admit", against = present.revision().0);
+    let (intent, present) = (Arc::clone(intent), Arc::clone(present));
+    let planned =
+        tokio::task::spawn_blocking(move || span.in_scope(|| intent.plan(present.resources())));
+    Ok(planned.await.map_err(WriteError::Panicked)??)
+}
+
+/// One attempt to make a plan the latest revision.
+struct Commit<'a> {
+    turn: &'a Turn<'a>,
+    present: &'a Snapshot,
+    intent: &'a Intent,
+    conditions: &'a Conditions,
+    now: SystemTime,
+}
+
+impl Commit<'_> {
+    /// `None` where another replica was first.
+    async fn run(self, plan: Plan) -> Result<Option<(Written, Arc<Snapshot>)>, WriteError> {
+        let Plan { resources, changes } = plan;
+        let changed: Vec<_> = changes
+            .iter()
+            .filter(|change| change.is_change())
+            .map(Change::reference)
+            .collect();
+        let draft = Draft::new(self.present.state(), resources, &changed);
+        let bytes = draft.state().layout.bytes();
+        if bytes > STATE_MAX {
+            return Err(Refusal::Invalid(vec![Violation {
+                path: "resources".to_owned(),
+                problem: format!(
+                    "all resources together would take {bytes} bytes; right is at most {STATE_MAX}"
+                ),
+            }])
+            .into());
+        }
+        let record = self.record(&draft, &changes);
+        let committed = self.turn.commit(self.present, draft, record).await?;
+        Ok(committed.map(|committed| {
+            let written = Written {
+                revision: committed.revision(),
+                state_hash: committed.hash(),
+                changes,
+                outcome: Outcome::Committed,
+            };
+            (written, committed)
+        }))
+    }
+
+    fn record(&self, draft: &Draft, changes: &[Change]) -> Record {
+        let count = |wanted: fn(&Change) -> bool| {
+            let count = changes.iter().filter(|change| wanted(change)).count();
+            u32::try_from(count).unwrap_or(u32::MAX)
+        };
+        Record {
+            revision: draft.state().revision,
+            committed_at: self.now,
+            author: self.conditions.author.clone(),
+            message: self.conditions.message.clone(),
+            created: count(|change| matches!(change, Change::Created(_))),
+            updated: count(|change| matches!(change, Change::Updated { .. })),
+            deleted: count(|change| matches!(change, Change::Deleted(_))),
+            rollback_of: self.intent.rollback_of(),
+            state_hash: draft.state().hash(),
+            request: self.conditions.request.clone(),
+            traceparent: telemetry::current_traceparent().unwrap_or_default(),
+        }
+    }
+}

@@ -1,0 +1,213 @@
+//! Puts the parts of the service together.
+
+use std::{convert::Infallible, net::SocketAddr, sync::Arc};
+
+use anyport_node::{
+    admin::AdminServer,
+    drain::Drain,
+    identity::{Identity, IdentityError},
+    listen::ListenError,
+    metrics::{Registry, prometheus},
+    ready::Readiness,
+    rpc::{ServeError, Server},
+};
+use anyport_proto::{
+    DESCRIPTORS, sync::UPDATE_MAX, v1::config_service_server::ConfigServiceServer,
+};
+
+use crate::{
+    admit::Writer,
+    config::Config,
+    metrics::Metrics,
+    nodes::{Nodes, Role, share},
+    push::{DiscoveryServer, Push},
+    serve::ConfigApi,
+    state::{Keeper, follow},
+    store::{
+        Store, StoreUrl,
+        embedded::{Embedded, OpenError},
+        etcd::{ConnectError, Etcd, connect, presence::Presence},
+    },
+};
+
+/// A config service that listens, but does not serve yet.
+#[must_use = "nothing is served before `serve`"]
+pub struct ConfigService {
+    identity: Identity,
+    server: Server,
+    admin: AdminServer,
+    readiness: Readiness,
+    registry: Registry,
+    metrics: Metrics,
+    store: Arc<dyn Store>,
+    presence: Option<Presence>,
+    replica: String,
+}
+
+/// The service could not start, or broke off.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    #[error(transparent)]
+    Embedded(#[from] OpenError),
+    #[error(transparent)]
+    Etcd(#[from] ConnectError),
+    #[error("metrics")]
+    Metrics(#[from] prometheus::Error),
+    #[error(transparent)]
+    Serve(#[from] ServeError),
+}
+
+/// Runs a config service until the drain has begun and every call has ended.
+///
+/// # Errors
+/// See [`RunError`].
+pub async fn run(config: Config, drain: Drain) -> Result<(), RunError> {
+    ConfigService::bind(&config).await?.serve(&drain).await
+}
+
+impl ConfigService {
+    /// Opens the store and the listeners. An etcd that cannot be reached is no
+    /// error: the service waits for it and says so.
+    ///
+    /// # Errors
+    /// See [`RunError`].
+    pub async fn bind(config: &Config) -> Result<Self, RunError> {
+        let identity = config.tls.load()?;
+        let server = Server::bind("--listen", config.listen, &identity)?;
+        let admin = AdminServer::bind("--admin", config.admin, &identity)?;
+        let (store, presence): (Arc<dyn Store>, _) = match &config.store {
+            StoreUrl::Embedded(directory) => (Arc::new(Embedded::open(directory)?), None),
+            StoreUrl::Etcd(url) => {
+                let client = connect(url, &identity).await?;
+                let presence = Presence::new(&client, url, rand::random());
+                (Arc::new(Etcd::new(&client, url)), Some(presence))
+            }
+        };
+        let registry = Registry::new();
+        Ok(Self {
+            replica: replica_name(server.address()),
+            metrics: Metrics::new(&registry)?,
+            readiness: Readiness::new(),
+            identity,
+            server,
+            admin,
+            registry,
+            store,
+            presence,
+        })
+    }
+
+    /// Where gRPC is served; the port is the real one where 0 was asked for.
+    pub fn address(&self) -> SocketAddr {
+        self.server.address()
+    }
+
+    /// Where the admin HTTP server answers.
+    pub fn admin_address(&self) -> SocketAddr {
+        self.admin.address()
+    }
+
+    /// What the service still waits for.
+    pub fn readiness(&self) -> Readiness {
+        self.readiness.clone()
+    }
+
+    /// Serves until the drain has begun and every call has ended.
+    ///
+    /// # Errors
+    /// See [`RunError`].
+    pub async fn serve(self, drain: &Drain) -> Result<(), RunError> {
+        let Self {
+            server,
+            admin,
+            readiness,
+            registry,
+            metrics,
+            store,
+            presence,
+            replica,
+            identity,
+        } = self;
+        let keeper = Keeper::new(store);
+        let nodes = Nodes::default();
+        let loaded = readiness.condition("store", "the store has not been read yet");
+        let _admin = admin.spawn(registry, readiness.clone(), drain.clone());
+        let push = Push::new(
+            keeper.clone(),
+            nodes.clone(),
+            metrics.clone(),
+            drain.clone(),
+            replica,
+        );
+        let api = ConfigApi {
+            writer: Writer::new(keeper.clone()),
+            keeper: keeper.clone(),
+            nodes: nodes.clone(),
+            metrics: metrics.clone(),
+            drain: drain.clone(),
+        };
+        let server = server
+            .service(ConfigServiceServer::new(api).max_decoding_message_size(UPDATE_MAX))
+            .service(DiscoveryServer::new(push))
+            .descriptors(DESCRIPTORS);
+        tracing::info!(address = %server.address(), tls = identity.is_tls(), "serving");
+        // Of its own, so that sharing ends with serving whatever ended that.
+        let sharing = drain.child();
+        let serving = async {
+            let served = server.serve(&readiness, drain).await;
+            sharing.begin();
+            served
+        };
+        let served =
+            async { tokio::join!(serving, share_presence(&nodes, presence.as_ref(), &sharing)).0 };
+        tokio::select! {
+            served = served => Ok(served?),
+            never = follow(&keeper, &loaded) => match never {},
+            never = count(&keeper, &nodes, &metrics) => match never {},
+        }
+    }
+}
+
+/// Tells other replicas of our nodes, where there are others.
+async fn share_presence(nodes: &Nodes, presence: Option<&Presence>, drain: &Drain) {
+    if let Some(presence) = presence {
+        share(nodes, presence, drain).await;
+    }
+}
+
+/// Keeps the gauges in step with what they show.
+async fn count(keeper: &Keeper, nodes: &Nodes, metrics: &Metrics) -> Infallible {
+    let mut present = keeper.subscribe();
+    let mut here = nodes.changes_here();
+    loop {
+        let revision = present
+            .borrow_and_update()
+            .as_ref()
+            .map(|state| state.revision());
+        metrics.moved_to(revision.map_or(0, |revision| revision.0));
+        here.borrow_and_update();
+        for role in Role::ALL {
+            metrics.connected(role, nodes.count_here(role));
+        }
+        // Neither can fail: both senders are held by the arguments.
+        tokio::select! {
+            _ = present.changed() => {}
+            _ = here.changed() => {}
+        }
+    }
+}
+
+/// How `NodeStatus` names this process: host and port, as people know it.
+fn replica_name(address: SocketAddr) -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname");
+    let host = host.as_deref().map(str::trim).unwrap_or_default();
+    if host.is_empty() {
+        address.to_string()
+    } else {
+        format!("{host}:{}", address.port())
+    }
+}

@@ -1,0 +1,330 @@
+//! Who is connected.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use anyport_model::names::NodeName;
+use anyport_proto::v1;
+use tokio::sync::watch;
+
+/// What a node is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Role {
+    Edge,
+    Balancer,
+}
+
+/// Which node.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NodeKey {
+    pub role: Role,
+    pub name: NodeName,
+}
+
+impl Role {
+    pub const ALL: [Role; 2] = [Role::Edge, Role::Balancer];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Role::Edge => "edge",
+            Role::Balancer => "balancer",
+        }
+    }
+
+    /// `None` for unspecified and for what this version does not know.
+    pub fn read(wire: i32) -> Option<Self> {
+        match v1::NodeRole::try_from(wire) {
+            Ok(v1::NodeRole::Edge) => Some(Role::Edge),
+            Ok(v1::NodeRole::Balancer) => Some(Role::Balancer),
+            Ok(v1::NodeRole::Unspecified) | Err(_) => None,
+        }
+    }
+}
+
+impl From<Role> for v1::NodeRole {
+    fn from(role: Role) -> Self {
+        match role {
+            Role::Edge => v1::NodeRole::Edge,
+            Role::Balancer => v1::NodeRole::Balancer,
+        }
+    }
+}
+
+impl NodeKey {
+    fn of(status: &v1::NodeStatus) -> Option<Self> {
+        Some(Self {
+            role: Role::read(status.role)?,
+            name: status.name.parse().ok()?,
+        })
+    }
+}
+
+/// `edge/fra1`.
+impl fmt::Display for NodeKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.role.as_str(), self.name)
+    }
+}
+
+/// All nodes that are connected to any replica. Clones share it.
+#[derive(Debug, Clone, Default)]
+pub struct Nodes {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    book: Mutex<Book>,
+    /// Counts changes, for those who wait for one.
+    changes: watch::Sender<u64>,
+    /// As `changes`, of the nodes that are connected here only.
+    changes_here: watch::Sender<u64>,
+}
+
+#[derive(Debug, Default)]
+struct Book {
+    next_session: u64,
+    here: BTreeMap<NodeKey, Here>,
+    elsewhere: BTreeMap<NodeKey, Arc<v1::NodeStatus>>,
+}
+
+#[derive(Debug)]
+struct Here {
+    session: u64,
+    status: Arc<v1::NodeStatus>,
+}
+
+/// A node's connection; the node vanishes when it is dropped.
+#[derive(Debug)]
+pub struct Session {
+    nodes: Nodes,
+    key: NodeKey,
+    id: u64,
+}
+
+impl Nodes {
+    /// A node has connected here. It replaces an older connection of the same
+    /// node, which may not have noticed its end yet.
+    pub fn connect(&self, key: NodeKey, status: v1::NodeStatus) -> Session {
+        let mut book = self.book();
+        let id = book.next_session;
+        book.next_session += 1;
+        let here = Here {
+            session: id,
+            status: Arc::new(status),
+        };
+        if book.here.insert(key.clone(), here).is_some() {
+            tracing::warn!(
+                node = %key,
+                "a second connection under this name; is the name given to two nodes?"
+            );
+        }
+        drop(book);
+        self.changed_here();
+        Session {
+            nodes: self.clone(),
+            key,
+            id,
+        }
+    }
+
+    /// What nodes last said, by role and name; of a node that is connected
+    /// twice, what the later connection says.
+    pub fn list(&self, role: Option<Role>) -> Vec<v1::NodeStatus> {
+        let book = self.book();
+        let mut all: BTreeMap<&NodeKey, &Arc<v1::NodeStatus>> = book.elsewhere.iter().collect();
+        for (key, here) in &book.here {
+            let later =
+                |other: &Arc<v1::NodeStatus>| connected_at(other) > connected_at(&here.status);
+            if !all.get(key).is_some_and(|other| later(other)) {
+                all.insert(key, &here.status);
+            }
+        }
+        all.into_iter()
+            .filter(|(key, _)| role.is_none_or(|role| key.role == role))
+            .map(|(_, status)| v1::NodeStatus::clone(status))
+            .collect()
+    }
+
+    /// Number of nodes of a role that are connected here.
+    pub fn count_here(&self, role: Role) -> usize {
+        let book = self.book();
+        book.here.keys().filter(|key| key.role == role).count()
+    }
+
+    /// What the nodes that are connected here last said.
+    pub fn here(&self) -> BTreeMap<NodeKey, Arc<v1::NodeStatus>> {
+        let book = self.book();
+        let here = book.here.iter();
+        here.map(|(key, here)| (key.clone(), Arc::clone(&here.status)))
+            .collect()
+    }
+
+    /// Takes what other replicas say of theirs, in place of what they said
+    /// before.
+    pub fn set_elsewhere(&self, statuses: Vec<v1::NodeStatus>) {
+        let mut elsewhere: BTreeMap<NodeKey, Arc<v1::NodeStatus>> = BTreeMap::new();
+        for status in statuses {
+            let Some(key) = NodeKey::of(&status) else {
+                tracing::warn!(
+                    name = status.name,
+                    "another replica told of a node without role or name"
+                );
+                continue;
+            };
+            let later = elsewhere
+                .get(&key)
+                .is_some_and(|other| connected_at(other) > connected_at(&status));
+            if !later {
+                elsewhere.insert(key, Arc::new(status));
+            }
+        }
+        let mut book = self.book();
+        if book.elsewhere != elsewhere {
+            book.elsewhere = elsewhere;
+            drop(book);
+            self.shared.changes.send_modify(|count| *count += 1);
+        }
+    }
+
+    /// Notices every change of [`list`](Self::list).
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.shared.changes.subscribe()
+    }
+
+    /// Notices every change of [`here`](Self::here).
+    pub fn changes_here(&self) -> watch::Receiver<u64> {
+        self.shared.changes_here.subscribe()
+    }
+
+    fn changed_here(&self) {
+        self.shared.changes_here.send_modify(|count| *count += 1);
+        self.shared.changes.send_modify(|count| *count += 1);
+    }
+
+    fn book(&self) -> MutexGuard<'_, Book> {
+        // Every change to it is a single step, so a panic leaves it sound.
+        self.shared
+            .book
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Session {
+    /// The node said something new. Nothing happens if a newer connection
+    /// speaks for it.
+    pub fn update(&self, change: impl FnOnce(&mut v1::NodeStatus)) {
+        let mut book = self.nodes.book();
+        let Some(here) = book.here.get_mut(&self.key) else {
+            return;
+        };
+        if here.session != self.id {
+            return;
+        }
+        change(Arc::make_mut(&mut here.status));
+        drop(book);
+        self.nodes.changed_here();
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        let mut book = self.nodes.book();
+        let mine = |here: &Here| here.session == self.id;
+        if !book.here.get(&self.key).is_some_and(mine) {
+            return;
+        }
+        book.here.remove(&self.key);
+        drop(book);
+        self.nodes.changed_here();
+    }
+}
+
+fn connected_at(status: &v1::NodeStatus) -> Option<(i64, i32)> {
+    status.connected_at.map(|at| (at.seconds, at.nanos))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(name: &str) -> NodeKey {
+        NodeKey {
+            role: Role::Edge,
+            name: name.parse().expect("a name"),
+        }
+    }
+
+    fn status(name: &str, connected: i64, revision: u64) -> v1::NodeStatus {
+        v1::NodeStatus {
+            role: v1::NodeRole::Edge.into(),
+            name: name.to_owned(),
+            applied_revision: revision,
+            connected_at: Some(prost_types::Timestamp {
+                seconds: connected,
+                nanos: 0,
+            }),
+            ..Default::default()
+        }
+    }
+
+    fn applied(nodes: &Nodes) -> Vec<(String, u64)> {
+        let list = nodes.list(None).into_iter();
+        list.map(|node| (node.name, node.applied_revision))
+            .collect()
+    }
+
+    #[test]
+    fn a_node_vanishes_with_its_connection() {
+        let nodes = Nodes::default();
+        let session = nodes.connect(key("a"), status("a", 1, 0));
+        session.update(|status| status.applied_revision = 4);
+        assert_eq!(applied(&nodes), [("a".to_owned(), 4)]);
+        drop(session);
+        assert_eq!(applied(&nodes), []);
+    }
+
+    #[test]
+    fn the_newer_connection_speaks_for_a_node_and_the_older_ones_end_is_no_end() {
+        let nodes = Nodes::default();
+        let older = nodes.connect(key("a"), status("a", 1, 1));
+        let newer = nodes.connect(key("a"), status("a", 2, 2));
+        older.update(|status| status.applied_revision = 9);
+        drop(older);
+        assert_eq!(applied(&nodes), [("a".to_owned(), 2)]);
+        drop(newer);
+        assert_eq!(applied(&nodes), []);
+    }
+
+    #[test]
+    fn of_a_node_at_two_replicas_the_later_connection_counts() {
+        let nodes = Nodes::default();
+        let _moved_here = nodes.connect(key("a"), status("a", 5, 1));
+        let _moved_away = nodes.connect(key("b"), status("b", 5, 1));
+        nodes.set_elsewhere(vec![
+            status("a", 4, 2),
+            status("b", 6, 2),
+            status("c", 1, 2),
+        ]);
+        let expected = [("a", 1), ("b", 2), ("c", 2)];
+        assert_eq!(
+            applied(&nodes),
+            expected.map(|(name, r)| (name.to_owned(), r))
+        );
+    }
+
+    #[tokio::test]
+    async fn only_what_changes_the_list_wakes_those_who_wait() {
+        let nodes = Nodes::default();
+        let mut changes = nodes.changes();
+        nodes.set_elsewhere(vec![status("a", 1, 1)]);
+        assert!(changes.has_changed().expect("open"));
+        changes.borrow_and_update();
+        nodes.set_elsewhere(vec![status("a", 1, 1)]);
+        assert!(!changes.has_changed().expect("open"));
+    }
+}

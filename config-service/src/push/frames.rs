@@ -1,0 +1,191 @@
+//! Encoded updates, each made once for all who need it.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use anyport_model::{diff::Diff, names::Revision, resource::Kind};
+use anyport_proto::{
+    convert::{write_reference, write_resource},
+    v1,
+};
+use prost::{Message, bytes::Bytes};
+use tokio::sync::OnceCell;
+
+use crate::{
+    nodes::Role,
+    state::{Keeper, Snapshot, StateAt},
+    store::ObjectId,
+};
+
+/// Updates kept encoded. A fleet is at one or two revisions at a time, so this
+/// is plenty; a snapshot of the largest state has 64 MiB.
+const KEPT: usize = 8;
+
+/// What a subscriber holds: a revision, and the hash that came with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Held {
+    pub revision: Revision,
+    pub hash: ObjectId,
+}
+
+/// An update, ready to be sent.
+#[derive(Debug, Clone)]
+pub struct Frame {
+    /// A `SyncResponse`.
+    pub bytes: Bytes,
+    /// What a subscriber holds that took it.
+    pub leads_to: Held,
+    /// The whole state, not a change of one.
+    pub full: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Key {
+    role: Role,
+    from: Option<Held>,
+    to: Held,
+    /// Of two writes that made the same revision (one of them lost to a restore
+    /// from a backup), even with the same state.
+    written: u64,
+}
+
+/// `None`: what was to be changed is not known.
+type Slot = Arc<OnceCell<Option<Frame>>>;
+
+/// Makes updates and keeps the latest.
+#[derive(Debug)]
+pub struct Frames {
+    keeper: Keeper,
+    kept: Mutex<VecDeque<(Key, Slot)>>,
+}
+
+impl Frames {
+    pub fn new(keeper: Keeper) -> Self {
+        Self {
+            keeper,
+            kept: Default::default(),
+        }
+    }
+
+    /// The update that leads a subscriber from what it holds to `to`: a change
+    /// where the state it holds is known, else the whole state.
+    pub async fn between(&self, role: Role, from: Option<Held>, to: &Arc<Snapshot>) -> Frame {
+        if let Some(from) = from {
+            let slot = self.slot(role, Some(from), to);
+            let made = slot.get_or_init(|| self.make_change(role, from, to)).await;
+            if let Some(change) = made {
+                return change.clone();
+            }
+        }
+        let slot = self.slot(role, None, to);
+        let made = slot
+            .get_or_init(async || Some(encode(to, whole(role, to))))
+            .await;
+        match made {
+            Some(whole) => whole.clone(),
+            None => encode(to, whole(role, to)),
+        }
+    }
+
+    fn slot(&self, role: Role, from: Option<Held>, to: &Snapshot) -> Slot {
+        let key = Key {
+            role,
+            from,
+            to: held(to),
+            written: to.head().version.written,
+        };
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, slot)) = kept.iter().find(|(other, _)| *other == key) {
+            return Arc::clone(slot);
+        }
+        let slot = Slot::default();
+        kept.push_back((key, Arc::clone(&slot)));
+        if kept.len() > KEPT {
+            kept.pop_front();
+        }
+        slot
+    }
+
+    async fn make_change(&self, role: Role, from: Held, to: &Snapshot) -> Option<Frame> {
+        let known = self.known(from).await?;
+        Some(encode(to, change(role, &known, to)))
+    }
+
+    /// The state that a subscriber says it holds, if it is one of ours.
+    async fn known(&self, from: Held) -> Option<Arc<StateAt>> {
+        match self.keeper.at(from.revision).await {
+            Ok(state) => state.filter(|state| state.hash() == from.hash),
+            Err(error) => {
+                // The whole state is in memory, so nobody has to wait for the
+                // store to come back.
+                tracing::warn!(revision = from.revision.0, %error, "cannot read an old state; sending the whole new one");
+                None
+            }
+        }
+    }
+}
+
+pub fn held(snapshot: &Snapshot) -> Held {
+    Held {
+        revision: snapshot.revision(),
+        hash: snapshot.hash(),
+    }
+}
+
+fn encode(to: &Snapshot, update: v1::Update) -> Frame {
+    let full = update.full;
+    let update = v1::Update {
+        revision: to.revision().0,
+        state_hash: to.hash().to_vec(),
+        committed_at: to.committed_at().map(Into::into),
+        traceparent: to.traceparent().to_owned(),
+        ..update
+    };
+    let response = v1::SyncResponse {
+        update: Some(update),
+    };
+    Frame {
+        bytes: response.encode_to_vec().into(),
+        leads_to: held(to),
+        full,
+    }
+}
+
+/// Balancers have no use for where an app answers.
+fn concerns(role: Role, kind: Kind) -> bool {
+    match role {
+        Role::Edge => true,
+        Role::Balancer => matches!(kind, Kind::Monitor | Kind::Pool),
+    }
+}
+
+fn whole(role: Role, to: &Snapshot) -> v1::Update {
+    let upserts = to.resources().values();
+    let upserts = upserts.filter(|resource| concerns(role, resource.kind()));
+    v1::Update {
+        full: true,
+        upserts: upserts.map(write_resource).collect(),
+        ..Default::default()
+    }
+}
+
+fn change(role: Role, known: &StateAt, to: &Snapshot) -> v1::Update {
+    let diff = Diff::between(&known.resources, to.resources());
+    let upserts = diff.upserts.iter();
+    let removals = diff.removals.iter();
+    v1::Update {
+        full: false,
+        base_revision: known.revision.0,
+        upserts: upserts
+            .filter(|resource| concerns(role, resource.kind()))
+            .map(write_resource)
+            .collect(),
+        removals: removals
+            .filter(|reference| concerns(role, reference.kind()))
+            .map(write_reference)
+            .collect(),
+        ..Default::default()
+    }
+}

@@ -1,0 +1,382 @@
+//! One subscriber, from its first word to its last.
+
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use anyport_model::names::{NodeName, Revision};
+use anyport_node::{drain::Drain, telemetry};
+use anyport_proto::v1::{self, sync_request::Message};
+use prost::bytes::Bytes;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio_stream::{Stream, StreamExt};
+use tonic::Status;
+
+use super::frames::{Frame, Frames, Held, held};
+use crate::{
+    metrics::Metrics,
+    nodes::{NodeKey, Nodes, Role, Session},
+    serve::status,
+    state::{Keeper, Snapshot},
+    store::ObjectId,
+};
+
+/// A subscriber that has not said who it is by then is none.
+const FIRST_WORD: Duration = Duration::from_secs(10);
+
+/// Whole states on their way at once: after a restart every edge of the fleet
+/// comes back within seconds, and each copy on its way takes memory.
+const WHOLE_AT_ONCE: usize = 32;
+/// A subscriber that takes longer than this makes room for others.
+const WHOLE_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Longest region and version of a subscriber, in bytes.
+const WORD_MAX: usize = 128;
+/// Rejections kept of one acknowledgement, and the longest reason in bytes.
+const REJECTIONS_MAX: usize = 1_000;
+const REASON_MAX: usize = 1_000;
+
+/// Pushes the present state to whoever subscribes. Clones share it.
+#[derive(Debug, Clone)]
+pub struct Push {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    keeper: Keeper,
+    nodes: Nodes,
+    frames: Frames,
+    metrics: Metrics,
+    drain: Drain,
+    /// How `NodeStatus` names this process.
+    replica: String,
+    whole: Arc<Semaphore>,
+}
+
+/// Who subscribes, checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Subscriber {
+    pub key: NodeKey,
+    pub region: String,
+    pub version: String,
+    /// What it holds already.
+    pub held: Option<Held>,
+}
+
+/// An update that is not acknowledged yet.
+struct InFlight {
+    update: Held,
+    snapshot: Arc<Snapshot>,
+    /// Given back at the latest when the acknowledgement comes.
+    whole: Option<OwnedSemaphorePermit>,
+}
+
+impl Push {
+    pub fn new(
+        keeper: Keeper,
+        nodes: Nodes,
+        metrics: Metrics,
+        drain: Drain,
+        replica: String,
+    ) -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                frames: Frames::new(keeper.clone()),
+                keeper,
+                nodes,
+                metrics,
+                drain,
+                replica,
+                whole: Arc::new(Semaphore::new(WHOLE_AT_ONCE)),
+            }),
+        }
+    }
+
+    /// Serves one subscriber. Its updates come out of the receiver, each an
+    /// encoded `SyncResponse`; dropping the receiver ends it.
+    pub fn sync<S>(&self, requests: S) -> mpsc::Receiver<Result<Bytes, Status>>
+    where
+        S: Stream<Item = Result<v1::SyncRequest, Status>> + Send + Unpin + 'static,
+    {
+        // One place: at most one update is on its way.
+        let (updates, receiver) = mpsc::channel(1);
+        let shared = Arc::clone(&self.shared);
+        tokio::spawn(async move {
+            let gone = updates.clone();
+            let ended = tokio::select! {
+                ended = shared.serve(requests, &updates) => ended,
+                () = gone.closed() => return,
+            };
+            if let Err(status) = ended {
+                // Only a subscriber that is gone does not take it.
+                let _ = updates.send(Err(status)).await;
+            }
+        });
+        receiver
+    }
+}
+
+impl Shared {
+    async fn serve<S>(
+        &self,
+        mut requests: S,
+        updates: &mpsc::Sender<Result<Bytes, Status>>,
+    ) -> Result<(), Status>
+    where
+        S: Stream<Item = Result<v1::SyncRequest, Status>> + Send + Unpin,
+    {
+        let Some(subscriber) = first_word(&mut requests).await? else {
+            return Ok(());
+        };
+        let mut connection = Connection {
+            session: self.nodes.connect(
+                subscriber.key.clone(),
+                self.first_status(&subscriber, SystemTime::now()),
+            ),
+            key: subscriber.key,
+            held: subscriber.held,
+            in_flight: None,
+            found: None,
+            shared: self,
+        };
+        let mut present = self.keeper.subscribe();
+        loop {
+            // Marked as seen before it is sent, so that none is missed.
+            let latest = present.borrow_and_update().clone();
+            if let Some(latest) = latest
+                && connection.in_flight.is_none()
+                && connection.lacks(&latest)
+            {
+                connection.send(&latest, updates).await?;
+            }
+            tokio::select! {
+                request = requests.next() => match request {
+                    Some(request) => connection.hear(request?)?,
+                    None => return Ok(()),
+                },
+                // Cannot fail: `self` holds the sender.
+                _ = present.changed(), if connection.in_flight.is_none() => {}
+                () = connection.too_slow() => {}
+                () = self.drain.started() => {
+                    return Err(status::stopping());
+                }
+            }
+        }
+    }
+
+    fn first_status(&self, subscriber: &Subscriber, now: SystemTime) -> v1::NodeStatus {
+        let held = subscriber.held;
+        v1::NodeStatus {
+            role: v1::NodeRole::from(subscriber.key.role).into(),
+            name: subscriber.key.name.to_string(),
+            region: subscriber.region.clone(),
+            version: subscriber.version.clone(),
+            applied_revision: held.map_or(0, |held| held.revision.0),
+            applied_hash: held.map(|held| held.hash.to_vec()).unwrap_or_default(),
+            connected_at: Some(now.into()),
+            replica: self.replica.clone(),
+            ..Default::default()
+        }
+    }
+}
+
+/// Hears who subscribes; `None` where nobody does.
+async fn first_word<S>(requests: &mut S) -> Result<Option<Subscriber>, Status>
+where
+    S: Stream<Item = Result<v1::SyncRequest, Status>> + Send + Unpin,
+{
+    let first = tokio::time::timeout(FIRST_WORD, requests.next()).await;
+    let first = first.map_err(|_| {
+        Status::deadline_exceeded(format!("no Subscribe within {} s", FIRST_WORD.as_secs()))
+    })?;
+    match first.transpose()?.map(|request| request.message) {
+        None => Ok(None),
+        Some(Some(Message::Subscribe(subscribe))) => read_subscribe(subscribe).map(Some),
+        Some(_) => Err(Status::invalid_argument(
+            "the first message must be a Subscribe",
+        )),
+    }
+}
+
+fn read_subscribe(wire: v1::Subscribe) -> Result<Subscriber, Status> {
+    let role = Role::read(wire.role);
+    let name = wire.name.parse::<NodeName>();
+    let long = |field: &str, text: &str| {
+        (text.len() > WORD_MAX).then(|| {
+            let problem = format!("is {} bytes long; right is at most {WORD_MAX}", text.len());
+            (field.to_owned(), problem)
+        })
+    };
+    let no_role = "is neither NODE_ROLE_EDGE nor NODE_ROLE_BALANCER";
+    let faults: Vec<(String, String)> = [
+        role.is_none()
+            .then(|| ("subscribe.role".to_owned(), no_role.to_owned())),
+        name.as_ref()
+            .err()
+            .map(|e| ("subscribe.name".to_owned(), e.to_string())),
+        long("subscribe.region", &wire.region),
+        long("subscribe.version", &wire.version),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    let (Some(role), Ok(name), []) = (role, name, &faults[..]) else {
+        return Err(status::invalid(faults));
+    };
+    let hash = ObjectId::from_slice(&wire.state_hash);
+    Ok(Subscriber {
+        key: NodeKey { role, name },
+        region: wire.region,
+        version: wire.version,
+        // A hash that is none was never one of ours.
+        held: hash.map(|hash| Held {
+            revision: Revision(wire.revision),
+            hash,
+        }),
+    })
+}
+
+/// What stands between a subscriber and its next update.
+struct Connection<'a> {
+    session: Session,
+    key: NodeKey,
+    /// What it last acknowledged, or said that it holds.
+    held: Option<Held>,
+    in_flight: Option<InFlight>,
+    /// Revision of the first update: older commits say nothing of how long a
+    /// change takes.
+    found: Option<Revision>,
+    shared: &'a Shared,
+}
+
+impl Connection<'_> {
+    /// The first update is sent in any case: its acknowledgement is how the
+    /// subscriber says what it runs.
+    fn lacks(&self, latest: &Snapshot) -> bool {
+        self.found.is_none() || self.held != Some(held(latest))
+    }
+
+    async fn send(
+        &mut self,
+        latest: &Arc<Snapshot>,
+        updates: &mpsc::Sender<Result<Bytes, Status>>,
+    ) -> Result<(), Status> {
+        let Frame {
+            bytes,
+            leads_to,
+            full,
+        } = self
+            .shared
+            .frames
+            .between(self.key.role, self.held, latest)
+            .await;
+        let whole = if full {
+            // Never closed.
+            Arc::clone(&self.shared.whole).acquire_owned().await.ok()
+        } else {
+            None
+        };
+        self.found.get_or_insert(latest.revision());
+        self.in_flight = Some(InFlight {
+            update: leads_to,
+            snapshot: Arc::clone(latest),
+            whole,
+        });
+        self.shared.metrics.pushed(self.key.role, full, bytes.len());
+        let gone = |_| Status::cancelled("the subscriber is gone");
+        updates.send(Ok(bytes)).await.map_err(gone)
+    }
+
+    fn hear(&mut self, request: v1::SyncRequest) -> Result<(), Status> {
+        match request.message {
+            Some(Message::Ack(ack)) => self.acknowledged(ack, SystemTime::now()),
+            Some(Message::Report(report)) if self.key.role == Role::Balancer => {
+                self.session.update(|status| status.pools = report.pools);
+                Ok(())
+            }
+            Some(Message::Report(_)) => Err(Status::invalid_argument(
+                "report: only a balancer has pools to report",
+            )),
+            Some(Message::Subscribe(_)) => Err(Status::invalid_argument(
+                "subscribe: this stream has a subscriber already",
+            )),
+            None => Err(Status::invalid_argument("message: is not set")),
+        }
+    }
+
+    fn acknowledged(&mut self, ack: v1::Ack, now: SystemTime) -> Result<(), Status> {
+        let InFlight {
+            update, snapshot, ..
+        } = match self.in_flight.take() {
+            Some(sent)
+                if sent.update.revision.0 == ack.revision
+                    && sent.update.hash.as_bytes()[..] == ack.state_hash[..] =>
+            {
+                sent
+            }
+            _ => {
+                return Err(Status::invalid_argument(format!(
+                    "ack.revision: {} with its hash is not the update on its way",
+                    ack.revision
+                )));
+            }
+        };
+        let span = tracing::info_span!(
+            "acknowledged",
+            edge = %self.key.name,
+            revision = ack.revision,
+            rejections = ack.rejections.len(),
+        );
+        telemetry::set_parent(&span, &ack.traceparent);
+        let _entered = span.enter();
+        if !ack.rejections.is_empty() {
+            tracing::warn!(
+                node = %self.key,
+                revision = ack.revision,
+                rejections = ack.rejections.len(),
+                first = ack.rejections.first().map(|rejection| &*rejection.reason),
+                "a node keeps earlier versions of some resources"
+            );
+        }
+        if self.found < Some(update.revision)
+            && let Some(committed) = snapshot.committed_at()
+        {
+            let took = now.duration_since(committed).unwrap_or_default();
+            self.shared.metrics.propagated(took);
+        }
+        self.held = Some(update);
+        self.session.update(|status| {
+            status.applied_revision = ack.revision;
+            status.applied_hash = ack.state_hash;
+            status.applied_at = ack.applied_at;
+            status.rejections = ack
+                .rejections
+                .into_iter()
+                .take(REJECTIONS_MAX)
+                .map(bounded)
+                .collect();
+        });
+        Ok(())
+    }
+
+    /// Gives back the place among whole states if it is held for too long.
+    async fn too_slow(&mut self) {
+        match &mut self.in_flight {
+            Some(InFlight { whole, .. }) if whole.is_some() => {
+                tokio::time::sleep(WHOLE_PATIENCE).await;
+                *whole = None;
+            }
+            _ => std::future::pending().await,
+        }
+    }
+}
+
+fn bounded(mut rejection: v1::Rejection) -> v1::Rejection {
+    if rejection.reason.len() > REASON_MAX {
+        let end = rejection.reason.floor_char_boundary(REASON_MAX);
+        rejection.reason.truncate(end);
+    }
+    rejection
+}

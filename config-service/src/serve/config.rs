@@ -1,0 +1,375 @@
+//! `ConfigService`.
+
+use std::{sync::Arc, time::SystemTime};
+
+use anyport_model::{
+    fault::Fault,
+    names::Revision,
+    resource::{Kind, ResourceRef},
+};
+use anyport_node::drain::Drain;
+use anyport_proto::{
+    convert::{read_kind, read_reference, write_reference, write_resource},
+    v1::{self, config_service_server::ConfigService},
+};
+use prost::Message;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+
+use super::{
+    author::certified,
+    page::{Token, page},
+    status, watch,
+};
+use crate::{
+    admit::{Change, Conditions, Intent, Outcome, Writer, Written, read_apply},
+    metrics::Metrics,
+    nodes::{Nodes, Role},
+    state::{Keeper, Snapshot, StateAt},
+    store::{ObjectId, RequestMark},
+};
+
+/// Longest texts, in bytes.
+const REQUEST_ID_MAX: usize = 128;
+const AUTHOR_MAX: usize = 256;
+const MESSAGE_MAX: usize = 4096;
+/// Revisions of a page.
+const HISTORY: usize = 50;
+const HISTORY_MAX: usize = 1_000;
+/// Answers on their way to a watcher; more would be old when they are read.
+const UNREAD: usize = 1;
+
+/// `ConfigService`, on the state of one replica.
+#[derive(Debug, Clone)]
+pub struct ConfigApi {
+    pub writer: Writer,
+    pub keeper: Keeper,
+    pub nodes: Nodes,
+    pub metrics: Metrics,
+    pub drain: Drain,
+}
+
+/// What every write request has.
+struct Asked {
+    expected: Option<u64>,
+    request_id: String,
+    author: String,
+    message: String,
+    /// Of the whole request, its method with it.
+    digest: ObjectId,
+}
+
+impl Asked {
+    fn conditions(self, certified: Option<String>) -> Result<Conditions, Status> {
+        let author = certified.unwrap_or(self.author);
+        let faults: Vec<_> = [
+            ("request_id", &self.request_id, REQUEST_ID_MAX),
+            ("author", &author, AUTHOR_MAX),
+            ("message", &self.message, MESSAGE_MAX),
+        ]
+        .into_iter()
+        .filter(|(_, text, most)| text.len() > *most)
+        .map(|(field, text, most)| {
+            let len = text.len();
+            (
+                field,
+                format!("is {len} bytes long; right is at most {most}"),
+            )
+        })
+        .collect();
+        if !faults.is_empty() {
+            return Err(status::invalid(faults));
+        }
+        let request = (!self.request_id.is_empty()).then_some(RequestMark {
+            id: self.request_id,
+            digest: self.digest,
+        });
+        Ok(Conditions {
+            dry_run: false,
+            expected: self.expected.map(Revision),
+            request,
+            author,
+            message: self.message,
+        })
+    }
+}
+
+fn digest(method: &str, request: &impl Message) -> ObjectId {
+    let mut bytes = method.as_bytes().to_vec();
+    bytes.push(0);
+    bytes.extend(request.encode_to_vec());
+    ObjectId::of(&bytes)
+}
+
+impl ConfigApi {
+    fn present(&self) -> Result<Arc<Snapshot>, Status> {
+        self.keeper.present().ok_or_else(status::not_loaded)
+    }
+
+    async fn write(
+        &self,
+        method: &str,
+        intent: Intent,
+        conditions: Conditions,
+    ) -> Result<Written, Status> {
+        let written = self.writer.write(intent, conditions, SystemTime::now).await;
+        let result = match &written {
+            Ok(written) => match written.outcome {
+                Outcome::Committed => "committed",
+                Outcome::Unchanged => "unchanged",
+                Outcome::DryRun => "dry_run",
+                Outcome::Repeated => "repeated",
+            },
+            Err(error) => error.label(),
+        };
+        self.metrics.wrote(method, result);
+        written.map_err(status::of_write)
+    }
+
+    async fn state_at(&self, field: &str, revision: Revision) -> Result<Arc<StateAt>, Status> {
+        let state = self.keeper.at(revision).await;
+        let state = state.map_err(|error| status::of_store(&error))?;
+        state.ok_or_else(|| {
+            let problem = format!("revision {revision} is not kept (any more)");
+            status::invalid_field(field, problem)
+        })
+    }
+}
+
+#[tonic::async_trait]
+impl ConfigService for ConfigApi {
+    async fn apply(
+        &self,
+        request: Request<v1::ApplyRequest>,
+    ) -> Result<Response<v1::ApplyResponse>, Status> {
+        let certified = certified(&request);
+        let wire = request.into_inner();
+        let asked = Asked {
+            digest: digest("Apply", &wire),
+            expected: wire.expected_revision,
+            request_id: wire.request_id,
+            author: wire.author,
+            message: wire.message,
+        };
+        let conditions = Conditions {
+            dry_run: wire.dry_run,
+            ..asked.conditions(certified)?
+        };
+        let intent = Intent::Apply {
+            request: read_apply(wire.resources),
+            prune: wire.prune,
+        };
+        let written = self.write("apply", intent, conditions).await?;
+        Ok(Response::new(v1::ApplyResponse {
+            revision: written.revision.0,
+            changes: written.changes.iter().map(write_change).collect(),
+            state_hash: written.state_hash.to_vec(),
+        }))
+    }
+
+    async fn get(
+        &self,
+        request: Request<v1::GetRequest>,
+    ) -> Result<Response<v1::GetResponse>, Status> {
+        let reference = reference(request.into_inner().resource)?;
+        let present = self.present()?;
+        let Some(resource) = present.resources().get(&reference) else {
+            return Err(Status::not_found(format!("there is no {reference}")));
+        };
+        Ok(Response::new(v1::GetResponse {
+            resource: Some(write_resource(resource)),
+            revision: present.revision().0,
+        }))
+    }
+
+    async fn list(
+        &self,
+        request: Request<v1::ListRequest>,
+    ) -> Result<Response<v1::ListResponse>, Status> {
+        let wire = request.into_inner();
+        let kind = kind("kind", wire.kind)?;
+        let token = token(&wire.page_token)?;
+        let state = match &token {
+            Some(token) => self.state_at("page_token", token.revision).await?,
+            None => Arc::clone(self.present()?.state()),
+        };
+        let page = page(
+            state.revision,
+            &state.resources,
+            kind,
+            token.as_ref(),
+            wire.page_size,
+        );
+        Ok(Response::new(v1::ListResponse {
+            resources: page.resources,
+            next_page_token: page.next.map(|token| token.write()).unwrap_or_default(),
+            revision: state.revision.0,
+        }))
+    }
+
+    async fn delete(
+        &self,
+        request: Request<v1::DeleteRequest>,
+    ) -> Result<Response<v1::DeleteResponse>, Status> {
+        let certified = certified(&request);
+        let wire = request.into_inner();
+        let asked = Asked {
+            digest: digest("Delete", &wire),
+            expected: wire.expected_revision,
+            request_id: wire.request_id,
+            author: wire.author,
+            message: wire.message,
+        };
+        let conditions = asked.conditions(certified)?;
+        let intent = Intent::Delete(reference(wire.resource)?);
+        let written = self.write("delete", intent, conditions).await?;
+        Ok(Response::new(v1::DeleteResponse {
+            revision: written.revision.0,
+        }))
+    }
+
+    type WatchStream = ReceiverStream<Result<v1::WatchResponse, Status>>;
+
+    async fn watch(
+        &self,
+        request: Request<v1::WatchRequest>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
+        let mut kinds = Vec::new();
+        for (index, wire) in request.into_inner().kinds.into_iter().enumerate() {
+            kinds.extend(kind(&format!("kinds[{index}]"), wire)?);
+        }
+        let (answers, stream) = mpsc::channel(UNREAD);
+        let (keeper, drain) = (self.keeper.clone(), self.drain.clone());
+        tokio::spawn(watch::resources(keeper, kinds, drain, answers));
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+
+    async fn history(
+        &self,
+        request: Request<v1::HistoryRequest>,
+    ) -> Result<Response<v1::HistoryResponse>, Status> {
+        let wire = request.into_inner();
+        let below = match wire.page_token.as_str() {
+            "" => Revision(u64::MAX),
+            token => Revision(token.parse().map_err(|_| {
+                let problem = format!("{token:?} did not come from a response before");
+                status::invalid_field("page_token", problem)
+            })?),
+        };
+        let size = match wire.page_size as usize {
+            0 => HISTORY,
+            size => size.min(HISTORY_MAX),
+        };
+        let records = self.keeper.store().records_below(below, size).await;
+        let records = records.map_err(|error| status::of_store(&error))?;
+        let next = records
+            .last()
+            .filter(|last| records.len() == size && last.revision.0 > 1);
+        Ok(Response::new(v1::HistoryResponse {
+            next_page_token: next
+                .map(|last| last.revision.to_string())
+                .unwrap_or_default(),
+            revisions: records.iter().map(|record| record.to_wire()).collect(),
+        }))
+    }
+
+    async fn rollback(
+        &self,
+        request: Request<v1::RollbackRequest>,
+    ) -> Result<Response<v1::RollbackResponse>, Status> {
+        let certified = certified(&request);
+        let wire = request.into_inner();
+        let asked = Asked {
+            digest: digest("Rollback", &wire),
+            expected: wire.expected_revision,
+            request_id: wire.request_id,
+            author: wire.author,
+            message: wire.message,
+        };
+        let conditions = asked.conditions(certified)?;
+        let revision = Revision(wire.revision);
+        let state = self.state_at("revision", revision).await?;
+        let intent = Intent::Rollback {
+            revision,
+            resources: state.resources.clone(),
+        };
+        let written = self.write("rollback", intent, conditions).await?;
+        Ok(Response::new(v1::RollbackResponse {
+            revision: written.revision.0,
+            changes: written.changes.iter().map(write_change).collect(),
+        }))
+    }
+
+    async fn list_nodes(
+        &self,
+        request: Request<v1::ListNodesRequest>,
+    ) -> Result<Response<v1::ListNodesResponse>, Status> {
+        let role = role(request.into_inner().role)?;
+        Ok(Response::new(v1::ListNodesResponse {
+            nodes: self.nodes.list(role),
+            revision: self.present()?.revision().0,
+        }))
+    }
+
+    type WatchNodesStream = ReceiverStream<Result<v1::WatchNodesResponse, Status>>;
+
+    async fn watch_nodes(
+        &self,
+        request: Request<v1::WatchNodesRequest>,
+    ) -> Result<Response<Self::WatchNodesStream>, Status> {
+        let role = role(request.into_inner().role)?;
+        let (answers, stream) = mpsc::channel(UNREAD);
+        let (keeper, nodes, drain) = (self.keeper.clone(), self.nodes.clone(), self.drain.clone());
+        tokio::spawn(watch::nodes(keeper, nodes, role, drain, answers));
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+}
+
+fn reference(wire: Option<v1::ResourceRef>) -> Result<ResourceRef, Status> {
+    let wire = wire.ok_or_else(|| {
+        status::invalid_field("resource", "is not set; name a resource by kind and name")
+    })?;
+    let field = |fault: Fault| (format!("resource.{}", fault.field), fault.problem);
+    read_reference(&wire).map_err(|fault| status::invalid([field(fault)]))
+}
+
+fn kind(field: &str, wire: i32) -> Result<Option<Kind>, Status> {
+    read_kind(wire).map_err(|fault| status::invalid_field(field, fault.problem))
+}
+
+fn token(text: &str) -> Result<Option<Token>, Status> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let token = Token::read(text);
+    token
+        .map(Some)
+        .map_err(|error| status::invalid_field("page_token", error))
+}
+
+/// `None`: both.
+fn role(wire: i32) -> Result<Option<Role>, Status> {
+    match v1::NodeRole::try_from(wire) {
+        Ok(v1::NodeRole::Unspecified) => Ok(None),
+        Ok(v1::NodeRole::Edge) => Ok(Some(Role::Edge)),
+        Ok(v1::NodeRole::Balancer) => Ok(Some(Role::Balancer)),
+        Err(unknown) => Err(status::invalid_field("role", unknown)),
+    }
+}
+
+fn write_change(change: &Change) -> v1::Change {
+    use v1::change::Action;
+    let (action, before, after) = match change {
+        Change::Created(after) => (Action::Created, None, Some(after)),
+        Change::Updated { before, after } => (Action::Updated, Some(before), Some(after)),
+        Change::Unchanged(_) => (Action::Unchanged, None, None),
+        Change::Deleted(before) => (Action::Deleted, Some(before), None),
+    };
+    v1::Change {
+        resource: Some(write_reference(&change.reference())),
+        action: action.into(),
+        before: before.map(write_resource),
+        after: after.map(write_resource),
+    }
+}

@@ -1,0 +1,9 @@
+//! `ConfigService` on the wire: wire in, one call, wire out.
+
+mod author;
+mod config;
+mod page;
+pub(crate) mod status;
+mod watch;
+
+pub use config::ConfigApi;

@@ -1,0 +1,287 @@
+//! How a state becomes objects: chunks of resources, and a layout that lists
+//! them.
+//!
+//! A resource belongs to one of 256 buckets by the hash of its kind and name; a
+//! bucket is written in its order of resources and cut into chunks. So equal
+//! states have equal layouts, whatever way led to them, and a change of a few
+//! resources writes a few chunks.
+
+use std::collections::BTreeSet;
+
+use anyport_model::{
+    resource::{Resource, ResourceRef},
+    state::Resources,
+};
+use anyport_proto::{
+    convert::{read_resource, write_resource},
+    v1,
+};
+use prost::Message;
+use sha2::{Digest, Sha256};
+
+use crate::store::{Object, ObjectId};
+
+/// A chunk ends before the resource that would make it longer than this.
+const CHUNK_BYTES: usize = 256 << 10;
+
+/// One of 256.
+type BucketIndex = u8;
+
+/// The chunks of one state.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Layout {
+    /// In order of bucket, then of place in it.
+    chunks: Vec<Chunk>,
+    id: ObjectId,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Chunk {
+    bucket: BucketIndex,
+    id: ObjectId,
+    bytes: u64,
+}
+
+/// Bytes that are no part of a state.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LayoutError {
+    #[error("cannot be read: {0}")]
+    Malformed(#[from] prost::DecodeError),
+    #[error("names bucket {bucket}; there are 256, in order")]
+    Bucket { bucket: u32 },
+    #[error("has a name of {len} bytes; a hash has 32")]
+    HashLength { len: usize },
+    #[error("holds a resource that this version cannot read: {0}")]
+    Resource(String),
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct StoredLayout {
+    #[prost(message, repeated, tag = "1")]
+    chunks: Vec<StoredChunkRef>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct StoredChunkRef {
+    #[prost(uint32, tag = "1")]
+    bucket: u32,
+    #[prost(bytes = "vec", tag = "2")]
+    id: Vec<u8>,
+    #[prost(uint64, tag = "3")]
+    bytes: u64,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct StoredChunk {
+    #[prost(message, repeated, tag = "1")]
+    resources: Vec<v1::Resource>,
+}
+
+fn bucket_of(reference: &ResourceRef) -> BucketIndex {
+    let mut hash = Sha256::new();
+    hash.update(reference.kind().singular());
+    hash.update([0]);
+    hash.update(reference.name());
+    hash.finalize()[0]
+}
+
+impl Layout {
+    /// Of no resources.
+    pub fn empty() -> Self {
+        Self::of(Vec::new())
+    }
+
+    fn of(chunks: Vec<Chunk>) -> Self {
+        let id = ObjectId::of(&encode(&chunks));
+        Self { chunks, id }
+    }
+
+    /// The layout of `resources`, which differ from those of this layout in
+    /// `changed` only; and the objects that it has and this one has not.
+    pub fn rewrite<'a>(
+        &self,
+        resources: &Resources,
+        changed: impl IntoIterator<Item = &'a ResourceRef>,
+    ) -> (Self, Vec<Object>) {
+        let touched: BTreeSet<BucketIndex> = changed.into_iter().map(bucket_of).collect();
+        let mut chunks: Vec<Chunk> = self.chunks.clone();
+        chunks.retain(|chunk| !touched.contains(&chunk.bucket));
+        let mut objects = Vec::new();
+        for (bucket, written) in write_buckets(resources, &touched) {
+            for object in written {
+                chunks.push(Chunk {
+                    bucket,
+                    id: object.id(),
+                    bytes: object.bytes().len() as u64,
+                });
+                objects.push(object);
+            }
+        }
+        // Stable: chunks of one bucket keep their order.
+        chunks.sort_by_key(|chunk| chunk.bucket);
+        let known: BTreeSet<ObjectId> = self.objects().collect();
+        objects.push(Object::new(encode(&chunks)));
+        objects.retain(|object| !known.contains(&object.id()));
+        (Self::of(chunks), objects)
+    }
+
+    /// The name of the layout, and so the hash of the whole state.
+    pub fn id(&self) -> ObjectId {
+        self.id
+    }
+
+    /// Bytes of all resources together.
+    pub fn bytes(&self) -> u64 {
+        self.chunks.iter().map(|chunk| chunk.bytes).sum()
+    }
+
+    /// Names of the layout itself and of every chunk.
+    pub fn objects(&self) -> impl Iterator<Item = ObjectId> {
+        [self.id].into_iter().chain(self.chunks())
+    }
+
+    fn chunks(&self) -> impl Iterator<Item = ObjectId> {
+        self.chunks.iter().map(|chunk| chunk.id)
+    }
+
+    /// Reads the bytes of a layout object.
+    ///
+    /// # Errors
+    /// [`LayoutError`], which says what is wrong with them.
+    pub fn decode(bytes: &[u8]) -> Result<Self, LayoutError> {
+        let stored = StoredLayout::decode(bytes)?;
+        let mut chunks: Vec<Chunk> = Vec::with_capacity(stored.chunks.len());
+        for StoredChunkRef { bucket, id, bytes } in stored.chunks {
+            let before = chunks.last().map_or(0, |chunk| chunk.bucket);
+            let index = BucketIndex::try_from(bucket)
+                .ok()
+                .filter(|index| *index >= before)
+                .ok_or(LayoutError::Bucket { bucket })?;
+            let len = id.len();
+            let id = ObjectId::from_slice(&id).ok_or(LayoutError::HashLength { len })?;
+            chunks.push(Chunk {
+                bucket: index,
+                id,
+                bytes,
+            });
+        }
+        Ok(Self::of(chunks))
+    }
+
+    /// What has to be read to know this state where `known` is known already.
+    pub fn beyond(&self, known: &Layout) -> Beyond {
+        let chunks_of = |layout: &Layout, bucket| -> Vec<ObjectId> {
+            let of_bucket = layout.chunks.iter().filter(|chunk| chunk.bucket == bucket);
+            of_bucket.map(|chunk| chunk.id).collect()
+        };
+        let mut beyond = Beyond::default();
+        for bucket in 0..=BucketIndex::MAX {
+            let chunks = chunks_of(self, bucket);
+            if chunks != chunks_of(known, bucket) {
+                beyond.buckets.insert(bucket);
+                beyond.chunks.extend(chunks);
+            }
+        }
+        beyond
+    }
+}
+
+/// The part of a state that is not known yet.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Beyond {
+    buckets: BTreeSet<BucketIndex>,
+    chunks: Vec<ObjectId>,
+}
+
+impl Beyond {
+    /// Names of the chunks to read.
+    pub fn chunks(&self) -> &[ObjectId] {
+        &self.chunks
+    }
+
+    /// The whole state, from the known one and the bytes of the chunks.
+    ///
+    /// # Errors
+    /// [`LayoutError`], which says what is wrong with the bytes.
+    pub fn complete<B: AsRef<[u8]>>(
+        &self,
+        known: &Resources,
+        chunks: &[B],
+    ) -> Result<Resources, LayoutError> {
+        let same = |reference: &ResourceRef| !self.buckets.contains(&bucket_of(reference));
+        let mut resources: Resources = if self.buckets.len() > usize::from(BucketIndex::MAX) {
+            Resources::new()
+        } else {
+            let known = known.iter().filter(|(reference, _)| same(reference));
+            known
+                .map(|(r, resource)| (r.clone(), resource.clone()))
+                .collect()
+        };
+        for bytes in chunks {
+            for resource in StoredChunk::decode(bytes.as_ref())?.resources {
+                let resource = read_resource(resource).map_err(unreadable)?;
+                resources.insert(resource.reference(), resource);
+            }
+        }
+        Ok(resources)
+    }
+}
+
+fn unreadable(bad: anyport_proto::convert::Unreadable) -> LayoutError {
+    let faults: Vec<String> = bad.faults.iter().map(ToString::to_string).collect();
+    let faults = faults.join("; ");
+    LayoutError::Resource(match bad.reference {
+        Some(reference) => format!("{reference}: {faults}"),
+        None => faults,
+    })
+}
+
+fn encode(chunks: &[Chunk]) -> Vec<u8> {
+    let chunks = chunks.iter().map(|chunk| StoredChunkRef {
+        bucket: chunk.bucket.into(),
+        id: chunk.id.to_vec(),
+        bytes: chunk.bytes,
+    });
+    let layout = StoredLayout {
+        chunks: chunks.collect(),
+    };
+    layout.encode_to_vec()
+}
+
+/// The chunks of the touched buckets, by bucket.
+fn write_buckets(
+    resources: &Resources,
+    touched: &BTreeSet<BucketIndex>,
+) -> Vec<(BucketIndex, Vec<Object>)> {
+    let mut buckets: Vec<Vec<&Resource>> = vec![Vec::new(); usize::from(BucketIndex::MAX) + 1];
+    for (reference, resource) in resources {
+        let bucket = bucket_of(reference);
+        if touched.contains(&bucket) {
+            buckets[usize::from(bucket)].push(resource);
+        }
+    }
+    let written = touched
+        .iter()
+        .map(|&bucket| (bucket, write_chunks(&buckets[usize::from(bucket)])));
+    written.collect()
+}
+
+fn write_chunks(resources: &[&Resource]) -> Vec<Object> {
+    let mut chunks = Vec::new();
+    let mut chunk = StoredChunk::default();
+    let mut bytes = 0;
+    for resource in resources {
+        let wire = write_resource(resource);
+        let len = wire.encoded_len();
+        if bytes + len > CHUNK_BYTES && !chunk.resources.is_empty() {
+            chunks.push(Object::new(std::mem::take(&mut chunk).encode_to_vec()));
+            bytes = 0;
+        }
+        bytes += len;
+        chunk.resources.push(wire);
+    }
+    if !chunk.resources.is_empty() {
+        chunks.push(Object::new(chunk.encode_to_vec()));
+    }
+    chunks
+}

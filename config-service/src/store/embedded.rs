@@ -1,0 +1,276 @@
+//! The store in one file, for a single config service.
+//!
+//! redb: a commit is on disk, whole, when it returns, and a process that dies at
+//! any point leaves the last one. A whole write is one transaction of redb, so
+//! that nothing is left over from one that was given up.
+
+use std::{
+    collections::HashSet,
+    fs, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use anyport_model::names::Revision;
+use prost::bytes::Bytes;
+use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefinition};
+use tokio::sync::watch;
+
+use super::{
+    Committed, Head, Object, ObjectId, Record, Store, StoreError, Version, decode_record, verified,
+};
+
+const FILE: &str = "config.redb";
+
+/// Revision to record. The head is the last one.
+const RECORDS: TableDefinition<u64, &[u8]> = TableDefinition::new("records");
+const OBJECTS: TableDefinition<&[u8; 32], &[u8]> = TableDefinition::new("objects");
+
+/// A store in a file that this process alone has open.
+#[derive(Debug)]
+pub struct Embedded {
+    database: Arc<Database>,
+    /// The latest revision; there is one writer, so it counts writes too.
+    latest: watch::Sender<u64>,
+}
+
+/// The file cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error("--store embedded:{}: cannot make the directory", directory.display())]
+    Directory {
+        directory: PathBuf,
+        source: io::Error,
+    },
+    #[error("--store embedded:{}: {FILE} is in use by another process; a second config service needs a directory of its own, or both need etcd", directory.display())]
+    InUse { directory: PathBuf },
+    #[error("--store embedded:{}: cannot open {FILE}", directory.display())]
+    Database {
+        directory: PathBuf,
+        source: redb::Error,
+    },
+    #[error("--store embedded:{}", directory.display())]
+    Read {
+        directory: PathBuf,
+        source: StoreError,
+    },
+}
+
+impl Embedded {
+    /// Opens the store in `directory`, which is made if it is not there.
+    ///
+    /// # Errors
+    /// [`OpenError`], naming the directory.
+    pub fn open(directory: &Path) -> Result<Self, OpenError> {
+        let at = || directory.to_owned();
+        fs::create_dir_all(directory).map_err(|source| OpenError::Directory {
+            directory: at(),
+            source,
+        })?;
+        let failed = |source| OpenError::Database {
+            directory: at(),
+            source,
+        };
+        let database = match Database::create(directory.join(FILE)) {
+            Ok(database) => database,
+            Err(DatabaseError::DatabaseAlreadyOpen) => {
+                return Err(OpenError::InUse { directory: at() });
+            }
+            Err(error) => return Err(failed(error.into())),
+        };
+        // Reading a table that was never made would be an error of its own.
+        create_tables(&database).map_err(failed)?;
+        let latest = read_head(&database).map_err(|source| OpenError::Read {
+            directory: at(),
+            source,
+        })?;
+        Ok(Self {
+            database: Arc::new(database),
+            latest: watch::Sender::new(latest.version.written),
+        })
+    }
+
+    /// Runs `work` where it may wait for the disk.
+    async fn blocking<T, F>(&self, action: &'static str, work: F) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Database) -> Result<T, StoreError> + Send + 'static,
+    {
+        let database = Arc::clone(&self.database);
+        let done = tokio::task::spawn_blocking(move || work(&database)).await;
+        done.map_err(|error| StoreError::unavailable(action, error))?
+    }
+}
+
+#[tonic::async_trait]
+impl Store for Embedded {
+    async fn head(&self) -> Result<Head, StoreError> {
+        self.blocking("reading the head", read_head).await
+    }
+
+    async fn moved(&self, seen: &Head) -> Result<(), StoreError> {
+        let mut latest = self.latest.subscribe();
+        let moved = latest.wait_for(|latest| *latest != seen.version.written);
+        moved
+            .await
+            .map(drop)
+            .map_err(|error| StoreError::unavailable("waiting for a change", error))
+    }
+
+    async fn objects(&self, ids: &[ObjectId]) -> Result<Vec<Bytes>, StoreError> {
+        let ids = ids.to_vec();
+        self.blocking("reading a state", move |database| {
+            let failed = |error: redb::Error| StoreError::unavailable("reading a state", error);
+            let read = database.begin_read().map_err(|e| failed(e.into()))?;
+            let objects = read.open_table(OBJECTS).map_err(|e| failed(e.into()))?;
+            let get = |id: ObjectId| {
+                let bytes = objects.get(id.as_bytes()).map_err(|e| failed(e.into()))?;
+                verified(id, bytes.map(|bytes| Bytes::copy_from_slice(bytes.value())))
+            };
+            ids.into_iter().map(get).collect()
+        })
+        .await
+    }
+
+    async fn commit(
+        &self,
+        seen: &Head,
+        record: &Record,
+        objects: &[Object],
+    ) -> Result<Committed, StoreError> {
+        let (seen, record, objects) = (seen.clone(), record.clone(), objects.to_vec());
+        let latest = self.latest.clone();
+        self.blocking("writing a revision", move |database| {
+            if !write(database, &seen, &record, &objects)
+                .map_err(|error| StoreError::unavailable("writing a revision", error))?
+            {
+                return Ok(Committed::Conflict);
+            }
+            // Said here and not by the caller, who may have gone meanwhile.
+            latest.send_replace(record.revision.0);
+            Ok(Committed::Done(head_of(Some(record))))
+        })
+        .await
+    }
+
+    async fn record(&self, revision: Revision) -> Result<Option<Record>, StoreError> {
+        let below = Revision(revision.0.saturating_add(1));
+        let found = self.records_below(below, 1).await?;
+        Ok(found.into_iter().find(|record| record.revision == revision))
+    }
+
+    async fn records_below(
+        &self,
+        below: Revision,
+        limit: usize,
+    ) -> Result<Vec<Record>, StoreError> {
+        self.blocking("reading the history", move |database| {
+            let failed = |error: redb::Error| StoreError::unavailable("reading the history", error);
+            let read = database.begin_read().map_err(|e| failed(e.into()))?;
+            let records = read.open_table(RECORDS).map_err(|e| failed(e.into()))?;
+            let range = records.range(..below.0).map_err(|e| failed(e.into()))?;
+            range
+                .rev()
+                .take(limit)
+                .map(|entry| {
+                    let (revision, bytes) = entry.map_err(|e| failed(e.into()))?;
+                    decode_record(format_args!("revision {}", revision.value()), bytes.value())
+                })
+                .collect()
+        })
+        .await
+    }
+
+    async fn forget(
+        &self,
+        seen: &Head,
+        oldest_kept: Revision,
+        kept: &HashSet<ObjectId>,
+    ) -> Result<usize, StoreError> {
+        let (seen, kept) = (seen.clone(), kept.clone());
+        self.blocking("forgetting old revisions", move |database| {
+            forget(database, &seen, oldest_kept, &kept)
+                .map_err(|error| StoreError::unavailable("forgetting old revisions", error))
+        })
+        .await
+    }
+}
+
+fn create_tables(database: &Database) -> Result<(), redb::Error> {
+    let write = database.begin_write()?;
+    write.open_table(RECORDS)?;
+    write.open_table(OBJECTS)?;
+    Ok(write.commit()?)
+}
+
+fn head_of(record: Option<Record>) -> Head {
+    let latest = record.as_ref().map_or(0, |record| record.revision.0);
+    let version = Version {
+        written: latest,
+        read: latest,
+    };
+    Head { record, version }
+}
+
+fn read_head(database: &Database) -> Result<Head, StoreError> {
+    let failed = |error: redb::Error| StoreError::unavailable("reading the head", error);
+    let read = database.begin_read().map_err(|e| failed(e.into()))?;
+    let records = read.open_table(RECORDS).map_err(|e| failed(e.into()))?;
+    let last = records.last().map_err(|e| failed(e.into()))?;
+    let record = last.map(|(revision, bytes)| {
+        decode_record(format_args!("revision {}", revision.value()), bytes.value())
+    });
+    Ok(head_of(record.transpose()?))
+}
+
+/// False where the head is no longer `seen`.
+fn write(
+    database: &Database,
+    seen: &Head,
+    record: &Record,
+    objects: &[Object],
+) -> Result<bool, redb::Error> {
+    let write = database.begin_write()?;
+    {
+        let mut records = write.open_table(RECORDS)?;
+        if latest(&records)? != seen.version.written {
+            return Ok(false);
+        }
+        records.insert(record.revision.0, record.encode().as_slice())?;
+        let mut stored = write.open_table(OBJECTS)?;
+        for object in objects {
+            stored.insert(object.id().as_bytes(), object.bytes().as_ref())?;
+        }
+    }
+    write.commit()?;
+    Ok(true)
+}
+
+fn latest(records: &impl ReadableTable<u64, &'static [u8]>) -> Result<u64, redb::Error> {
+    Ok(records.last()?.map_or(0, |(revision, _)| revision.value()))
+}
+
+fn forget(
+    database: &Database,
+    seen: &Head,
+    oldest_kept: Revision,
+    kept: &HashSet<ObjectId>,
+) -> Result<usize, redb::Error> {
+    let write = database.begin_write()?;
+    let mut gone = 0;
+    {
+        let mut records = write.open_table(RECORDS)?;
+        if latest(&records)? != seen.version.written {
+            return Ok(0);
+        }
+        records.retain(|revision, _| revision >= oldest_kept.0)?;
+        let mut objects = write.open_table(OBJECTS)?;
+        objects.retain(|id, _| {
+            let keep = ObjectId::from_slice(id).is_some_and(|id| kept.contains(&id));
+            gone += usize::from(!keep);
+            keep
+        })?;
+    }
+    write.commit()?;
+    Ok(gone)
+}

@@ -1,0 +1,339 @@
+//! The store of a fleet: etcd, shared by several replicas.
+//!
+//! Objects are written first, in as many requests as they need, and then the
+//! head with its record in one transaction, compared with the head that was
+//! seen. Events are only a hint that something moved: what is true is what is
+//! read afterwards, so a watch that lost its place to a compaction, or an event
+//! that never came, costs time and not truth.
+
+mod connect;
+mod keys;
+pub mod presence;
+
+use std::collections::{HashMap, HashSet};
+
+use anyport_model::names::Revision;
+use etcd_client::{
+    Client, Compare, CompareOp, DeleteOptions, GetOptions, GetResponse, KeyValue, KvClient,
+    SortOrder, SortTarget, Txn, TxnOp, TxnOpResponse, TxnResponse, WatchClient, WatchOptions,
+};
+use prost::bytes::Bytes;
+
+use connect::answered;
+pub use connect::{ConnectError, connect};
+use keys::Keys;
+
+use super::{
+    Committed, EtcdUrl, Head, OBJECT_MAX, Object, ObjectId, Record, Store, StoreError, Version,
+    decode_record, verified,
+};
+
+/// Operations in one transaction; etcd's own limit is 128.
+const OPERATIONS_MAX: usize = 100;
+/// Bytes in one request, beside the last object; etcd's own limit is 1.5 MiB.
+const REQUEST_MAX: usize = OBJECT_MAX / 4;
+/// Objects asked for at once, each of [`OBJECT_MAX`] at most.
+const READ_AT_ONCE: usize = 32;
+const ANSWER_MAX: usize = 2 * READ_AT_ONCE * OBJECT_MAX;
+/// Names of objects read at once.
+const PAGE: i64 = 5_000;
+
+/// Revisions in a cluster.
+pub struct Etcd {
+    kv: KvClient,
+    watch: WatchClient,
+    keys: Keys,
+}
+
+impl std::fmt::Debug for Etcd {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Etcd")
+            .field("keys", &self.keys)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Etcd {
+    pub fn new(client: &Client, url: &EtcdUrl) -> Self {
+        Self {
+            kv: client.kv_client().max_decoding_message_size(ANSWER_MAX),
+            watch: client.watch_client(),
+            keys: Keys::new(url.prefix()),
+        }
+    }
+
+    async fn txn(&self, action: &'static str, txn: Txn) -> Result<TxnResponse, StoreError> {
+        answered(action, self.kv.clone().txn(txn)).await
+    }
+
+    async fn get(
+        &self,
+        action: &'static str,
+        key: impl Into<Vec<u8>>,
+        options: GetOptions,
+    ) -> Result<GetResponse, StoreError> {
+        answered(action, self.kv.clone().get(key, Some(options))).await
+    }
+
+    /// When objects were last deleted, in etcd's counting; 0: never.
+    async fn last_forgotten(&self) -> Result<i64, StoreError> {
+        let key = self.keys.forgotten();
+        let answer = self
+            .get("writing a revision", key, GetOptions::new())
+            .await?;
+        Ok(answer.kvs().first().map_or(0, KeyValue::mod_revision))
+    }
+
+    async fn put_objects(&self, objects: &[Object]) -> Result<(), StoreError> {
+        for batch in batches(objects) {
+            let puts: Vec<TxnOp> = batch
+                .iter()
+                .map(|object| {
+                    TxnOp::put(self.keys.object(object.id()), object.bytes().to_vec(), None)
+                })
+                .collect();
+            self.txn("writing a state", Txn::new().and_then(puts))
+                .await?;
+        }
+        Ok(())
+    }
+
+    fn head_is(&self, seen: &Head) -> Compare {
+        // 0 stands for a key that is not there.
+        let written = i64::try_from(seen.version.written).unwrap_or(i64::MAX);
+        Compare::mod_revision(self.keys.head(), CompareOp::Equal, written)
+    }
+}
+
+/// Cuts objects into requests that etcd takes.
+fn batches(objects: &[Object]) -> Vec<&[Object]> {
+    let mut batches = Vec::new();
+    let mut start = 0;
+    let mut bytes = 0;
+    for (index, object) in objects.iter().enumerate() {
+        let full = index - start >= OPERATIONS_MAX || bytes + object.bytes().len() > REQUEST_MAX;
+        if full && index > start {
+            batches.push(&objects[start..index]);
+            (start, bytes) = (index, 0);
+        }
+        bytes += object.bytes().len();
+    }
+    if start < objects.len() {
+        batches.push(&objects[start..]);
+    }
+    batches
+}
+
+fn counted(revision: i64) -> u64 {
+    u64::try_from(revision).unwrap_or(0)
+}
+
+#[tonic::async_trait]
+impl Store for Etcd {
+    async fn head(&self) -> Result<Head, StoreError> {
+        let key = self.keys.head();
+        let answer = self.get("reading the head", key, GetOptions::new()).await?;
+        let read = answer
+            .header()
+            .map_or(0, |header| counted(header.revision()));
+        let Some(entry) = answer.kvs().first() else {
+            let version = Version { written: 0, read };
+            return Ok(Head {
+                record: None,
+                version,
+            });
+        };
+        Ok(Head {
+            record: Some(decode_record("the head", entry.value())?),
+            version: Version {
+                written: counted(entry.mod_revision()),
+                read,
+            },
+        })
+    }
+
+    async fn moved(&self, seen: &Head) -> Result<(), StoreError> {
+        // From where the head was read and not from its last write: that may be
+        // compacted away long since.
+        let from = i64::try_from(seen.version.read).unwrap_or(i64::MAX - 1) + 1;
+        watch(&self.watch, &self.keys.head(), WatchOptions::new(), from).await
+    }
+
+    async fn objects(&self, ids: &[ObjectId]) -> Result<Vec<Bytes>, StoreError> {
+        let mut objects = Vec::with_capacity(ids.len());
+        for some in ids.chunks(READ_AT_ONCE) {
+            let gets: Vec<TxnOp> = some
+                .iter()
+                .map(|id| TxnOp::get(self.keys.object(*id), None))
+                .collect();
+            let answer = self
+                .txn("reading a state", Txn::new().and_then(gets))
+                .await?;
+            let mut found: HashMap<Vec<u8>, Vec<u8>> = answer
+                .op_responses()
+                .into_iter()
+                .filter_map(|response| match response {
+                    TxnOpResponse::Get(mut answer) => answer.take_kvs().into_iter().next(),
+                    _ => None,
+                })
+                .map(KeyValue::into_key_value)
+                .collect();
+            for id in some {
+                let bytes = found.remove(self.keys.object(*id).as_bytes());
+                objects.push(verified(*id, bytes.map(Bytes::from))?);
+            }
+        }
+        Ok(objects)
+    }
+
+    async fn commit(
+        &self,
+        seen: &Head,
+        record: &Record,
+        objects: &[Object],
+    ) -> Result<Committed, StoreError> {
+        // Objects may be deleted as unused between their writing and the moment
+        // when the head names them. Whoever deletes rewrites this key.
+        let forgotten = self.last_forgotten().await?;
+        self.put_objects(objects).await?;
+        let bytes = record.encode();
+        let txn = Txn::new()
+            .when([
+                self.head_is(seen),
+                Compare::mod_revision(self.keys.forgotten(), CompareOp::Equal, forgotten),
+            ])
+            .and_then([
+                TxnOp::put(self.keys.head(), bytes.clone(), None),
+                TxnOp::put(self.keys.record(record.revision), bytes, None),
+            ]);
+        let answer = self.txn("writing a revision", txn).await?;
+        if !answer.succeeded() {
+            return Ok(Committed::Conflict);
+        }
+        let written = answer
+            .header()
+            .map_or(0, |header| counted(header.revision()));
+        Ok(Committed::Done(Head {
+            record: Some(record.clone()),
+            version: Version {
+                written,
+                read: written,
+            },
+        }))
+    }
+
+    async fn record(&self, revision: Revision) -> Result<Option<Record>, StoreError> {
+        let key = self.keys.record(revision);
+        let answer = self
+            .get("reading the history", key, GetOptions::new())
+            .await?;
+        let entry = answer.kvs().first();
+        entry
+            .map(|entry| decode_record(format_args!("revision {revision}"), entry.value()))
+            .transpose()
+    }
+
+    async fn records_below(
+        &self,
+        below: Revision,
+        limit: usize,
+    ) -> Result<Vec<Record>, StoreError> {
+        let options = GetOptions::new()
+            .with_range(self.keys.record(below))
+            .with_sort(SortTarget::Key, SortOrder::Descend)
+            .with_limit(i64::try_from(limit).unwrap_or(i64::MAX));
+        let first = self.keys.record(Revision::EMPTY);
+        let answer = self.get("reading the history", first, options).await?;
+        answer
+            .kvs()
+            .iter()
+            .map(|entry| decode_record(String::from_utf8_lossy(entry.key()), entry.value()))
+            .collect()
+    }
+
+    async fn forget(
+        &self,
+        seen: &Head,
+        oldest_kept: Revision,
+        kept: &HashSet<ObjectId>,
+    ) -> Result<usize, StoreError> {
+        const ACTION: &str = "forgetting old revisions";
+        let kept: HashSet<String> = kept.iter().map(|id| self.keys.object(*id)).collect();
+        let first = self.keys.record(Revision::EMPTY);
+        let old = DeleteOptions::new().with_range(self.keys.record(oldest_kept));
+        let txn = Txn::new()
+            .when([self.head_is(seen)])
+            .and_then([TxnOp::delete(first, Some(old))]);
+        if !self.txn(ACTION, txn).await?.succeeded() {
+            return Ok(0);
+        }
+        let mut gone = 0;
+        for unused in self.unused_objects(&kept).await?.chunks(OPERATIONS_MAX - 1) {
+            let deletes = unused.iter().map(|key| TxnOp::delete(key.clone(), None));
+            let mark = TxnOp::put(self.keys.forgotten(), Vec::new(), None);
+            let txn = Txn::new()
+                .when([self.head_is(seen)])
+                .and_then(deletes.chain([mark]).collect::<Vec<_>>());
+            if !self.txn(ACTION, txn).await?.succeeded() {
+                break;
+            }
+            gone += unused.len();
+        }
+        Ok(gone)
+    }
+}
+
+impl Etcd {
+    /// Keys of all objects that are not in `kept`.
+    async fn unused_objects(&self, kept: &HashSet<String>) -> Result<Vec<Vec<u8>>, StoreError> {
+        let objects = self.keys.objects();
+        // The byte after '/': the end of everything below the prefix.
+        let end = format!("{}0", objects.trim_end_matches('/'));
+        let mut unused = Vec::new();
+        let mut from = objects.into_bytes();
+        loop {
+            let options = GetOptions::new()
+                .with_range(end.clone())
+                .with_keys_only()
+                .with_limit(PAGE);
+            let answer = self.get("listing objects", from.clone(), options).await?;
+            for entry in answer.kvs() {
+                let known = entry.key_str().is_ok_and(|key| kept.contains(key));
+                if !known {
+                    unused.push(entry.key().to_vec());
+                }
+            }
+            match answer.kvs().last() {
+                Some(last) if answer.more() => {
+                    from = last.key().to_vec();
+                    from.push(0);
+                }
+                _ => return Ok(unused),
+            }
+        }
+    }
+}
+
+/// Returns when something below `key` changed at `from` or later, in etcd's
+/// counting, or when the watch cannot tell any more.
+async fn watch(
+    client: &WatchClient,
+    key: &str,
+    options: WatchOptions,
+    from: i64,
+) -> Result<(), StoreError> {
+    let options = options.with_start_revision(from);
+    let mut client = client.clone();
+    let mut stream = answered("starting a watch", client.watch(key, Some(options))).await?;
+    loop {
+        let message = stream.message().await;
+        let message = message.map_err(|error| StoreError::unavailable("watching", error))?;
+        match message {
+            // Cancelled: `from` was compacted away. What happened since then is
+            // unknown, so it may have moved.
+            Some(message) if message.canceled() || !message.events().is_empty() => return Ok(()),
+            Some(_) => {}
+            None => return Err(StoreError::unavailable("watching", "etcd ended the watch")),
+        }
+    }
+}

@@ -1,0 +1,215 @@
+//! What replicas tell each other of the nodes that are connected to them.
+//!
+//! Every replica writes its own nodes under a lease: when the replica dies, they
+//! vanish with it. The keys carry the replica's own number and not the lease's,
+//! so that a replica whose lease ran out takes its keys over with the next one.
+
+use std::time::Duration;
+
+use anyport_proto::v1;
+use etcd_client::{
+    Client, GetOptions, KvClient, LeaseClient, PutOptions, SortOrder, SortTarget, Txn, TxnOp,
+    WatchClient, WatchOptions,
+};
+use prost::Message;
+
+use super::{connect::answered, keys::Keys, watch};
+use crate::{
+    nodes::NodeKey,
+    store::{EtcdUrl, OBJECT_MAX, StoreError},
+};
+
+/// A replica that says nothing for this long is dead, and its nodes are gone.
+pub const LEASE_TTL: Duration = Duration::from_secs(15);
+
+/// Statuses in one transaction, and in one page of reading.
+const AT_ONCE: usize = 64;
+/// One page of reading, in bytes.
+const ANSWER_MAX: usize = 2 * AT_ONCE * OBJECT_MAX;
+
+/// One replica's part of the shared book.
+pub struct Presence {
+    kv: KvClient,
+    watch: WatchClient,
+    lease: LeaseClient,
+    keys: Keys,
+    /// Told apart from other replicas, and from this one before a restart.
+    replica: u64,
+}
+
+/// The right to be seen, for [`LEASE_TTL`] after it was last kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lease(i64);
+
+/// A change of what others see of us.
+#[derive(Debug, Clone)]
+pub struct Publication<'a> {
+    pub key: &'a NodeKey,
+    /// `None`: gone.
+    pub status: Option<&'a v1::NodeStatus>,
+}
+
+/// What other replicas have said, and when that was read in etcd's counting.
+#[derive(Debug, Clone, Default)]
+pub struct Elsewhere {
+    pub nodes: Vec<v1::NodeStatus>,
+    read: i64,
+}
+
+impl Presence {
+    /// `replica` is a random number.
+    pub fn new(client: &Client, url: &EtcdUrl, replica: u64) -> Self {
+        Self {
+            kv: client.kv_client().max_decoding_message_size(ANSWER_MAX),
+            watch: client.watch_client(),
+            lease: client.lease_client(),
+            keys: Keys::new(url.prefix()),
+            replica,
+        }
+    }
+
+    fn ours(&self) -> String {
+        format!("{}{:016x}/", self.keys.nodes(), self.replica)
+    }
+
+    pub async fn grant(&self) -> Result<Lease, StoreError> {
+        let ttl = i64::try_from(LEASE_TTL.as_secs()).unwrap_or(i64::MAX);
+        let mut lease = self.lease.clone();
+        let granted = answered("taking a lease", lease.grant(ttl, None)).await?;
+        Ok(Lease(granted.id()))
+    }
+
+    /// Keeps the lease for another [`LEASE_TTL`]; an error if it is gone.
+    pub async fn keep(&self, lease: Lease) -> Result<(), StoreError> {
+        let mut client = self.lease.clone();
+        // The first answer of the stream says whether the lease lives.
+        answered("keeping a lease", client.keep_alive(lease.0))
+            .await
+            .map(drop)
+    }
+
+    /// Our nodes vanish for everyone.
+    pub async fn revoke(&self, lease: Lease) -> Result<(), StoreError> {
+        let mut client = self.lease.clone();
+        answered("giving up a lease", client.revoke(lease.0))
+            .await
+            .map(drop)
+    }
+
+    /// Tells the others what changed of our nodes.
+    pub async fn publish(
+        &self,
+        lease: Lease,
+        changes: &[Publication<'_>],
+    ) -> Result<(), StoreError> {
+        let ours = self.ours();
+        let mut operations = Vec::new();
+        let mut bytes = 0;
+        for Publication { key, status } in changes {
+            let name = format!("{ours}{key}");
+            let operation = match status {
+                None => TxnOp::delete(name, None),
+                Some(status) => {
+                    let value = encode(status);
+                    bytes += value.len();
+                    TxnOp::put(name, value, Some(PutOptions::new().with_lease(lease.0)))
+                }
+            };
+            if operations.len() == AT_ONCE || bytes > OBJECT_MAX {
+                self.txn(std::mem::take(&mut operations)).await?;
+                bytes = 0;
+            }
+            operations.push(operation);
+        }
+        if operations.is_empty() {
+            return Ok(());
+        }
+        self.txn(operations).await
+    }
+
+    async fn txn(&self, operations: Vec<TxnOp>) -> Result<(), StoreError> {
+        let mut kv = self.kv.clone();
+        let txn = kv.txn(Txn::new().and_then(operations));
+        answered("telling of connected nodes", txn).await.map(drop)
+    }
+
+    /// What all other replicas have said.
+    pub async fn elsewhere(&self) -> Result<Elsewhere, StoreError> {
+        let all = self.keys.nodes();
+        let ours = self.ours();
+        // The byte after '/': the end of everything below it.
+        let end = format!("{}0", all.trim_end_matches('/'));
+        let mut elsewhere = Elsewhere::default();
+        let mut from = all.into_bytes();
+        loop {
+            let options = GetOptions::new()
+                .with_range(end.clone())
+                .with_sort(SortTarget::Key, SortOrder::Ascend)
+                .with_limit(AT_ONCE as i64);
+            let mut kv = self.kv.clone();
+            let get = kv.get(from.clone(), Some(options));
+            let answer = answered("reading who is connected", get).await?;
+            if elsewhere.read == 0 {
+                elsewhere.read = answer.header().map_or(0, |header| header.revision());
+            }
+            for entry in answer.kvs() {
+                if entry.key().starts_with(ours.as_bytes()) {
+                    continue;
+                }
+                match v1::NodeStatus::decode(entry.value()) {
+                    Ok(status) => elsewhere.nodes.push(status),
+                    Err(error) => tracing::warn!(
+                        key = %String::from_utf8_lossy(entry.key()), %error,
+                        "another replica told something unreadable of a node"
+                    ),
+                }
+            }
+            match answer.kvs().last() {
+                Some(last) if answer.more() => {
+                    from = last.key().to_vec();
+                    from.push(0);
+                }
+                _ => return Ok(elsewhere),
+            }
+        }
+    }
+
+    /// Returns when something may have changed since `seen`, ours or others'.
+    pub async fn moved(&self, seen: &Elsewhere) -> Result<(), StoreError> {
+        let options = WatchOptions::new().with_prefix();
+        watch(
+            &self.watch,
+            &self.keys.nodes(),
+            options,
+            seen.read.saturating_add(1),
+        )
+        .await
+    }
+}
+
+/// A status that etcd takes. A balancer's pools may be too many for that; the
+/// rest of what it said still counts.
+fn encode(status: &v1::NodeStatus) -> Vec<u8> {
+    let bytes = status.encode_to_vec();
+    if bytes.len() <= OBJECT_MAX / 2 {
+        return bytes;
+    }
+    tracing::warn!(
+        node = status.name,
+        bytes = bytes.len(),
+        "its status is too large to be shared with other replicas; they will not show its pools"
+    );
+    let short = v1::NodeStatus {
+        pools: Vec::new(),
+        rejections: status
+            .rejections
+            .iter()
+            .take(REJECTIONS_SHARED)
+            .cloned()
+            .collect(),
+        ..status.clone()
+    };
+    short.encode_to_vec()
+}
+
+const REJECTIONS_SHARED: usize = 100;

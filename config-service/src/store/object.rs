@@ -1,0 +1,67 @@
+//! Immutable bytes, named by what they are.
+
+use std::fmt;
+
+use prost::bytes::Bytes;
+use sha2::{Digest, Sha256};
+
+/// SHA-256 of an object's bytes, and so its name: whoever reads an object can
+/// tell whether it is the right one.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ObjectId([u8; 32]);
+
+/// An object on its way into a store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Object {
+    id: ObjectId,
+    bytes: Bytes,
+}
+
+impl ObjectId {
+    /// The name of `bytes`.
+    pub fn of(bytes: &[u8]) -> Self {
+        Self(Sha256::digest(bytes).into())
+    }
+
+    /// `None` where `bytes` are not 32 in number.
+    pub fn from_slice(bytes: &[u8]) -> Option<Self> {
+        bytes.try_into().ok().map(Self)
+    }
+
+    pub fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+
+    pub fn to_vec(self) -> Vec<u8> {
+        self.0.to_vec()
+    }
+}
+
+/// 64 hexadecimal digits.
+impl fmt::Display for ObjectId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for ObjectId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl Object {
+    pub fn new(bytes: impl Into<Bytes>) -> Self {
+        let bytes = bytes.into();
+        let id = ObjectId::of(&bytes);
+        Self { id, bytes }
+    }
+
+    pub fn id(&self) -> ObjectId {
+        self.id
+    }
+
+    pub fn bytes(&self) -> &Bytes {
+        &self.bytes
+    }
+}

@@ -1,0 +1,232 @@
+//! Several replicas on one real etcd.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use anyport_proto::v1;
+use support::{
+    etcd::{EtcdServer, url},
+    eventually,
+    link::Link,
+    resources::{app, many, prefix},
+    service::Service,
+    soon,
+    subscriber::{Subscriber, edge},
+};
+use tonic::Code;
+use tonic_types::StatusExt;
+
+#[tokio::test]
+async fn a_change_at_one_replica_reaches_an_edge_of_the_other_and_its_word_comes_back() {
+    let server = EtcdServer::start().await;
+    let one = Service::ready(server.url("fleet")).await;
+    let other = Service::ready(server.url("fleet")).await;
+    let mut subscriber = Subscriber::connect(&other, edge("far")).await;
+    let first = subscriber.take().await;
+    assert_eq!((first.revision, first.full), (0, true));
+
+    let applied = one.apply(many(2)).await.unwrap();
+    let update = subscriber.take().await;
+    assert_eq!(update.revision, applied.revision);
+    assert_eq!(update.state_hash, applied.state_hash);
+    assert_eq!(update.upserts.len(), 3);
+    let seen = eventually("the far edge in the near list", || async {
+        let nodes = one.nodes().await;
+        nodes
+            .into_iter()
+            .find(|node| node.applied_revision == applied.revision)
+    })
+    .await;
+    assert_eq!(seen.name, "far");
+    assert!(
+        seen.replica
+            .ends_with(&format!(":{}", other.address.port()))
+    );
+
+    // A replica that stops takes its nodes along.
+    drop(subscriber);
+    other.stop().await;
+    eventually("its end", || async {
+        one.nodes().await.is_empty().then_some(())
+    })
+    .await;
+    one.stop().await;
+}
+
+#[tokio::test]
+async fn the_nodes_of_a_replica_that_died_vanish_and_come_back_elsewhere() {
+    let server = EtcdServer::start().await;
+    let one = Service::ready(server.url("fleet")).await;
+    let other = Service::ready(server.url("fleet")).await;
+    let mut subscriber = Subscriber::connect(&other, edge("far")).await;
+    subscriber.take().await;
+    eventually("the edge", || async {
+        (one.nodes().await.len() == 1).then_some(())
+    })
+    .await;
+    other.kill().await;
+    // Its lease still runs, but the edge is here now: the later connection counts.
+    let mut moved = Subscriber::connect(&one, edge("far")).await;
+    moved.take().await;
+    let nodes = one.nodes().await;
+    assert_eq!(nodes.len(), 1);
+    assert!(
+        nodes[0]
+            .replica
+            .ends_with(&format!(":{}", one.address.port()))
+    );
+    drop(moved);
+    eventually("the lease runs out", || async {
+        one.nodes().await.is_empty().then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn ten_thousand_resources_are_applied_as_one() {
+    let server = EtcdServer::start().await;
+    let one = Service::ready(server.url("fleet")).await;
+    let other = Service::ready(server.url("fleet")).await;
+    let mut subscriber = Subscriber::connect(&other, edge("far")).await;
+    subscriber.take().await;
+    let applying = one.apply(many(10_000));
+    let watching = async {
+        // Whatever is seen meanwhile is nothing or all.
+        loop {
+            let (revision, resources) = other.list().await;
+            match (revision, resources.len()) {
+                (0, 0) => {}
+                (1, 10_001) => return,
+                half => panic!("a part of it was seen: {half:?}"),
+            }
+        }
+    };
+    let (applied, ()) = soon("everywhere", async { tokio::join!(applying, watching) }).await;
+    assert_eq!(applied.unwrap().changes.len(), 10_001);
+    let update = subscriber.take().await;
+    assert_eq!((update.revision, update.upserts.len()), (1, 10_001));
+    // One more app costs one chunk, and leaves the others as they are.
+    let before = objects(&server).await;
+    one.apply(vec![app("app-0", 60_000)]).await.unwrap();
+    let after = objects(&server).await;
+    assert_eq!(after - before, 2, "one chunk and the layout");
+}
+
+async fn objects(server: &EtcdServer) -> i64 {
+    let mut client = server.client().await;
+    let options = etcd_client::GetOptions::new()
+        .with_prefix()
+        .with_count_only();
+    client
+        .get("/fleet/objects/", Some(options))
+        .await
+        .unwrap()
+        .count()
+}
+
+#[tokio::test]
+async fn writes_at_two_replicas_at_once_all_count() {
+    let server = EtcdServer::start().await;
+    let one = Service::ready(server.url("fleet")).await;
+    let other = Service::ready(server.url("fleet")).await;
+    one.apply(vec![prefix("198.51.100.0/24")]).await.unwrap();
+    let write = async |service: &Service, name: &str, from: u16| {
+        for n in 0..20 {
+            service
+                .apply(vec![app(&format!("{name}-{n}"), from + n)])
+                .await
+                .unwrap();
+        }
+    };
+    tokio::join!(write(&one, "one", 1000), write(&other, "other", 2000));
+    for service in [&one, &other] {
+        eventually("all of them", || async {
+            let (revision, resources) = service.list().await;
+            (revision == 41 && resources.len() == 41).then_some(())
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn the_same_request_at_two_replicas_is_done_once() {
+    let server = EtcdServer::start().await;
+    let one = Service::ready(server.url("fleet")).await;
+    let other = Service::ready(server.url("fleet")).await;
+    let request = v1::ApplyRequest {
+        resources: many(2),
+        request_id: "once".to_owned(),
+        ..Default::default()
+    };
+    let (here, there) = tokio::join!(
+        one.apply_request(request.clone()),
+        other.apply_request(request.clone())
+    );
+    assert_eq!(here.unwrap(), there.unwrap());
+    assert_eq!(other.apply_request(request).await.unwrap().revision, 1);
+}
+
+#[tokio::test]
+async fn without_its_store_a_replica_reads_but_does_not_write_and_says_so() {
+    let server = EtcdServer::start().await;
+    let link = Link::to(server.port()).await;
+    let near = Service::ready(server.url("fleet")).await;
+    let cut_off = Service::ready(url(link.port(), "fleet")).await;
+    near.apply(many(2)).await.unwrap();
+    eventually("the state", || async {
+        (cut_off.list().await.0 == 1).then_some(())
+    })
+    .await;
+    let mut subscriber = Subscriber::connect(&cut_off, edge("e1")).await;
+    assert_eq!(subscriber.take().await.upserts.len(), 3);
+
+    link.cut();
+    let mut changes = cut_off.readiness.changes();
+    soon("it says so", async {
+        while changes.report().is_ready() {
+            changes.next().await;
+        }
+    })
+    .await;
+    let reason = cut_off.readiness.report().to_string();
+    assert!(
+        reason.contains("store: the store is out of reach"),
+        "{reason}"
+    );
+    let refused = cut_off.apply(vec![app("more", 99)]).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unavailable, "{refused:?}");
+    assert!(refused.get_details_retry_info().is_some());
+    assert_eq!(cut_off.list().await.1.len(), 3, "reading goes on");
+
+    // Meanwhile the fleet moves on, and etcd forgets how.
+    near.apply(vec![app("app-0", 700)]).await.unwrap();
+    near.apply(vec![app("app-1", 701)]).await.unwrap();
+    server.compact().await;
+    link.mend();
+    let update = subscriber.take().await;
+    assert_eq!(
+        (update.base_revision, update.revision, update.upserts.len()),
+        (1, 3, 2)
+    );
+    soon("ready again", cut_off.readiness.ready()).await;
+    cut_off.apply(vec![app("more", 99)]).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_replica_starts_before_its_store_does() {
+    let server = EtcdServer::start().await;
+    let link = Link::to(server.port()).await;
+    link.cut();
+    let service = Service::start(url(link.port(), "fleet")).await;
+    let asked = soon(
+        "an answer",
+        service.client().list(v1::ListRequest::default()),
+    )
+    .await;
+    assert_eq!(asked.unwrap_err().code(), Code::Unavailable);
+    assert!(!service.readiness.is_ready());
+    link.mend();
+    soon("ready", service.readiness.ready()).await;
+    service.apply(many(1)).await.unwrap();
+}

@@ -1,0 +1,142 @@
+//! A whole config service in this process.
+
+use std::{net::SocketAddr, path::Path};
+
+use anyport_config_service::{Config, ConfigService, RunError, store::StoreUrl};
+use anyport_node::{drain::Drain, ready::Readiness};
+use anyport_proto::{
+    sync::UPDATE_MAX,
+    v1::{self, config_service_client::ConfigServiceClient},
+};
+use tokio::task::JoinHandle;
+use tonic::{
+    Status,
+    transport::{Channel, Endpoint},
+};
+
+use super::soon;
+
+pub struct Service {
+    pub address: SocketAddr,
+    pub admin: SocketAddr,
+    pub drain: Drain,
+    pub readiness: Readiness,
+    task: JoinHandle<Result<(), RunError>>,
+}
+
+pub fn embedded(directory: &Path) -> StoreUrl {
+    StoreUrl::Embedded(directory.to_owned())
+}
+
+impl Service {
+    /// Does not wait until it is ready.
+    pub async fn start(store: StoreUrl) -> Self {
+        let config = Config {
+            listen: "127.0.0.1:0".parse().unwrap(),
+            admin: "127.0.0.1:0".parse().unwrap(),
+            store,
+            tls: Default::default(),
+        };
+        let service = ConfigService::bind(&config).await.expect("it starts");
+        let drain = Drain::new();
+        let (address, admin) = (service.address(), service.admin_address());
+        let readiness = service.readiness();
+        let task = tokio::spawn({
+            let drain = drain.clone();
+            async move { service.serve(&drain).await }
+        });
+        Self {
+            address,
+            admin,
+            drain,
+            readiness,
+            task,
+        }
+    }
+
+    pub async fn ready(store: StoreUrl) -> Self {
+        let service = Self::start(store).await;
+        let mut changes = service.readiness.changes();
+        soon("ready", async {
+            // The store is a condition only once the service runs.
+            while !service.loaded().await {
+                changes.report();
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+        service
+    }
+
+    async fn loaded(&self) -> bool {
+        let mut client = self.client();
+        client.list(v1::ListRequest::default()).await.is_ok()
+    }
+
+    pub fn endpoint(&self) -> Endpoint {
+        Endpoint::try_from(format!("http://{}", self.address)).unwrap()
+    }
+
+    pub fn client(&self) -> ConfigServiceClient<Channel> {
+        ConfigServiceClient::new(self.endpoint().connect_lazy())
+            .max_decoding_message_size(UPDATE_MAX)
+            .max_encoding_message_size(UPDATE_MAX)
+    }
+
+    pub async fn apply(&self, resources: Vec<v1::Resource>) -> Result<v1::ApplyResponse, Status> {
+        self.apply_request(v1::ApplyRequest {
+            resources,
+            ..Default::default()
+        })
+        .await
+    }
+
+    pub async fn apply_request(
+        &self,
+        request: v1::ApplyRequest,
+    ) -> Result<v1::ApplyResponse, Status> {
+        let answer = soon("apply", self.client().apply(request)).await?;
+        Ok(answer.into_inner())
+    }
+
+    /// All resources, through all pages.
+    pub async fn list(&self) -> (u64, Vec<v1::Resource>) {
+        let mut resources = Vec::new();
+        let mut page_token = String::new();
+        loop {
+            let request = v1::ListRequest {
+                page_token,
+                ..Default::default()
+            };
+            let page = soon("list", self.client().list(request))
+                .await
+                .unwrap()
+                .into_inner();
+            resources.extend(page.resources);
+            page_token = page.next_page_token;
+            if page_token.is_empty() {
+                return (page.revision, resources);
+            }
+        }
+    }
+
+    pub async fn nodes(&self) -> Vec<v1::NodeStatus> {
+        let mut client = self.client();
+        let answer = client.list_nodes(v1::ListNodesRequest::default());
+        soon("nodes", answer).await.unwrap().into_inner().nodes
+    }
+
+    pub async fn stop(self) {
+        self.drain.begin();
+        soon("stop", self.task)
+            .await
+            .expect("no panic")
+            .expect("a good end");
+    }
+
+    /// As if the process were killed: nothing is said to anyone.
+    pub async fn kill(self) {
+        self.task.abort();
+        let _ = soon("kill", self.task).await;
+    }
+}
