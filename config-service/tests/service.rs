@@ -622,11 +622,18 @@ async fn a_node_is_listed_with_what_it_applied_until_it_is_gone() {
 
     // Whoever watches sees it come and go too.
     soon("the watcher sees what it applied", async {
-        while !next(&mut watched).await.iter().any(|node| node.applied_revision == 1) {}
+        while !next(&mut watched)
+            .await
+            .iter()
+            .any(|node| node.applied_revision == 1)
+        {}
     })
     .await;
     drop(subscriber);
-    soon("the watcher sees it go", async { while !next(&mut watched).await.is_empty() {} }).await;
+    soon("the watcher sees it go", async {
+        while !next(&mut watched).await.is_empty() {}
+    })
+    .await;
     assert!(service.nodes().await.is_empty());
 }
 

@@ -1,8 +1,11 @@
 //! Writes, one after the other.
 
-use std::{sync::Arc, time::SystemTime};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
-use anyport_model::names::Revision;
+use anyport_model::{backoff::Backoff, names::Revision};
 use anyport_node::telemetry;
 use anyport_proto::sync::UPDATE_MAX;
 use tracing::Instrument;
@@ -14,7 +17,10 @@ use crate::{
 };
 
 /// Another replica may be first a few times, but not for ever.
-const ATTEMPTS: usize = 8;
+const ATTEMPTS: usize = 16;
+/// Two that try again at once would be in each other's way again.
+const FIRST_PAUSE: Duration = Duration::from_millis(5);
+const LONGEST_PAUSE: Duration = Duration::from_millis(200);
 
 /// All resources together, in bytes: an update must hold them with room for its
 /// own fields.
@@ -115,6 +121,7 @@ impl Writer {
         // Another replica's write may not have come here yet, and even what
         // changes nothing must be judged by the latest state.
         let mut present = turn.refresh().await?;
+        let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
         for _ in 0..ATTEMPTS {
             if let Some(repeated) = self.repeated(&intent, &conditions, &present).await? {
                 return Ok(repeated);
@@ -155,7 +162,10 @@ impl Writer {
                     self.forget_old(committed);
                     return Ok(written);
                 }
-                None => present = turn.refresh().await?,
+                None => {
+                    tokio::time::sleep(backoff.pause(rand::random())).await;
+                    present = turn.refresh().await?;
+                }
             }
         }
         Err(WriteError::Contended)

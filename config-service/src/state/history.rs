@@ -26,7 +26,9 @@ pub async fn forget_old(keeper: &Keeper, present: &Snapshot) -> Result<usize, St
     forget_below(keeper, present, oldest).await
 }
 
-async fn forget_below(
+/// Forgets revisions below `oldest`, but never the present one, and what only
+/// they needed. Returns how many objects went.
+pub async fn forget_below(
     keeper: &Keeper,
     present: &Snapshot,
     oldest: Revision,

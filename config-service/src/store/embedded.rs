@@ -7,6 +7,7 @@
 use std::{
     collections::HashSet,
     fs, io,
+    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -63,7 +64,12 @@ impl Embedded {
     /// [`OpenError`], naming the directory.
     pub fn open(directory: &Path) -> Result<Self, OpenError> {
         let at = || directory.to_owned();
-        fs::create_dir_all(directory).map_err(|source| OpenError::Directory {
+        // For nobody else: origins' addresses are nobody else's business.
+        let made = fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(directory);
+        made.map_err(|source| OpenError::Directory {
             directory: at(),
             source,
         })?;

@@ -1,0 +1,567 @@
+//! Wire to model and back.
+
+#![allow(clippy::unwrap_used)]
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    num::NonZeroU32,
+    sync::Arc,
+    time::Duration,
+};
+
+use anyport_model::{
+    ports::{PortMap, PortRange},
+    resource::{
+        App, Check, DirectOrigin, Monitor, Origin, OriginChoice, Policy, Pool, Prefix, Resource,
+        Thresholds, Timeouts, Transport, Weight,
+    },
+};
+use anyport_proto::{
+    convert::{
+        read_pool_weights, read_reference, read_resource, read_update, write_reference,
+        write_resource,
+    },
+    v1::{self, resource::Kind},
+};
+use ipnet::IpNet;
+use proptest::prelude::*;
+use prost::Message;
+
+fn name() -> impl Strategy<Value = String> {
+    "[a-zA-Z0-9][a-zA-Z0-9._-]{0,62}"
+}
+
+fn net() -> impl Strategy<Value = IpNet> {
+    let v4 = (any::<[u8; 4]>(), 0u8..=32).prop_map(|(ip, len)| (IpAddr::from(ip), len));
+    let v6 = (any::<[u8; 16]>(), 0u8..=128).prop_map(|(ip, len)| (IpAddr::from(ip), len));
+    prop_oneof![v4, v6].prop_map(|(ip, len)| IpNet::new(ip, len).unwrap().trunc())
+}
+
+fn ports() -> impl Strategy<Value = PortRange> {
+    let range = (1u16..=u16::MAX, 1u16..=u16::MAX);
+    let range = range.prop_map(|(a, b)| PortRange::new(a.min(b), a.max(b)).unwrap());
+    let single = (1u16..=u16::MAX).prop_map(|port| PortRange::single(port).unwrap());
+    prop_oneof![range, single, Just(PortRange::ALL)]
+}
+
+/// A map of `edge` onto one port, or onto as many as it has.
+fn port_map(edge: PortRange) -> impl Strategy<Value = PortMap> {
+    let last = u16::MAX - u16::try_from(edge.width() - 1).unwrap();
+    let range = (1u16..=last).prop_map(move |first| {
+        let end = first + u16::try_from(edge.width() - 1).unwrap();
+        PortMap::new(edge, PortRange::new(first, end).unwrap()).unwrap()
+    });
+    let single = (1u16..=u16::MAX)
+        .prop_map(move |port| PortMap::new(edge, PortRange::single(port).unwrap()).unwrap());
+    prop_oneof![range, single]
+}
+
+fn duration(from: Duration, to: Duration) -> impl Strategy<Value = Duration> {
+    let nanos = |duration: Duration| u64::try_from(duration.as_nanos()).unwrap();
+    (nanos(from)..=nanos(to)).prop_map(Duration::from_nanos)
+}
+
+fn prefix() -> impl Strategy<Value = Resource> {
+    let routable = net().prop_filter_map("not routable", |net| Prefix::new(net).ok());
+    routable.prop_map(Resource::Prefix)
+}
+
+fn monitor() -> impl Strategy<Value = Resource> {
+    let second = Duration::from_secs(1);
+    let text = || prop::collection::vec(any::<u8>(), 0..40);
+    let threshold = || (1u32..=100).prop_map(|n| NonZeroU32::new(n).unwrap());
+    (
+        name(),
+        (text(), text()),
+        duration(second / 10, 3600 * second),
+        duration(second / 100, 60 * second),
+        0u32..=10,
+        (threshold(), threshold()),
+        prop::option::of(1u16..=u16::MAX),
+    )
+        .prop_map(
+            |(name, (send, expect), interval, timeout, retries, (up, down), port)| {
+                Resource::Monitor(Arc::new(Monitor {
+                    name: name.parse().unwrap(),
+                    check: Check::Tcp { send, expect },
+                    interval,
+                    timeout,
+                    retries,
+                    thresholds: Thresholds { up, down },
+                    port,
+                }))
+            },
+        )
+}
+
+fn origin_address() -> impl Strategy<Value = SocketAddr> {
+    let ip = prop_oneof![
+        any::<[u8; 4]>().prop_map(IpAddr::from),
+        any::<[u8; 16]>().prop_map(IpAddr::from)
+    ];
+    (ip, 1u16..=u16::MAX).prop_map(SocketAddr::from)
+}
+
+fn pool() -> impl Strategy<Value = Resource> {
+    let origin = (origin_address(), 0u32..=1_000_000, any::<bool>());
+    let policy = prop::sample::select(vec![
+        Policy::Weighted,
+        Policy::RoundRobin,
+        Policy::LeastConnections,
+    ]);
+    (
+        name(),
+        prop::option::of(name()),
+        prop::option::of(name()),
+        policy,
+        prop::collection::vec(origin, 1..6),
+        any::<prop::sample::Index>(),
+    )
+        .prop_map(|(name, monitor, fallback, policy, origins, minimum)| {
+            let minimum = minimum.index(origins.len()) + 1;
+            let origins = origins.into_iter().enumerate();
+            Resource::Pool(Arc::new(Pool {
+                name: name.parse().unwrap(),
+                monitor: monitor.map(|name| name.parse().unwrap()),
+                policy,
+                minimum_origins: u32::try_from(minimum).unwrap(),
+                fallback: fallback.map(|name| name.parse().unwrap()),
+                origins: origins
+                    .map(|(index, (address, weight, enabled))| Origin {
+                        name: format!("origin-{index}").parse().unwrap(),
+                        address,
+                        weight: Weight::new(f64::from(weight) / 1000.0).unwrap(),
+                        enabled,
+                    })
+                    .collect(),
+            }))
+        })
+}
+
+fn origin_choice(edge: PortRange) -> impl Strategy<Value = OriginChoice> {
+    let pool = (name(), prop::option::of(port_map(edge))).prop_map(|(pool, port)| {
+        let pool = pool.parse().unwrap();
+        OriginChoice::Pool { pool, port }
+    });
+    let direct = (origin_address(), port_map(edge)).prop_map(|(address, port)| DirectOrigin {
+        ip: address.ip(),
+        port,
+    });
+    let direct = prop::collection::vec(direct, 1..4).prop_map(OriginChoice::Direct);
+    prop_oneof![pool, direct]
+}
+
+fn app() -> impl Strategy<Value = Resource> {
+    let second = Duration::from_secs(1);
+    let origin = ports().prop_flat_map(|ports| (Just(ports), origin_choice(ports)));
+    (
+        name(),
+        prop::collection::btree_set(net(), 1..5),
+        origin,
+        duration(second / 100, 60 * second),
+        duration(second, 7 * 24 * 3600 * second),
+    )
+        .prop_map(|(name, nets, (ports, origin), connect, idle)| {
+            Resource::App(Arc::new(App {
+                name: name.parse().unwrap(),
+                transport: Transport::Tcp,
+                ports,
+                edge_nets: nets.into_iter().collect(),
+                origin,
+                timeouts: Timeouts { connect, idle },
+            }))
+        })
+}
+
+fn resource() -> impl Strategy<Value = Resource> {
+    prop_oneof![prefix(), monitor(), pool(), app()]
+}
+
+/// Texts that come close to what fields hold.
+fn text() -> impl Strategy<Value = String> {
+    prop_oneof![
+        any::<String>(),
+        "[a-z0-9./:*\\[\\]-]{0,20}",
+        "tcp/[0-9*-]{0,12}",
+        "tcp://[0-9.:\\[\\]-]{0,24}",
+        "[0-9]{1,3}\\.[0-9]{1,3}\\.[0-9]{1,3}\\.[0-9]{1,3}/[0-9]{1,3}",
+    ]
+}
+
+fn wire_duration() -> impl Strategy<Value = Option<prost_types::Duration>> {
+    let any = (any::<i64>(), any::<i32>());
+    prop::option::of(any.prop_map(|(seconds, nanos)| prost_types::Duration { seconds, nanos }))
+}
+
+/// Messages that decode, with anything in them.
+fn wire() -> impl Strategy<Value = v1::Resource> {
+    let prefix = text().prop_map(|cidr| Kind::Prefix(v1::Prefix { cidr }));
+    let monitor = (text(), any::<[i32; 6]>(), wire_duration(), wire_duration()).prop_map(
+        |(name, numbers, interval, timeout)| {
+            let number = |index: usize| numbers[index].cast_unsigned();
+            Kind::Monitor(v1::Monitor {
+                name,
+                r#type: numbers[0],
+                interval,
+                timeout,
+                retries: number(1),
+                consecutive_up: number(2),
+                consecutive_down: number(3),
+                port: number(4),
+                ..Default::default()
+            })
+        },
+    );
+    let origin = (text(), text(), any::<Option<f64>>(), any::<Option<bool>>());
+    let origin = origin.prop_map(|(name, address, weight, enabled)| v1::Origin {
+        name,
+        address,
+        weight,
+        enabled,
+    });
+    let pool = (
+        text(),
+        text(),
+        any::<(i32, u32)>(),
+        prop::collection::vec(origin, 0..4),
+    );
+    let pool = pool.prop_map(
+        |(name, fallback_pool, (policy, minimum_origins), origins)| {
+            Kind::Pool(v1::Pool {
+                name,
+                policy,
+                minimum_origins,
+                fallback_pool,
+                origins,
+                ..Default::default()
+            })
+        },
+    );
+    let texts = || prop::collection::vec(text(), 0..4);
+    let app = (
+        any::<bool>(),
+        [text(), text(), text(), text()],
+        texts(),
+        texts(),
+        wire_duration(),
+    );
+    let app = app.prop_map(
+        |(pooled, [name, protocol, pool, origin_port], edge_ips, direct, idle)| {
+            Kind::App(v1::App {
+                name,
+                protocol,
+                edge_ips,
+                origin_pool: if pooled { pool } else { String::new() },
+                origin_direct: direct,
+                origin_port,
+                timeouts: Some(v1::Timeouts {
+                    connect: None,
+                    idle,
+                }),
+            })
+        },
+    );
+    let kind = prop::option::of(prop_oneof![prefix, monitor, pool, app]);
+    kind.prop_map(|kind| v1::Resource { kind })
+}
+
+proptest! {
+    #[test]
+    fn a_resource_is_the_same_after_the_way_over_the_wire(resource in resource()) {
+        let bytes = write_resource(&resource).encode_to_vec();
+        let wire = v1::Resource::decode(&bytes[..]).unwrap();
+        prop_assert_eq!(read_resource(wire), Ok(resource.clone()));
+        let reference = resource.reference();
+        prop_assert_eq!(read_reference(&write_reference(&reference)), Ok(reference));
+    }
+
+    #[test]
+    fn what_is_read_is_written_in_one_form_only(wire in wire()) {
+        // And whatever it is, nothing panics.
+        match read_resource(wire) {
+            Ok(resource) => {
+                let written = write_resource(&resource);
+                prop_assert_eq!(read_resource(written.clone()), Ok(resource));
+            }
+            Err(unreadable) => prop_assert!(!unreadable.faults.is_empty()),
+        }
+    }
+
+    #[test]
+    fn no_bytes_make_reading_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        if let Ok(wire) = v1::Resource::decode(&bytes[..]) {
+            let _ = read_resource(wire);
+        }
+        if let Ok(wire) = v1::Update::decode(&bytes[..]) {
+            let _ = read_update(wire);
+        }
+        if let Ok(wire) = v1::ResourceRef::decode(&bytes[..]) {
+            let _ = read_reference(&wire);
+        }
+        if let Ok(wire) = v1::PoolWeights::decode(&bytes[..]) {
+            let _ = read_pool_weights(wire);
+        }
+    }
+
+    #[test]
+    fn damaged_bytes_make_no_panic_either(
+        resource in resource(),
+        at in any::<prop::sample::Index>(),
+        byte in any::<u8>(),
+    ) {
+        let mut bytes = write_resource(&resource).encode_to_vec();
+        let at = at.index(bytes.len());
+        bytes[at] = byte;
+        if let Ok(wire) = v1::Resource::decode(&bytes[..]) {
+            let _ = read_resource(wire);
+        }
+    }
+
+    #[test]
+    fn an_update_with_some_bad_resources_keeps_the_good(
+        good in prop::collection::vec(resource(), 0..5),
+        bad in prop::collection::vec(wire(), 0..5),
+    ) {
+        let bad: Vec<_> = bad.into_iter().filter(|wire| read_resource(wire.clone()).is_err()).collect();
+        let upserts = bad.iter().cloned().chain(good.iter().map(write_resource)).collect();
+        let read = read_update(v1::Update { full: true, upserts, ..Default::default() }).unwrap();
+        prop_assert_eq!(read.update.upserts, good);
+        prop_assert_eq!(read.rejections.len(), bad.len());
+    }
+}
+
+fn a_monitor(change: impl FnOnce(&mut v1::Monitor)) -> Kind {
+    let mut monitor = v1::Monitor {
+        name: "quick".to_owned(),
+        ..Default::default()
+    };
+    change(&mut monitor);
+    Kind::Monitor(monitor)
+}
+
+fn a_pool(change: impl FnOnce(&mut v1::Pool)) -> Kind {
+    let origin = |name: &str| v1::Origin {
+        name: name.to_owned(),
+        address: "10.0.2.2:7000".to_owned(),
+        ..Default::default()
+    };
+    let mut pool = v1::Pool {
+        name: "game".to_owned(),
+        origins: vec![origin("a"), origin("b")],
+        ..Default::default()
+    };
+    change(&mut pool);
+    Kind::Pool(pool)
+}
+
+fn an_app(change: impl FnOnce(&mut v1::App)) -> Kind {
+    let mut app = v1::App {
+        name: "web".to_owned(),
+        protocol: "tcp/1000-1009".to_owned(),
+        edge_ips: vec!["198.51.100.10".to_owned()],
+        origin_direct: vec!["tcp://10.0.2.2:7000".to_owned()],
+        ..Default::default()
+    };
+    change(&mut app);
+    Kind::App(app)
+}
+
+fn seconds(seconds: i64) -> Option<prost_types::Duration> {
+    Some(prost_types::Duration { seconds, nanos: 0 })
+}
+
+fn fields(kind: Kind) -> Vec<String> {
+    match read_resource(v1::Resource { kind: Some(kind) }) {
+        Ok(_) => Vec::new(),
+        Err(unreadable) => unreadable
+            .faults
+            .into_iter()
+            .map(|fault| fault.field)
+            .collect(),
+    }
+}
+
+#[test]
+fn the_samples_of_the_next_test_are_right_but_for_the_fault() {
+    for kind in [a_monitor(|_| {}), a_pool(|_| {}), an_app(|_| {})] {
+        assert_eq!(fields(kind), [""; 0]);
+    }
+}
+
+#[test]
+fn every_fault_names_its_field() {
+    let prefix = |cidr: &str| {
+        Kind::Prefix(v1::Prefix {
+            cidr: cidr.to_owned(),
+        })
+    };
+    for (kind, field) in [
+        (prefix(""), "cidr"),
+        (prefix("198.51.100.0"), "cidr"),
+        (prefix("198.51.100.7/24"), "cidr"),
+        (prefix("198.51.100.0/33"), "cidr"),
+        (prefix("127.0.0.0/8"), "cidr"),
+        (a_monitor(|m| m.name = "a b".into()), "name"),
+        (a_monitor(|m| m.r#type = 99), "type"),
+        (a_monitor(|m| m.interval = seconds(0)), "interval"),
+        (a_monitor(|m| m.interval = seconds(3601)), "interval"),
+        (a_monitor(|m| m.timeout = seconds(-1)), "timeout"),
+        (
+            a_monitor(|m| {
+                m.timeout = Some(prost_types::Duration {
+                    seconds: 1,
+                    nanos: -1,
+                })
+            }),
+            "timeout",
+        ),
+        (a_monitor(|m| m.retries = 11), "retries"),
+        (a_monitor(|m| m.consecutive_up = 101), "consecutive_up"),
+        (
+            a_monitor(|m| m.consecutive_down = u32::MAX),
+            "consecutive_down",
+        ),
+        (a_monitor(|m| m.port = 65_536), "port"),
+        (a_monitor(|m| m.send = vec![0; 4097]), "send"),
+        (a_monitor(|m| m.expect = vec![0; 4097]), "expect"),
+        (a_pool(|p| p.name = String::new()), "name"),
+        (a_pool(|p| p.monitor = "no/name".into()), "monitor"),
+        (a_pool(|p| p.policy = 77), "policy"),
+        (a_pool(|p| p.minimum_origins = 3), "minimum_origins"),
+        (a_pool(|p| p.fallback_pool = "-".into()), "fallback_pool"),
+        (a_pool(|p| p.origins.clear()), "origins"),
+        (
+            a_pool(|p| p.origins = vec![p.origins[0].clone(); 1001]),
+            "origins",
+        ),
+        (
+            a_pool(|p| p.origins[1].name = "a".into()),
+            "origins[1].name",
+        ),
+        (
+            a_pool(|p| p.origins[1].address = "10.0.2.2".into()),
+            "origins[1].address",
+        ),
+        (
+            a_pool(|p| p.origins[0].address = "10.0.2.2:0".into()),
+            "origins[0].address",
+        ),
+        (
+            a_pool(|p| p.origins[0].weight = Some(-1.0)),
+            "origins[0].weight",
+        ),
+        (
+            a_pool(|p| p.origins[0].weight = Some(f64::NAN)),
+            "origins[0].weight",
+        ),
+        (an_app(|a| a.name = "x".repeat(64)), "name"),
+        (an_app(|a| a.protocol = "udp/53".into()), "protocol"),
+        (an_app(|a| a.protocol = "tcp".into()), "protocol"),
+        (an_app(|a| a.protocol = "tcp/0".into()), "protocol"),
+        (an_app(|a| a.protocol = "tcp/9-8".into()), "protocol"),
+        (an_app(|a| a.edge_ips.clear()), "edge_ips"),
+        (
+            an_app(|a| a.edge_ips = vec!["198.51.100.1".into(); 1001]),
+            "edge_ips",
+        ),
+        (
+            an_app(|a| a.edge_ips.push("198.51.100.10/32".into())),
+            "edge_ips[1]",
+        ),
+        (
+            an_app(|a| a.edge_ips[0] = "198.51.100.10/24".into()),
+            "edge_ips[0]",
+        ),
+        (
+            an_app(|a| a.edge_ips[0] = "example.org".into()),
+            "edge_ips[0]",
+        ),
+        (an_app(|a| a.origin_direct.clear()), "origin_pool"),
+        (an_app(|a| a.origin_pool = "game".into()), "origin_direct"),
+        (
+            an_app(|a| {
+                a.origin_direct.clear();
+                a.origin_pool = "a/b".into();
+            }),
+            "origin_pool",
+        ),
+        (
+            an_app(|a| a.origin_direct[0] = "10.0.2.2:7000".into()),
+            "origin_direct[0]",
+        ),
+        (
+            an_app(|a| a.origin_direct[0] = "tcp://game.internal:7000".into()),
+            "origin_direct[0]",
+        ),
+        (
+            an_app(|a| a.origin_direct[0] = "tcp://2001:db8::1:7000".into()),
+            "origin_direct[0]",
+        ),
+        (
+            an_app(|a| a.origin_direct[0] = "tcp://10.0.2.2:1-9".into()),
+            "origin_direct[0]",
+        ),
+        (an_app(|a| a.origin_port = "0".into()), "origin_port"),
+        (an_app(|a| a.origin_port = "1-9".into()), "origin_port"),
+        (
+            an_app(|a| {
+                a.timeouts = Some(v1::Timeouts {
+                    connect: seconds(61),
+                    idle: None,
+                })
+            }),
+            "timeouts.connect",
+        ),
+        (
+            an_app(|a| {
+                a.timeouts = Some(v1::Timeouts {
+                    connect: None,
+                    idle: seconds(0),
+                })
+            }),
+            "timeouts.idle",
+        ),
+    ] {
+        assert_eq!(fields(kind.clone()), [field], "{kind:?}");
+    }
+}
+
+#[test]
+fn all_faults_of_a_resource_are_found_at_once() {
+    let many = an_app(|a| {
+        a.name = String::new();
+        a.protocol = "tcp/x".into();
+        a.edge_ips = vec!["bad".into(), "worse".into()];
+        a.origin_pool = "also".into();
+        a.timeouts = Some(v1::Timeouts {
+            connect: seconds(-1),
+            idle: seconds(-1),
+        });
+    });
+    assert_eq!(
+        fields(many),
+        [
+            "name",
+            "protocol",
+            "edge_ips[0]",
+            "edge_ips[1]",
+            "origin_direct",
+            "timeouts.connect",
+            "timeouts.idle"
+        ]
+    );
+}
+
+#[test]
+fn a_resource_of_a_kind_from_the_future_is_refused_and_named_nothing() {
+    let unreadable = read_resource(v1::Resource { kind: None }).unwrap_err();
+    assert_eq!(unreadable.reference, None);
+    assert_eq!(unreadable.faults[0].field, "");
+}
+
+#[test]
+fn what_is_unreadable_is_still_named_where_its_name_can_be_read() {
+    let kind = a_pool(|pool| pool.origins.clear());
+    let unreadable = read_resource(v1::Resource { kind: Some(kind) }).unwrap_err();
+    assert_eq!(unreadable.reference.unwrap().to_string(), "pool \"game\"");
+}
