@@ -15,12 +15,14 @@ mod near;
 mod node;
 mod place;
 mod read;
+mod words;
 mod write;
 
 pub use duration::{DurationError, parse_duration, write_duration};
 pub use place::{ManifestFault, Place};
 pub use read::{Declared, Manifest};
-pub use write::{Document, Entry};
+pub use words::{Word, word};
+pub use write::{Document, Entry, write_wire_duration};
 
 #[cfg(test)]
 mod tests;

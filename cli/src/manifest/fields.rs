@@ -3,13 +3,14 @@
 
 use std::sync::Arc;
 
-use anyport_proto::{convert, v1};
+use anyport_proto::convert;
 
 use super::{
     bytes, duration,
     near::nearest,
     node::{Key, Node, Value},
     place::{ManifestFault, Place},
+    words::Word,
 };
 
 /// The faults of one file.
@@ -325,28 +326,6 @@ impl<'n> Fields<'n, '_> {
             self.faults.add(path, key.line, problem);
         }
     }
-}
-
-/// An enum of the wire whose values users write as words.
-pub(super) trait Word: Copy + Into<i32> + 'static {
-    /// What one of them is.
-    const NOUN: &'static str;
-    /// Without the unspecified one.
-    const WORDS: &'static [(&'static str, Self)];
-}
-
-impl Word for v1::MonitorType {
-    const NOUN: &'static str = "monitor type of this version of Anyport";
-    const WORDS: &'static [(&'static str, Self)] = &[("tcp", Self::Tcp)];
-}
-
-impl Word for v1::Policy {
-    const NOUN: &'static str = "policy of this version of Anyport";
-    const WORDS: &'static [(&'static str, Self)] = &[
-        ("weighted", Self::Weighted),
-        ("round_robin", Self::RoundRobin),
-        ("least_connections", Self::LeastConnections),
-    ];
 }
 
 fn text(value: &Value) -> Result<String, String> {

@@ -12,7 +12,7 @@ use anyport_proto::{
 };
 use serde::Serialize;
 
-use super::{bytes, duration, fields::Word};
+use super::{bytes, duration, words::word};
 
 /// A whole manifest.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
@@ -151,8 +151,8 @@ impl From<&v1::Monitor> for Monitor {
         Self {
             name: wire.name.clone(),
             kind: word::<v1::MonitorType>(wire.r#type),
-            interval: wire.interval.map(time),
-            timeout: wire.timeout.map(time),
+            interval: wire.interval.map(write_wire_duration),
+            timeout: wire.timeout.map(write_wire_duration),
             retries: wire.retries,
             consecutive_up: wire.consecutive_up,
             consecutive_down: wire.consecutive_down,
@@ -208,28 +208,17 @@ impl From<&v1::App> for App {
             origin_direct: wire.origin_direct.clone(),
             origin_port: wire.origin_port.clone(),
             timeouts: wire.timeouts.as_ref().map(|timeouts| Timeouts {
-                connect: timeouts.connect.map(time),
-                idle: timeouts.idle.map(time),
+                connect: timeouts.connect.map(write_wire_duration),
+                idle: timeouts.idle.map(write_wire_duration),
             }),
         }
     }
 }
 
-fn time(wire: prost_types::Duration) -> String {
+/// A wire duration as users write it; one that is none, in words.
+pub fn write_wire_duration(wire: prost_types::Duration) -> String {
     match convert::read_duration(wire) {
         Ok(duration) => duration::write_duration(duration),
         Err(error) => error.to_string(),
-    }
-}
-
-/// `None` for the unspecified value.
-fn word<T: Word>(value: i32) -> Option<String> {
-    let known = T::WORDS
-        .iter()
-        .find(|(_, choice)| (*choice).into() == value);
-    match (value, known) {
-        (0, _) => None,
-        (_, Some((word, _))) => Some((*word).to_owned()),
-        (other, None) => Some(format!("unknown_{other}")),
     }
 }

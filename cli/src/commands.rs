@@ -1,0 +1,53 @@
+//! One file per command.
+
+pub mod apply;
+mod changes;
+pub mod delete;
+pub mod explain;
+pub mod get;
+pub mod history;
+mod nodes;
+mod pools;
+pub mod rollback;
+pub mod status;
+pub mod up;
+mod wait;
+
+use anyport_node::{identity::TlsArgs, rpc::ServerUrl};
+
+use crate::{
+    args::{Cli, Command},
+    connection::Connection,
+    console::Console,
+    failure::Failure,
+};
+
+/// What every command works with.
+pub struct Context {
+    pub connection: Connection,
+    pub console: Console,
+}
+
+impl Context {
+    /// The config service at `server`, and standard output.
+    pub fn new(server: &ServerUrl, tls: &TlsArgs) -> Result<Self, Failure> {
+        Ok(Self {
+            connection: Connection::new(server, tls)?,
+            console: Console::stdout(),
+        })
+    }
+}
+
+pub async fn run(cli: Cli) -> Result<(), Failure> {
+    let context = || Context::new(&cli.server, &cli.tls);
+    match cli.command {
+        Command::Apply(args) => apply::run(args, context()?).await,
+        Command::Get(args) => get::run(args, context()?).await,
+        Command::Delete(args) => delete::run(args, context()?).await,
+        Command::History(args) => history::run(args, context()?).await,
+        Command::Rollback(args) => rollback::run(args, context()?).await,
+        Command::Status(args) => status::run(args, context()?).await,
+        Command::Explain(args) => explain::run(args, context()?).await,
+        Command::Up(args) => up::run(args, cli.tls).await,
+    }
+}

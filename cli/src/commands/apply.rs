@@ -1,0 +1,246 @@
+//! `anyport apply`: declare what manifests say.
+//!
+//! A manifest with faults of its own is still sent, as a dry run, so that the
+//! user hears of all faults at once and not of one kind after the other.
+
+use std::{
+    io::{self, Read},
+    sync::Arc,
+    time::Duration,
+};
+
+use anyport_proto::v1;
+use tonic::{Code, Status};
+use tonic_types::{FieldViolation, StatusExt};
+
+use super::{
+    Context, changes,
+    wait::{self, Edges},
+};
+use crate::{
+    connection::{Client, author, request_id},
+    failure::Failure,
+    manifest::{Manifest, ManifestFault, parse_duration},
+};
+
+const WHAT: &str = "apply";
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// A manifest in YAML or JSON; - reads standard input; may be given several
+    /// times, and all files together are then one change
+    #[arg(short, long = "file", value_name = "FILE", required = true)]
+    file: Vec<String>,
+    /// Show what would change, field by field, and store nothing
+    #[arg(long, conflicts_with = "wait")]
+    dry_run: bool,
+    /// Delete everything that is declared now and not in the manifest
+    #[arg(long)]
+    prune: bool,
+    /// Return when every connected edge has applied or rejected the change, each
+    /// named; how long to wait at most
+    #[arg(
+        long,
+        value_name = "TIME",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "30s",
+        value_parser = parse_duration
+    )]
+    wait: Option<Duration>,
+    /// Why, for the history
+    #[arg(
+        short,
+        long,
+        value_name = "TEXT",
+        default_value = "",
+        hide_default_value = true
+    )]
+    message: String,
+}
+
+impl Args {
+    /// All of these files, and nothing else asked for.
+    pub(super) fn of_files(file: Vec<String>) -> Self {
+        Self {
+            file,
+            dry_run: false,
+            prune: false,
+            wait: None,
+            message: String::new(),
+        }
+    }
+}
+
+pub async fn run(args: Args, mut context: Context) -> Result<(), Failure> {
+    let revision = apply(&args, &mut context).await?;
+    match args.wait {
+        Some(limit) => wait::until_applied(&mut context, revision, limit, Edges::AnyNumber).await,
+        None => Ok(()),
+    }
+}
+
+/// Applies and prints what changed; returns the latest revision.
+pub(super) async fn apply(args: &Args, context: &mut Context) -> Result<u64, Failure> {
+    let manifest = read_files(&args.file)?;
+    if !manifest.faults().is_empty() {
+        return Err(refuse_with_all_faults(&manifest, args, context).await);
+    }
+    if args.prune && manifest.declared().is_empty() {
+        return Err(Failure::refused(
+            "cannot apply: the manifest declares nothing, so --prune would delete everything",
+        )
+        .remedy("check the file; to delete something, use `anyport delete`"));
+    }
+    let response = match send(&manifest, args, args.dry_run, context).await {
+        Ok(response) => response,
+        Err(status) => return Err(refusal(&manifest, &status, context)),
+    };
+    changes::print(&mut context.console, &response.changes, args.dry_run)?;
+    let revision = response.revision;
+    let line = if args.dry_run {
+        format!("dry run: nothing was stored, the latest revision is still {revision}")
+    } else {
+        format!("revision {revision}")
+    };
+    context.console.line(line)?;
+    Ok(revision)
+}
+
+fn read_files(names: &[String]) -> Result<Manifest, Failure> {
+    let mut manifest = Manifest::default();
+    for name in names {
+        let (shown, text) = if name == "-" {
+            let mut text = String::new();
+            let read = io::stdin().lock().read_to_string(&mut text);
+            ("standard input", read.map(|_| text))
+        } else {
+            (name.as_str(), std::fs::read_to_string(name))
+        };
+        let text =
+            text.map_err(|error| Failure::refused(format_args!("cannot read {shown}: {error}")))?;
+        manifest.append(Manifest::read(shown, &text));
+    }
+    Ok(manifest)
+}
+
+async fn send(
+    manifest: &Manifest,
+    args: &Args,
+    dry_run: bool,
+    context: &Context,
+) -> Result<v1::ApplyResponse, Status> {
+    let request = v1::ApplyRequest {
+        resources: manifest.resources(),
+        dry_run,
+        prune: args.prune,
+        expected_revision: None,
+        request_id: request_id(),
+        message: args.message.clone(),
+        author: author(),
+    };
+    let call = async |mut client: Client, request| client.apply(request).await;
+    context.connection.write(request, call).await
+}
+
+/// The faults found here, together with those that the config service finds in
+/// what could be read.
+async fn refuse_with_all_faults(manifest: &Manifest, args: &Args, context: &Context) -> Failure {
+    match send(manifest, args, true, context).await {
+        Err(status) if status.code() == Code::InvalidArgument => {
+            refusal(manifest, &status, context)
+        }
+        Err(status) => {
+            let server = context.connection.failure("check it further", &status);
+            faulty(manifest, Vec::new()).remedy(server)
+        }
+        Ok(_) => faulty(manifest, Vec::new()),
+    }
+}
+
+fn refusal(manifest: &Manifest, status: &Status, context: &Context) -> Failure {
+    let violations = status
+        .get_details_bad_request()
+        .map(|request| request.field_violations)
+        .unwrap_or_default();
+    if violations.is_empty() {
+        context.connection.failure(WHAT, status)
+    } else {
+        faulty(manifest, violations)
+    }
+}
+
+fn faulty(manifest: &Manifest, violations: Vec<FieldViolation>) -> Failure {
+    let lines = fault_lines(manifest, violations);
+    let count = match lines.len() {
+        1 => "1 fault".to_owned(),
+        several => format!("{several} faults"),
+    };
+    Failure::refused(format_args!("cannot apply: {count}, nothing was stored")).details(lines)
+}
+
+/// All faults at their places in the files; last those of what is in no file.
+fn fault_lines(manifest: &Manifest, violations: Vec<FieldViolation>) -> Vec<String> {
+    let mut placed = manifest.faults().to_vec();
+    let mut elsewhere = Vec::new();
+    for FieldViolation {
+        field, description, ..
+    } in violations
+    {
+        match manifest.place_of(&field) {
+            Some(place) if manifest.is_spoiled(&place) => {}
+            Some(place) => placed.push(ManifestFault {
+                place,
+                problem: description,
+            }),
+            None if field.is_empty() => elsewhere.push(description),
+            None => elsewhere.push(format!("{field}: {description}")),
+        }
+    }
+    let mut files: Vec<Arc<str>> = Vec::new();
+    for fault in &placed {
+        if !files.contains(&fault.place.file) {
+            files.push(Arc::clone(&fault.place.file));
+        }
+    }
+    let position = |file: &Arc<str>| files.iter().position(|known| known == file);
+    placed.sort_by_key(|fault| (position(&fault.place.file), fault.place.line));
+    let placed = placed.iter().map(ToString::to_string);
+    placed.chain(elsewhere).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn faults_of_both_sides_come_in_the_order_of_the_file() {
+        let manifest = Manifest::read(
+            "game.yaml",
+            "pools:\n  - name: game\n    monitor: 5\n    origins: []\napps:\n  - name: a\n    edge_ips: [198.51.101.1]\n    tls: off\n",
+        );
+        let violation = FieldViolation::new;
+        let lines = fault_lines(
+            &manifest,
+            vec![
+                violation(
+                    "resources[1].app.edge_ips[0]",
+                    "198.51.101.1/32 is in no declared prefix",
+                ),
+                violation("resources[1].app.tls", "follows from a fault found here"),
+                violation(
+                    "resources[0].pool.origins",
+                    "is empty; a pool has at least one origin",
+                ),
+                violation("app[\"old\"].origin_pool", "there is no pool \"gone\""),
+            ],
+        );
+        let wanted = "\
+game.yaml:3: pools[0].monitor: is the number 5; right is a text, which here needs quotes
+game.yaml:4: pools[0].origins: is empty; a pool has at least one origin
+game.yaml:7: apps[0].edge_ips[0]: 198.51.101.1/32 is in no declared prefix
+game.yaml:8: apps[0].tls: an app has no field \"tls\" in this version of Anyport; its fields are name, protocol, edge_ips, origin_pool, origin_direct, origin_port, timeouts
+app[\"old\"].origin_pool: there is no pool \"gone\"";
+        assert_eq!(lines.join("\n"), wanted);
+    }
+}

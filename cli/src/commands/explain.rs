@@ -1,0 +1,281 @@
+//! `anyport explain`: which app would take a connection, why, and where it would
+//! go. Decided by the same table that edges look connections up in.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    str::FromStr,
+    sync::Arc,
+    time::SystemTime,
+};
+
+use anyport_model::{
+    resource::{App, OriginChoice, Pool, Resource, Transport},
+    route::RouteTable,
+    steering::{Claim, claims_of},
+};
+use anyport_proto::{convert::read_resource, v1};
+use ipnet::IpNet;
+
+use super::{
+    Context,
+    pools::{self, PoolHealth},
+};
+use crate::{
+    console::{Cell, Console, Mood},
+    failure::Failure,
+};
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Where the connection goes to: tcp/198.51.100.10:25565, tcp/[2001:db8::1]:22
+    #[arg(value_name = "tcp/ADDR:PORT")]
+    destination: Destination,
+    /// The client's address
+    #[arg(long, value_name = "ADDR")]
+    from: Option<IpAddr>,
+}
+
+/// What a connection is made to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Destination {
+    transport: Transport,
+    address: SocketAddr,
+}
+
+/// A text that is no [`Destination`].
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("right is tcp/198.51.100.10:25565 or tcp/[2001:db8::1]:22")]
+pub struct DestinationError;
+
+impl FromStr for Destination {
+    type Err = DestinationError;
+
+    fn from_str(text: &str) -> Result<Self, DestinationError> {
+        let address = text.strip_prefix("tcp/").ok_or(DestinationError)?;
+        let address: SocketAddr = address.parse().map_err(|_| DestinationError)?;
+        if address.port() == 0 {
+            return Err(DestinationError);
+        }
+        let ip = address.ip().to_canonical();
+        Ok(Self {
+            transport: Transport::Tcp,
+            address: SocketAddr::new(ip, address.port()),
+        })
+    }
+}
+
+pub async fn run(args: Args, mut context: Context) -> Result<(), Failure> {
+    let (listed, nodes) = tokio::try_join!(
+        context.connection.list(None),
+        context.connection.nodes(v1::NodeRole::Balancer)
+    )?;
+    let world = World::new(listed.resources, pools::by_name(&nodes.nodes));
+    let console = &mut context.console;
+    world.explain(console, args.destination, args.from, SystemTime::now())
+}
+
+/// What is declared and known.
+struct World {
+    apps: Vec<Arc<App>>,
+    pools: BTreeMap<String, (Arc<Pool>, PoolHealth)>,
+    prefixes: Vec<IpNet>,
+}
+
+impl World {
+    /// What this version cannot read, it cannot explain; edges reject that too.
+    fn new(resources: Vec<v1::Resource>, mut health: BTreeMap<String, PoolHealth>) -> Self {
+        let mut world = Self {
+            apps: Vec::new(),
+            pools: BTreeMap::new(),
+            prefixes: Vec::new(),
+        };
+        for wire in resources {
+            match read_resource(wire.clone()) {
+                Ok(Resource::App(app)) => world.apps.push(app),
+                Ok(Resource::Pool(pool)) => {
+                    let name = pool.name.to_string();
+                    let known = health.remove(&name);
+                    let known = known.or_else(|| match &wire.kind {
+                        Some(v1::resource::Kind::Pool(pool)) => Some(PoolHealth::unheard(pool)),
+                        _ => None,
+                    });
+                    let known = known.map(|known| (pool, known));
+                    world.pools.extend(known.map(|known| (name, known)));
+                }
+                Ok(Resource::Prefix(prefix)) => world.prefixes.push(prefix.net()),
+                Ok(Resource::Monitor(_)) | Err(_) => {}
+            }
+        }
+        world
+    }
+
+    fn explain(
+        &self,
+        console: &mut Console,
+        destination: Destination,
+        from: Option<IpAddr>,
+        now: SystemTime,
+    ) -> Result<(), Failure> {
+        let Destination { transport, address } = destination;
+        let from_words = from.map(|from| format!(" from {from}")).unwrap_or_default();
+        let title = format!("{transport}/{address}{from_words}");
+        let table = RouteTable::new(self.apps.clone());
+        let Some(route) = table.lookup(transport, address) else {
+            let refused = console.paint("refused", Mood::Bad);
+            console.line(format_args!("{title}: {refused}"))?;
+            return self.explain_refusal(console, address);
+        };
+        let name = console.paint(&route.app.name, Mood::Good);
+        console.line(format_args!("{title}: app {name}"))?;
+        self.explain_claims(console, address, route.app)?;
+        if let Some(from) = from {
+            console.line(format_args!(
+                "  source   {from} is let in: access rules are not part of this version"
+            ))?;
+        }
+        self.explain_origins(console, route.app, address.port(), now)
+    }
+
+    fn explain_refusal(&self, console: &mut Console, address: SocketAddr) -> Result<(), Failure> {
+        let ip = address.ip();
+        let Some(prefix) = self.prefixes.iter().find(|net| net.contains(&ip)) else {
+            console.line(format_args!(
+                "  {ip} is in no declared prefix, so the edges do not answer for it"
+            ))?;
+            return Ok(());
+        };
+        console.line(format_args!(
+            "  {ip} is in the prefix {prefix}, but no app has port {} there: the edge resets \
+             the connection, as a host does where nothing listens",
+            address.port()
+        ))?;
+        let mut there: Vec<String> = claims(&self.apps)
+            .filter(|(_, claim)| claim.net.contains(&ip))
+            .map(|(app, claim)| format!("  {} has {}", app.name, words(app, &claim)))
+            .collect();
+        there.sort();
+        for line in there {
+            console.line(line)?;
+        }
+        Ok(())
+    }
+
+    /// The claim that decided and those that it beat, the next best first.
+    fn explain_claims(
+        &self,
+        console: &mut Console,
+        address: SocketAddr,
+        winner: &Arc<App>,
+    ) -> Result<(), Failure> {
+        let holds = |claim: &Claim| {
+            claim.net.contains(&address.ip()) && claim.ports.contains(address.port())
+        };
+        let mut held: Vec<(&Arc<App>, Claim)> = claims(&self.apps)
+            .filter(|(_, claim)| holds(claim))
+            .collect();
+        held.sort_by_key(|(app, claim)| {
+            let longest_first = std::cmp::Reverse(claim.net.prefix_len());
+            (longest_first, claim.ports, !Arc::ptr_eq(app, winner))
+        });
+        let Some(((app, won), beaten)) = held.split_first() else {
+            return Ok(());
+        };
+        console.line(format_args!("  because  it has {}", words(app, won)))?;
+        for (app, lost) in beaten {
+            let why = if lost.net.prefix_len() < won.net.prefix_len() {
+                "a shorter network"
+            } else if lost.ports > won.ports {
+                "a wider range of ports"
+            } else {
+                "no more specific, and later in order"
+            };
+            let words = words(app, lost);
+            console.line(format_args!("  beats    {} with {words}: {why}", app.name))?;
+        }
+        Ok(())
+    }
+
+    fn explain_origins(
+        &self,
+        console: &mut Console,
+        app: &App,
+        edge_port: u16,
+        now: SystemTime,
+    ) -> Result<(), Failure> {
+        let (first, port) = match &app.origin {
+            OriginChoice::Direct(origins) => {
+                console.line("  goes to  one of its own origins, all alike")?;
+                let share = format!("{:.0}%", 100.0 / origins.len() as f64);
+                let rows = origins.iter().map(|origin| {
+                    let to = SocketAddr::new(origin.ip, origin.port.origin_port(edge_port));
+                    vec![Cell::from(to), Cell::from(&share)]
+                });
+                return Ok(console.table("    ", &["ADDRESS", "SHARE"], rows.collect())?);
+            }
+            OriginChoice::Pool { pool, port } => (pool, *port),
+        };
+        let chain = self.fallbacks(first.as_str());
+        let up = chain.iter().find(|(_, health)| !health.is_down());
+        let Some((pool, health)) = up.or(chain.first()) else {
+            let line = format!("  goes to  pool {first}, which this version cannot read");
+            return Ok(console.line(line)?);
+        };
+        for (passed, health) in chain.iter().take_while(|(_, health)| health.is_down()) {
+            let words = console.paint(health.words(), Mood::Bad);
+            console.line(format_args!("  passes   pool {}: {words}", passed.name))?;
+        }
+        let state = match up {
+            Some(_) => console.paint(health.words(), health.mood()),
+            None => "as a last resort: an origin held to be down is tried all the same".to_owned(),
+        };
+        let policy = pool.policy.as_str();
+        console.line(format_args!(
+            "  goes to  pool {} ({state}), {policy}",
+            pool.name
+        ))?;
+        let rows = health.origins.iter().map(|origin| {
+            let address = match (origin.address.parse::<SocketAddr>(), port) {
+                (Ok(own), Some(map)) => {
+                    SocketAddr::new(own.ip(), map.origin_port(edge_port)).to_string()
+                }
+                (Ok(own), None) => own.to_string(),
+                (Err(_), _) => origin.address.clone(),
+            };
+            vec![
+                Cell::from(&origin.name),
+                Cell::from(address),
+                Cell::new(origin.health, origin.mood()),
+                Cell::from(origin.share_words()),
+                origin.why(now),
+            ]
+        });
+        let header = ["ORIGIN", "ADDRESS", "HEALTH", "SHARE", "WHY"];
+        Ok(console.table("    ", &header, rows.collect())?)
+    }
+
+    /// A pool and its fallbacks in order, each once.
+    fn fallbacks(&self, first: &str) -> Vec<&(Arc<Pool>, PoolHealth)> {
+        let mut chain: Vec<&(Arc<Pool>, PoolHealth)> = Vec::new();
+        let mut next = self.pools.get(first);
+        while let Some(link) = next {
+            if chain.iter().any(|(pool, _)| pool.name == link.0.name) {
+                break;
+            }
+            chain.push(link);
+            let fallback = link.0.fallback.as_ref();
+            next = fallback.and_then(|name| self.pools.get(name.as_str()));
+        }
+        chain
+    }
+}
+
+fn claims(apps: &[Arc<App>]) -> impl Iterator<Item = (&Arc<App>, Claim)> {
+    apps.iter()
+        .flat_map(|app| claims_of(app).map(move |claim| (app, claim)))
+}
+
+/// `tcp/25565 on 198.51.100.10/32`.
+fn words(app: &App, claim: &Claim) -> String {
+    format!("{}/{} on {}", app.transport, claim.ports, claim.net)
+}

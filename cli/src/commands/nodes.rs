@@ -1,0 +1,111 @@
+//! Edges and balancers as users see them.
+
+use std::time::SystemTime;
+
+use anyport_proto::v1;
+use serde::Serialize;
+
+use super::changes::described;
+use crate::{
+    ages::age,
+    console::{Cell, Mood, printable},
+};
+
+/// An edge or a balancer, as JSON and YAML have it.
+#[derive(Debug, Serialize)]
+pub(super) struct Node {
+    pub(super) name: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    region: String,
+    version: String,
+    applied_revision: u64,
+    /// How many revisions are newer.
+    behind: u64,
+    /// RFC 3339, as all times.
+    applied_at: Option<String>,
+    connected_at: Option<String>,
+    /// The config service replica that it is connected to.
+    replica: String,
+    /// What it could not apply.
+    pub(super) rejections: Vec<Rejection>,
+    #[serde(skip)]
+    connected: Option<prost_types::Timestamp>,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct Rejection {
+    kind: &'static str,
+    name: String,
+    reason: String,
+}
+
+impl Node {
+    /// `latest`: the latest revision.
+    pub(super) fn new(status: &v1::NodeStatus, latest: u64) -> Self {
+        let rejection = |rejection: &v1::Rejection| {
+            let (kind, name) = described(rejection.resource.as_ref());
+            Rejection {
+                kind,
+                name,
+                reason: rejection.reason.clone(),
+            }
+        };
+        Self {
+            name: status.name.clone(),
+            region: status.region.clone(),
+            version: status.version.clone(),
+            applied_revision: status.applied_revision,
+            behind: latest.saturating_sub(status.applied_revision),
+            applied_at: status.applied_at.map(|time| time.to_string()),
+            connected_at: status.connected_at.map(|time| time.to_string()),
+            replica: status.replica.clone(),
+            rejections: status.rejections.iter().map(rejection).collect(),
+            connected: status.connected_at,
+        }
+    }
+
+    /// Those of one role, by name.
+    pub(super) fn of_role(listed: &v1::ListNodesResponse, role: v1::NodeRole) -> Vec<Self> {
+        let of_role = listed.nodes.iter().filter(|node| node.role() == role);
+        let mut nodes: Vec<Self> = of_role
+            .map(|node| Self::new(node, listed.revision))
+            .collect();
+        nodes.sort_by(|a, b| a.name.cmp(&b.name));
+        nodes
+    }
+
+    /// What [`HEADER`] heads.
+    pub(super) fn row(&self, now: SystemTime) -> Vec<Cell> {
+        let (state, mood) = match (self.behind, self.rejections.len()) {
+            (0, 0) => ("up to date".to_owned(), Mood::Good),
+            (0, count) => (format!("rejected {count}"), Mood::Bad),
+            (behind, 0) => (format!("{behind} behind"), Mood::Notable),
+            (behind, count) => (format!("{behind} behind, rejected {count}"), Mood::Bad),
+        };
+        vec![
+            Cell::from(&self.name),
+            Cell::from(&self.region),
+            Cell::from(self.applied_revision),
+            Cell::new(state, mood),
+            Cell::from(age(now, self.connected)),
+            Cell::from(&self.version),
+        ]
+    }
+}
+
+pub(super) const HEADER: [&str; 6] = [
+    "NAME",
+    "REGION",
+    "REVISION",
+    "STATE",
+    "CONNECTED",
+    "VERSION",
+];
+
+impl Rejection {
+    /// `app minecraft: edge_ips[0]: …`.
+    pub(super) fn line(&self) -> String {
+        let Self { kind, name, reason } = self;
+        format!("{kind} {name}: {}", printable(reason))
+    }
+}

@@ -1,0 +1,45 @@
+//! `anyport rollback`: back to the state of a revision, as a new revision.
+
+use anyport_proto::v1;
+
+use super::{Context, changes};
+use crate::{
+    connection::{Client, author, request_id},
+    failure::Failure,
+};
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The revision whose state is to come back, as `anyport history` shows it
+    revision: u64,
+    /// Why, for the history
+    #[arg(
+        short,
+        long,
+        value_name = "TEXT",
+        default_value = "",
+        hide_default_value = true
+    )]
+    message: String,
+}
+
+pub async fn run(args: Args, mut context: Context) -> Result<(), Failure> {
+    let request = v1::RollbackRequest {
+        revision: args.revision,
+        expected_revision: None,
+        request_id: request_id(),
+        message: args.message,
+        author: author(),
+    };
+    let call = async |mut client: Client, request| client.rollback(request).await;
+    let answer = context.connection.write(request, call).await;
+    let what = format!("go back to revision {}", args.revision);
+    let response = answer.map_err(|status| context.connection.failure(&what, &status))?;
+    changes::print(&mut context.console, &response.changes, false)?;
+    let line = format!(
+        "revision {}, as revision {} was",
+        response.revision, args.revision
+    );
+    context.console.line(line)?;
+    Ok(())
+}

@@ -1,0 +1,149 @@
+//! `anyport status`: who is connected, what each has applied, and the health of
+//! every pool.
+
+use std::{collections::BTreeSet, time::SystemTime};
+
+use anyport_model::resource::Kind;
+use anyport_proto::v1::{self, resource::Kind as Wire};
+use serde::Serialize;
+
+use super::{
+    Context,
+    nodes::{self, Node},
+    pools::{self, PoolHealth},
+};
+use crate::{
+    console::{Cell, Console, Format, Mood},
+    failure::Failure,
+};
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// How to write it
+    #[arg(
+        short,
+        long,
+        value_name = "FORMAT",
+        value_enum,
+        default_value = "table"
+    )]
+    output: Format,
+}
+
+/// The whole of it, as JSON and YAML have it.
+#[derive(Debug, Serialize)]
+struct Status {
+    /// The config service that answered.
+    server: String,
+    /// The latest revision.
+    revision: u64,
+    /// Replicas of the config service that edges and balancers are connected to.
+    replicas: Vec<String>,
+    edges: Vec<Node>,
+    balancers: Vec<Node>,
+    pools: Vec<PoolHealth>,
+}
+
+pub async fn run(args: Args, mut context: Context) -> Result<(), Failure> {
+    let connection = &context.connection;
+    let (nodes, listed) = tokio::try_join!(
+        connection.nodes(v1::NodeRole::Unspecified),
+        connection.list(Some(Kind::Pool))
+    )?;
+    let status = Status::new(connection.url().to_string(), &nodes, &listed.resources);
+    match args.output {
+        Format::Json => context.console.json(&status)?,
+        Format::Yaml => context.console.yaml(&status)?,
+        Format::Table => status.print(&mut context.console, SystemTime::now())?,
+    }
+    Ok(())
+}
+
+impl Status {
+    fn new(server: String, nodes: &v1::ListNodesResponse, declared: &[v1::Resource]) -> Self {
+        let replicas: BTreeSet<String> = nodes
+            .nodes
+            .iter()
+            .map(|node| node.replica.clone())
+            .filter(|replica| !replica.is_empty())
+            .collect();
+        let mut reported = pools::by_name(&nodes.nodes);
+        let pools = declared.iter().filter_map(|resource| match &resource.kind {
+            Some(Wire::Pool(pool)) => Some(match reported.remove(&pool.name) {
+                Some(health) => health,
+                None => PoolHealth::unheard(pool),
+            }),
+            _ => None,
+        });
+        Self {
+            server,
+            revision: nodes.revision,
+            replicas: replicas.into_iter().collect(),
+            edges: Node::of_role(nodes, v1::NodeRole::Edge),
+            balancers: Node::of_role(nodes, v1::NodeRole::Balancer),
+            pools: pools.collect(),
+        }
+    }
+
+    fn print(&self, console: &mut Console, now: SystemTime) -> Result<(), Failure> {
+        console.line(format_args!(
+            "config service {}, revision {}",
+            self.server, self.revision
+        ))?;
+        if self.replicas.len() > 1 {
+            console.line(format_args!(
+                "replicas in use: {}",
+                self.replicas.join(", ")
+            ))?;
+        }
+        print_nodes(console, "edge", &self.edges, now)?;
+        print_nodes(console, "balancer", &self.balancers, now)?;
+        for pool in &self.pools {
+            console.line("")?;
+            let words = console.paint(pool.words(), pool.mood());
+            console.line(format_args!("pool {}: {words}", pool.name))?;
+            let rows = pool.origins.iter().map(|origin| {
+                vec![
+                    Cell::from(&origin.name),
+                    Cell::from(&origin.address),
+                    Cell::new(origin.health, origin.mood()),
+                    Cell::from(origin.weight),
+                    Cell::from(origin.share_words()),
+                    origin.why(now),
+                ]
+            });
+            console.table("  ", &ORIGINS, rows.collect())?;
+            for disagreement in &pool.disagreements {
+                let line = console.paint(disagreement.line(), Mood::Notable);
+                console.line(format_args!("  {line}"))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+const ORIGINS: [&str; 6] = ["ORIGIN", "ADDRESS", "HEALTH", "WEIGHT", "SHARE", "WHY"];
+
+fn print_nodes(
+    console: &mut Console,
+    noun: &str,
+    nodes: &[Node],
+    now: SystemTime,
+) -> Result<(), Failure> {
+    console.line("")?;
+    if nodes.is_empty() {
+        let line = console.paint(format_args!("no {noun} is connected"), Mood::Notable);
+        console.line(line)?;
+        return Ok(());
+    }
+    console.line(format_args!("{noun}s"))?;
+    let rows = nodes.iter().map(|node| node.row(now)).collect();
+    console.table("  ", &nodes::HEADER, rows)?;
+    for node in nodes {
+        for rejection in &node.rejections {
+            let word = console.paint("rejected by", Mood::Bad);
+            console.line(format_args!("  {word} {}: {}", node.name, rejection.line()))?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,174 @@
+//! The config service that a command talks to.
+
+use std::time::{Duration, Instant};
+
+use anyport_model::{backoff::Backoff, resource::Kind};
+use anyport_node::{
+    identity::TlsArgs,
+    rpc::{Channel, ServerUrl},
+};
+use anyport_proto::{
+    convert::write_kind,
+    v1::{self, config_service_client::ConfigServiceClient},
+};
+use tonic::{Code, Request, Response, Status};
+
+use crate::failure::{Exit, Failure};
+
+/// Of one unary call.
+const CALL_LIMIT: Duration = Duration::from_secs(30);
+/// How long a write is tried again while the server is away: as long as one
+/// that restarts needs.
+const RETRY_LIMIT: Duration = Duration::from_secs(3);
+const PAGE: u32 = 1000;
+
+pub type Client = ConfigServiceClient<Channel>;
+
+/// A server, dialled by the first call.
+#[derive(Clone)]
+pub struct Connection {
+    url: ServerUrl,
+    client: Client,
+}
+
+/// Resources as they are listed: all of one revision.
+#[derive(Debug, Default)]
+pub struct Listed {
+    pub resources: Vec<v1::Resource>,
+    pub revision: u64,
+}
+
+impl Connection {
+    pub fn new(url: &ServerUrl, tls: &TlsArgs) -> Result<Self, Failure> {
+        let identity = tls
+            .load()
+            .map_err(|error| Failure::new(Exit::Usage, error))?;
+        let channel =
+            Channel::lazy(url, &identity).map_err(|error| Failure::new(Exit::Usage, error))?;
+        let client = ConfigServiceClient::new(channel)
+            .max_decoding_message_size(anyport_proto::sync::UPDATE_MAX);
+        Ok(Self {
+            url: url.clone(),
+            client,
+        })
+    }
+
+    pub fn url(&self) -> &ServerUrl {
+        &self.url
+    }
+
+    /// For streams; unary calls go through [`read`](Self::read) and
+    /// [`write`](Self::write).
+    pub fn client(&self) -> Client {
+        self.client.clone()
+    }
+
+    /// What an answer that is a failure means for a command that was to do `what`.
+    pub fn failure(&self, what: &str, status: &Status) -> Failure {
+        Failure::of_call(what, &self.url, status)
+    }
+
+    /// One call that changes nothing.
+    pub async fn read<Q, A>(
+        &self,
+        what: &str,
+        request: Q,
+        call: impl AsyncFnOnce(Client, Request<Q>) -> Result<Response<A>, Status>,
+    ) -> Result<A, Failure> {
+        let answer = limited(call(self.client.clone(), timed(request))).await;
+        answer.map_err(|status| self.failure(what, &status))
+    }
+
+    /// A call that is repeated for a few seconds while the server is away. The
+    /// request holds a request id, so that it is done once all the same.
+    pub async fn write<Q: Clone, A>(
+        &self,
+        request: Q,
+        call: impl AsyncFn(Client, Request<Q>) -> Result<Response<A>, Status>,
+    ) -> Result<A, Status> {
+        let begun = Instant::now();
+        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(1));
+        loop {
+            let answer = limited(call(self.client.clone(), timed(request.clone()))).await;
+            match answer {
+                Err(status) if status.code() == Code::Unavailable => {
+                    let pause = backoff.pause(rand::random());
+                    if begun.elapsed() + pause > RETRY_LIMIT {
+                        return Err(status);
+                    }
+                    tokio::time::sleep(pause).await;
+                }
+                answer => return answer,
+            }
+        }
+    }
+
+    /// All resources of a kind, or of all kinds.
+    pub async fn list(&self, kind: Option<Kind>) -> Result<Listed, Failure> {
+        let what = match kind {
+            Some(kind) => format!("list {}", kind.plural()),
+            None => "list what is declared".to_owned(),
+        };
+        let mut listed = Listed::default();
+        let mut page_token = String::new();
+        loop {
+            let request = v1::ListRequest {
+                kind: kind.map_or(0, |kind| write_kind(kind).into()),
+                page_size: PAGE,
+                page_token,
+            };
+            let call = async |mut client: Client, request| client.list(request).await;
+            let page = self.read(&what, request, call).await?;
+            listed.resources.extend(page.resources);
+            listed.revision = page.revision;
+            page_token = page.next_page_token;
+            if page_token.is_empty() {
+                return Ok(listed);
+            }
+        }
+    }
+
+    /// The nodes of a role, or of both.
+    pub async fn nodes(&self, role: v1::NodeRole) -> Result<v1::ListNodesResponse, Failure> {
+        let request = v1::ListNodesRequest { role: role.into() };
+        let call = async |mut client: Client, request| client.list_nodes(request).await;
+        self.read("list edges and balancers", request, call).await
+    }
+}
+
+fn timed<Q>(message: Q) -> Request<Q> {
+    let mut request = Request::new(message);
+    request.set_timeout(CALL_LIMIT);
+    request
+}
+
+/// The deadline in the request is the server's to honour; a server that is
+/// stuck does not.
+async fn limited<A>(call: impl Future<Output = Result<Response<A>, Status>>) -> Result<A, Status> {
+    match tokio::time::timeout(CALL_LIMIT, call).await {
+        Ok(answer) => answer.map(Response::into_inner),
+        Err(_) => Err(Status::deadline_exceeded("no answer in time")),
+    }
+}
+
+/// Says that several requests are one write.
+pub fn request_id() -> String {
+    format!("{:032x}", rand::random::<u128>())
+}
+
+/// Who writes, for the history: the user and the machine.
+pub fn author() -> String {
+    let uid = nix::unistd::getuid();
+    let named = || Some(nix::unistd::User::from_uid(uid).ok()??.name);
+    let user = std::env::var("USER").ok().or_else(named);
+    let user = user.unwrap_or_else(|| uid.to_string());
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").ok();
+    let host = host
+        .as_deref()
+        .map(str::trim)
+        .filter(|host| !host.is_empty());
+    match host {
+        Some(host) => format!("{user}@{host}"),
+        None => user,
+    }
+}

@@ -1,0 +1,149 @@
+//! How a command fails: what did not work, why, what to do, and the exit status
+//! that scripts go by.
+
+use std::{error::Error, fmt, io, process::ExitCode};
+
+use anyport_node::rpc::ServerUrl;
+use tonic::{Code, Status};
+use tonic_types::StatusExt;
+
+/// Exit statuses other than 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    /// Invalid, in conflict with something, not found, not allowed.
+    Refused = 1,
+    /// The command line makes no sense.
+    Usage = 2,
+    /// No server there, or one that cannot do its work.
+    Unreachable = 3,
+    /// `--wait` ran out.
+    WaitRanOut = 4,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        ExitCode::from(exit as u8)
+    }
+}
+
+/// A command that did not do what was asked.
+#[derive(Debug)]
+pub struct Failure {
+    pub exit: Exit,
+    what: String,
+    /// One line each.
+    details: Vec<String>,
+    remedy: Option<String>,
+}
+
+impl Failure {
+    pub fn new(exit: Exit, what: impl fmt::Display) -> Self {
+        Self {
+            exit,
+            what: what.to_string(),
+            details: Vec::new(),
+            remedy: None,
+        }
+    }
+
+    pub fn refused(what: impl fmt::Display) -> Self {
+        Self::new(Exit::Refused, what)
+    }
+
+    pub fn details(mut self, details: impl IntoIterator<Item = String>) -> Self {
+        self.details.extend(details);
+        self
+    }
+
+    /// What the user can do about it.
+    pub fn remedy(mut self, remedy: impl fmt::Display) -> Self {
+        self.remedy = Some(remedy.to_string());
+        self
+    }
+
+    /// The answer of the server at `url` to a call that was to do `what`
+    /// ("apply the manifest").
+    pub fn of_call(what: &str, url: &ServerUrl, status: &Status) -> Self {
+        let message = status.message();
+        let at_server = format!("the config service at {url}");
+        match status.code() {
+            Code::Unavailable if status.source().is_some() => Self::unreachable(what, url, status),
+            Code::Unavailable => Self::new(
+                Exit::Unreachable,
+                format_args!("cannot {what}: {at_server} cannot do its work: {message}"),
+            )
+            .remedy("its log and its /readyz say what it waits for; try again once it is ready"),
+            Code::DeadlineExceeded | Code::Cancelled => Self::new(
+                Exit::Unreachable,
+                format_args!("cannot {what}: {at_server} did not answer in time"),
+            )
+            .remedy("check that it is not overloaded, and try again"),
+            Code::InvalidArgument => {
+                let request = status.get_details_bad_request();
+                let violations = request.map(|request| request.field_violations);
+                let lines = violations.into_iter().flatten().map(|violation| {
+                    match violation.field.as_str() {
+                        "" => violation.description,
+                        field => format!("{field}: {}", violation.description),
+                    }
+                });
+                Self::refused(format_args!("cannot {what}: {message}")).details(lines)
+            }
+            Code::Aborted => Self::refused(format_args!("cannot {what}: {message}")).remedy(
+                "someone else changed the configuration meanwhile; look at it and try again",
+            ),
+            Code::Unauthenticated | Code::PermissionDenied => Self::refused(format_args!(
+                "cannot {what}: {at_server} does not allow it: {message}"
+            ))
+            .remedy("give a certificate that may, with --tls-cert, --tls-key and --tls-ca"),
+            Code::Unimplemented => Self::refused(format_args!(
+                "cannot {what}: the server at {url} does not offer this"
+            ))
+            .remedy(
+                "check that --server names a config service, and that it is as new as this command",
+            ),
+            Code::NotFound | Code::FailedPrecondition | Code::AlreadyExists => {
+                Self::refused(format_args!("cannot {what}: {message}"))
+            }
+            code => Self::refused(format_args!("cannot {what}: {message} ({code:?})"))
+                .remedy(format_args!("the log of {at_server} may say more")),
+        }
+    }
+
+    fn unreachable(what: &str, url: &ServerUrl, status: &Status) -> Self {
+        let mut cause = status.source();
+        let mut innermost = status.message().to_owned();
+        while let Some(error) = cause {
+            innermost = error.to_string();
+            cause = error.source();
+        }
+        Self::new(
+            Exit::Unreachable,
+            format_args!("cannot {what}: cannot reach the config service at {url}: {innermost}"),
+        )
+        .remedy(
+            "check that it runs and listens there; `anyport up` starts one on this machine, \
+             --server or ANYPORT_SERVER names another",
+        )
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.what)?;
+        for line in &self.details {
+            write!(f, "\n  {line}")?;
+        }
+        match &self.remedy {
+            Some(remedy) => write!(f, "\n  {remedy}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Standard output that cannot be written to.
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Self::refused(format_args!("cannot write to standard output: {error}"))
+    }
+}

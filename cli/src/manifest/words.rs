@@ -1,0 +1,37 @@
+//! Enums of the wire as words.
+
+use anyport_proto::v1;
+
+/// An enum of the wire whose values users write as words.
+pub trait Word: Copy + Into<i32> + 'static {
+    /// What one of them is.
+    const NOUN: &'static str;
+    /// Without the unspecified one.
+    const WORDS: &'static [(&'static str, Self)];
+}
+
+impl Word for v1::MonitorType {
+    const NOUN: &'static str = "monitor type of this version of Anyport";
+    const WORDS: &'static [(&'static str, Self)] = &[("tcp", Self::Tcp)];
+}
+
+impl Word for v1::Policy {
+    const NOUN: &'static str = "policy of this version of Anyport";
+    const WORDS: &'static [(&'static str, Self)] = &[
+        ("weighted", Self::Weighted),
+        ("round_robin", Self::RoundRobin),
+        ("least_connections", Self::LeastConnections),
+    ];
+}
+
+/// The word for a value of an enum; `None` for the unspecified one.
+pub fn word<T: Word>(value: i32) -> Option<String> {
+    let known = T::WORDS
+        .iter()
+        .find(|(_, choice)| (*choice).into() == value);
+    match (value, known) {
+        (0, _) => None,
+        (_, Some((word, _))) => Some((*word).to_owned()),
+        (other, None) => Some(format!("unknown_{other}")),
+    }
+}

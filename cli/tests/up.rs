@@ -1,0 +1,163 @@
+//! `anyport up` as a user runs it, in a network namespace: from a manifest to a
+//! connection that is carried. Needs root.
+
+#![allow(clippy::unwrap_used)]
+
+use std::{
+    io::{BufRead, BufReader, Read, Write},
+    net::{TcpListener, TcpStream},
+    path::Path,
+    process::{Child, Stdio},
+    thread,
+    time::Duration,
+};
+
+use anyport_netns::{Namespace, link};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+const GAME: &str = "\
+prefixes:
+  - cidr: 198.51.100.0/24
+pools:
+  - name: game
+    origins:
+      - { name: a, address: \"10.0.2.2:7000\" }
+apps:
+  - name: minecraft
+    protocol: tcp/25565
+    edge_ips: [198.51.100.10]
+    origin_pool: game
+";
+
+/// Far beyond what any step takes; a read that waits for longer fails.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A host with an origin that greets everyone.
+fn host() -> Namespace {
+    let host = Namespace::new("up").expect("needs root, to make a network namespace");
+    link::add_address(&host, "lo", "10.0.2.2/32".parse().unwrap()).unwrap();
+    let origin = host.run(|| TcpListener::bind("10.0.2.2:7000")).unwrap();
+    let origin = origin.unwrap();
+    thread::spawn(move || {
+        for connection in origin.incoming() {
+            connection.unwrap().write_all(b"hello from a\n").unwrap();
+        }
+    });
+    host
+}
+
+fn up(host: &Namespace, directory: &Path, manifest: &str) -> Child {
+    let file = directory.join("game.yaml");
+    std::fs::write(&file, manifest).unwrap();
+    host.command(env!("CARGO_BIN_EXE_anyport"))
+        .env_clear()
+        .arg("up")
+        .arg("--name=one")
+        .arg("--data-dir")
+        .arg(directory.join("data"))
+        .arg("-f")
+        .arg(file)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap()
+}
+
+/// What is on standard output up to the line that starts with `end`.
+fn lines_until(child: &mut Child, end: &str) -> Vec<String> {
+    let mut lines = Vec::new();
+    let mut out = BufReader::new(child.stdout.as_mut().unwrap());
+    loop {
+        let mut line = String::new();
+        if out.read_line(&mut line).unwrap() == 0 {
+            let mut log = String::new();
+            let errors = child.stderr.as_mut().unwrap();
+            errors.read_to_string(&mut log).unwrap();
+            panic!("ended before {end:?}: {lines:?}\n{log}");
+        }
+        lines.push(line.trim_end().to_owned());
+        if line.starts_with(end) {
+            return lines;
+        }
+    }
+}
+
+fn greeting(host: &Namespace) -> String {
+    let connected = host
+        .run(|| TcpStream::connect("198.51.100.10:25565"))
+        .unwrap();
+    let mut connection = connected.expect("the edge carries the app");
+    connection.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut text = String::new();
+    connection.read_to_string(&mut text).unwrap();
+    text
+}
+
+fn end(child: Child, signal: Signal) -> (i32, String) {
+    kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), signal).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let log = String::from_utf8(output.stderr).unwrap();
+    (output.status.code().expect("ends by itself"), log)
+}
+
+#[test]
+fn one_command_takes_a_manifest_to_a_carried_connection() {
+    let (host, directory) = (host(), tempfile::tempdir().unwrap());
+    let mut child = up(&host, directory.path(), GAME);
+    let lines = lines_until(&mut child, "one: applied 1 after ");
+    let wanted = [
+        "SERVICE         GRPC                   ADMIN",
+        "config service  http://127.0.0.1:7400  http://127.0.0.1:7401",
+        "balancer        http://127.0.0.1:7410  http://127.0.0.1:7411",
+        "edge agent      http://127.0.0.1:7420  http://127.0.0.1:7421",
+    ];
+    assert_eq!(lines[..4], wanted);
+    assert_eq!(lines[7..9], ["created    app      minecraft", "revision 1"]);
+    assert_eq!(greeting(&host), "hello from a\n");
+    let (status, log) = end(child, Signal::SIGTERM);
+    assert_eq!(status, 0, "{log}");
+
+    // The configuration outlives the process.
+    let mut child = up(&host, directory.path(), GAME);
+    let lines = lines_until(&mut child, "one: applied 1 after ");
+    assert_eq!(lines[7..9], ["unchanged  app      minecraft", "revision 1"]);
+    assert_eq!(greeting(&host), "hello from a\n");
+    let (status, log) = end(child, Signal::SIGINT);
+    assert_eq!(status, 0, "{log}");
+}
+
+#[test]
+fn a_manifest_that_is_refused_ends_it() {
+    let (host, directory) = (host(), tempfile::tempdir().unwrap());
+    let manifest = GAME.replace("198.51.100.10", "203.0.113.10");
+    let child = up(&host, directory.path(), &manifest);
+    let output = child.wait_with_output().unwrap();
+    let log = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{log}");
+    let last: Vec<&str> = log.lines().rev().take(2).collect();
+    assert_eq!(last[1], "error: cannot apply: 1 fault, nothing was stored");
+    let fault = "game.yaml:10: apps[0].edge_ips[0]: 203.0.113.10/32 is in no declared prefix";
+    assert!(last[0].ends_with(fault), "{log}");
+}
+
+#[test]
+fn a_port_that_is_taken_is_named() {
+    let (host, directory) = (host(), tempfile::tempdir().unwrap());
+    let taken = host.run(|| TcpListener::bind("127.0.0.1:7410")).unwrap();
+    let taken = taken.unwrap();
+    let child = up(&host, directory.path(), GAME);
+    let output = child.wait_with_output().unwrap();
+    let log = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{log}");
+    let error: Vec<&str> = log
+        .lines()
+        .filter(|line| line.starts_with("error: "))
+        .collect();
+    assert_eq!(error.len(), 1, "{log}");
+    assert!(error[0].starts_with("error: balancer: "), "{log}");
+    assert!(error[0].contains("127.0.0.1:7410"), "{log}");
+    drop(taken);
+}
