@@ -1,5 +1,6 @@
 //! The laboratory: what it takes to try Anyport on a real kernel and to measure it. For development
 //! only; nothing else depends on it.
 
+pub mod bench;
 pub mod cluster;
 pub mod load;

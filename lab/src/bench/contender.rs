@@ -1,0 +1,35 @@
+//! Who is compared.
+
+use std::fmt;
+
+/// One of the ways to get from the client to the origin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Contender {
+    /// The proxy's host only forwards packets: what there is to lose.
+    Plain,
+    /// HAProxy in TCP mode.
+    Haproxy,
+    /// nginx with its stream module.
+    Nginx,
+    /// The edge agent, with config service and balancer beside it.
+    Anyport,
+}
+
+impl Contender {
+    /// All, in the order of their turns.
+    pub const ALL: [Self; 4] = [Self::Plain, Self::Haproxy, Self::Nginx, Self::Anyport];
+
+    /// Those that Anyport is measured against.
+    pub const PEERS: [Self; 2] = [Self::Haproxy, Self::Nginx];
+}
+
+impl fmt::Display for Contender {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Plain => "routing",
+            Self::Haproxy => "HAProxy",
+            Self::Nginx => "nginx",
+            Self::Anyport => "Anyport",
+        })
+    }
+}

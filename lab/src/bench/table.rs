@@ -1,0 +1,97 @@
+//! The form for people: factors first, figures of this machine last.
+
+use comfy_table::{Cell, CellAlignment, Color, LineStyle, Table, TableStyle};
+
+use super::contender::Contender;
+use super::measure::Measure;
+use super::results::Results;
+
+/// Factors this near to 1 are called neither better nor worse.
+const ALIKE: f64 = 0.05;
+
+const LINE: LineStyle = LineStyle::none().fill('─').junction('─');
+const STYLE: TableStyle = TableStyle::new()
+    .top_border(LINE)
+    .header_separator(LINE)
+    .bottom_border(LINE);
+
+/// One line for each measure.
+pub fn table(results: &Results) -> Table {
+    let mut table = Table::new();
+    table.load_style(STYLE);
+    table.set_header([
+        "HAProxy = 1, above is better",
+        "routing",
+        "nginx",
+        "Anyport",
+        "Anyport to the better",
+        "here: HAProxy",
+        "Anyport",
+    ]);
+    for column in table.column_iter_mut().skip(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    for measure in Measure::ALL {
+        let to_haproxy = |contender| {
+            let factor = results.factor(contender, Contender::Haproxy, measure);
+            cell(factor.map(|factor| format!("{:.2}", factor.median)))
+        };
+        let here = |contender| cell(results.median(contender, measure).map(|v| measure.say(v)));
+        table.add_row([
+            Cell::new(measure.title()),
+            to_haproxy(Contender::Plain),
+            to_haproxy(Contender::Nginx),
+            to_haproxy(Contender::Anyport),
+            to_better(results, measure),
+            here(Contender::Haproxy),
+            here(Contender::Anyport),
+        ]);
+    }
+    table
+}
+
+fn to_better(results: &Results, measure: Measure) -> Cell {
+    let Some(peer) = results.better_peer(measure) else {
+        return cell(None);
+    };
+    let Some(factor) = results.factor(Contender::Anyport, peer, measure) else {
+        return cell(None);
+    };
+    let (median, low, high) = (factor.median, factor.low, factor.high);
+    let cell = cell(Some(format!("{peer} {median:.2} ({low:.2}–{high:.2})")));
+    if median > 1.0 + ALIKE {
+        cell.fg(Color::Green)
+    } else if median < 1.0 - ALIKE {
+        cell.fg(Color::Red)
+    } else {
+        cell
+    }
+}
+
+fn cell(text: Option<String>) -> Cell {
+    Cell::new(text.as_deref().unwrap_or("–"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bench::results::tests::results;
+
+    #[test]
+    fn every_measure_has_a_line_also_without_figures() {
+        let shown = table(&results(
+            Measure::ConnectTail,
+            &[&[
+                (Contender::Haproxy, 200.0),
+                (Contender::Nginx, 100.0),
+                (Contender::Anyport, 80.0),
+            ]],
+        ))
+        .to_string();
+        for measure in Measure::ALL {
+            assert!(shown.contains(measure.title()), "{shown}");
+        }
+        assert!(shown.contains("2.50"), "{shown}");
+        assert!(shown.contains("nginx 1.25 (1.25–1.25)"), "{shown}");
+    }
+}

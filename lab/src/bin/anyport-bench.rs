@@ -1,0 +1,160 @@
+//! The comparison as a command.
+
+use std::fs::File;
+use std::io::{self, IsTerminal, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use anyhow::Context;
+use anyport_lab::bench::{self, Document, Part, Plan, Programs, Setting, Step};
+use clap::Parser;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+/// Compares Anyport with HAProxy, nginx and plain routing, in network namespaces of its own.
+///
+/// Needs root. Exit status: 0 when every operation of every load was done, 1 when one failed or there
+/// is no comparison, 2 for a wrong command line.
+#[derive(Parser)]
+#[command(name = "anyport-bench", version)]
+struct Cli {
+    /// One short round: shows that all of it works, and says nothing about speed
+    #[arg(long)]
+    quick: bool,
+    /// Write everything that was measured to this file, as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Where Anyport's programs are [default: beside this one]
+    #[arg(long, value_name = "DIR")]
+    bin_dir: Option<PathBuf>,
+}
+
+fn main() -> anyhow::Result<ExitCode> {
+    let cli = Cli::parse();
+    let directory = match cli.bin_dir {
+        Some(directory) => directory,
+        None => own_directory().context("finding Anyport's programs; say --bin-dir")?,
+    };
+    let programs = Programs::find(&directory)?;
+    // Before the run, so that a path that cannot be written does not cost minutes.
+    let json = cli.json.map(|path| {
+        let file = File::create(&path);
+        file.with_context(|| format!("--json {}", path.display()))
+    });
+    let json = json.transpose()?;
+    let plan = if cli.quick { Plan::QUICK } else { Plan::FULL };
+    bench::allow_descriptors(&plan)?;
+    let setting = Setting::of(&programs, &directory);
+
+    let progress = Progress::new();
+    let stop = interrupted()?;
+    let results = bench::run(&plan, &programs, &stop, &mut |step| progress.show(step));
+    progress.end();
+    let results = results?;
+
+    if let Some(file) = json {
+        serde_json::to_writer_pretty(&file, &Document::new(&results, &setting))?;
+        writeln!(&file)?;
+    }
+    let mut out = io::stdout().lock();
+    writeln!(out, "{setting}")?;
+    writeln!(out, "{}", bench::table(&results).trim_fmt())?;
+    let rounds = match results.rounds() {
+        1 => "One round".to_owned(),
+        many => format!("Medians of {many} rounds, in brackets the worst and the best of them"),
+    };
+    writeln!(out, "{rounds}.")?;
+    if cli.quick {
+        writeln!(out, "A quick run: the figures mean nothing.")?;
+    }
+    let failures = results.failures();
+    for failure in &failures {
+        writeln!(out, "failed: {failure}")?;
+    }
+    Ok(match failures.is_empty() {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
+    })
+}
+
+fn own_directory() -> io::Result<PathBuf> {
+    let own = std::env::current_exe()?;
+    let directory = own.parent().map(PathBuf::from);
+    directory.ok_or_else(|| io::Error::other(format!("{} has no directory", own.display())))
+}
+
+/// Set by Ctrl-C; the comparison then ends in order. A second Ctrl-C ends the process at once, and
+/// the kernel everything that it has started.
+fn interrupted() -> anyhow::Result<Arc<AtomicBool>> {
+    let flag = Arc::new(AtomicBool::new(false));
+    let set = flag.clone();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("building a runtime for signals")?;
+    let wait = move || {
+        let signal = || runtime.block_on(tokio::signal::ctrl_c()).is_ok();
+        if signal() {
+            set.store(true, Ordering::Relaxed);
+            if signal() {
+                std::process::exit(1);
+            }
+        }
+    };
+    let thread = thread::Builder::new().name("signals".to_owned());
+    thread
+        .spawn(wait)
+        .context("starting a thread for signals")?;
+    Ok(flag)
+}
+
+/// What is going on, on standard error: a bar on a terminal, else a line for each round.
+struct Progress {
+    bar: Option<ProgressBar>,
+}
+
+impl Progress {
+    fn new() -> Self {
+        let bar = io::stderr().is_terminal().then(|| {
+            let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+            if let Ok(style) = ProgressStyle::with_template("{wide_bar} {elapsed} {msg:44}") {
+                bar.set_style(style);
+            }
+            bar
+        });
+        Self { bar }
+    }
+
+    fn show(&self, step: Step) {
+        let Step {
+            done,
+            of,
+            round,
+            contender,
+            part,
+        } = step;
+        let part = match part {
+            Part::Start => "starting",
+            Part::Idle => "idle connections",
+            Part::Connect => "connect, ask, close",
+            Part::RoundTrips => "round trips",
+            Part::Bulk => "streams",
+        };
+        match &self.bar {
+            Some(bar) => {
+                bar.set_length(of as u64);
+                bar.set_position(done as u64);
+                bar.set_message(format!("round {round}, {contender}: {part}"));
+            }
+            None => eprintln!("{done} of {of}: round {round}, {contender}: {part}"),
+        }
+    }
+
+    fn end(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
