@@ -1,6 +1,10 @@
 //! The config service that a command talks to.
 
-use std::time::{Duration, Instant};
+use std::{
+    error::Error,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use anyport_model::{backoff::Backoff, resource::Kind};
 use anyport_node::{
@@ -146,9 +150,21 @@ fn timed<Q>(message: Q) -> Request<Q> {
 /// stuck does not.
 async fn limited<A>(call: impl Future<Output = Result<Response<A>, Status>>) -> Result<A, Status> {
     match tokio::time::timeout(CALL_LIMIT, call).await {
-        Ok(answer) => answer.map(Response::into_inner),
+        Ok(answer) => answer.map(Response::into_inner).map_err(broken_off),
         Err(_) => Err(Status::deadline_exceeded("no answer in time")),
     }
+}
+
+/// A connection that breaks in the middle of a call is told as `Unknown`. To the
+/// user and to a repetition it is a server that cannot be reached. What a server
+/// itself answers has no source.
+fn broken_off(status: Status) -> Status {
+    if status.code() != Code::Unknown || status.source().is_none() {
+        return status;
+    }
+    let mut unreachable = Status::unavailable(status.message());
+    unreachable.set_source(Arc::new(status));
+    unreachable
 }
 
 /// Says that several requests are one write.
@@ -170,5 +186,27 @@ pub fn author() -> String {
     match host {
         Some(host) => format!("{user}@{host}"),
         None => user,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_that_breaks_is_a_server_that_cannot_be_reached() {
+        let broken = Status::from_error("broken pipe".into());
+        assert_eq!(
+            (broken.code(), broken.source().is_some()),
+            (Code::Unknown, true)
+        );
+        let told = broken_off(broken);
+        assert_eq!(told.code(), Code::Unavailable);
+        assert!(
+            told.source().is_some(),
+            "or it would be the server's own answer"
+        );
+        let answered = broken_off(Status::unknown("out of memory"));
+        assert_eq!(answered.code(), Code::Unknown);
     }
 }
