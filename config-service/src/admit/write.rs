@@ -155,7 +155,10 @@ impl Writer {
                 conditions: &conditions,
                 now: now(),
             };
-            let span = tracing::info_span!("commit", revision = present.revision().next().0);
+            let span = tracing::info_span!(
+                "commit",
+                revision = present.revision().next().0.cast_signed()
+            );
             match commit.run(plan).instrument(span).await? {
                 Some((written, committed)) => {
                     drop(turn);
@@ -222,7 +225,7 @@ impl Writer {
 
 /// Planning takes as long as there are resources; not on a thread that serves.
 async fn admit(intent: &Arc<Intent>, present: &Arc<Snapshot>) -> Result<Plan, WriteError> {
-    let span = tracing::info_span!("admit", against = present.revision().0);
+    let span = tracing::info_span!("admit", against = present.revision().0.cast_signed());
     let (intent, present) = (Arc::clone(intent), Arc::clone(present));
     let planned =
         tokio::task::spawn_blocking(move || span.in_scope(|| intent.plan(present.resources())));

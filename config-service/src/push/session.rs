@@ -326,8 +326,9 @@ impl Connection<'_> {
         let span = tracing::info_span!(
             "acknowledged",
             edge = %self.key.name,
-            revision = ack.revision,
-            rejections = ack.rejections.len(),
+            // Signed: that is how OpenTelemetry has numbers.
+            revision = ack.revision.cast_signed(),
+            rejections = i64::try_from(ack.rejections.len()).unwrap_or(i64::MAX),
         );
         telemetry::set_parent(&span, &ack.traceparent);
         let _entered = span.enter();

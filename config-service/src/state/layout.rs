@@ -285,3 +285,72 @@ fn write_chunks(resources: &[&Resource]) -> Vec<Object> {
     }
     chunks
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::sync::Arc;
+
+    use anyport_model::resource::{Origin, Policy, Pool, Weight};
+
+    use super::*;
+
+    /// About 40 KiB.
+    fn large_pool(name: &str) -> Resource {
+        let origin = |n| Origin {
+            name: format!("origin-{n}").parse().unwrap(),
+            address: "10.0.2.2:7000".parse().unwrap(),
+            weight: Weight::ONE,
+            enabled: true,
+        };
+        Resource::Pool(Arc::new(Pool {
+            name: name.parse().unwrap(),
+            monitor: None,
+            policy: Policy::Weighted,
+            minimum_origins: 1,
+            fallback: None,
+            origins: (0..1000).map(origin).collect(),
+        }))
+    }
+
+    #[test]
+    fn a_bucket_that_is_too_large_for_one_object_is_cut() {
+        let reference = |n| ResourceRef::Pool(format!("pool-{n}").parse().unwrap());
+        let together = (0..).filter(|n| bucket_of(&reference(*n)) == 7).take(20);
+        let state: Resources = together
+            .map(|n| (reference(n), large_pool(&format!("pool-{n}"))))
+            .collect();
+        let (layout, objects) = Layout::empty().rewrite(&state, state.keys());
+        assert!(
+            layout.bytes() > 2 * CHUNK_BYTES as u64,
+            "{}",
+            layout.bytes()
+        );
+        assert!(layout.chunks.len() > 2 && layout.chunks.iter().all(|c| c.bucket == 7));
+        let largest = layout.chunks.iter().map(|chunk| chunk.bytes).max();
+        assert!(largest < Some(CHUNK_BYTES as u64 + 1024), "{largest:?}");
+
+        let beyond = layout.beyond(&Layout::empty());
+        let chunks: Vec<_> = beyond
+            .chunks()
+            .iter()
+            .map(|id| {
+                objects
+                    .iter()
+                    .find(|object| object.id() == *id)
+                    .unwrap()
+                    .bytes()
+            })
+            .collect();
+        assert_eq!(beyond.complete(&Resources::new(), &chunks).unwrap(), state);
+    }
+
+    #[test]
+    fn where_resources_are_stored_is_the_same_for_ever() {
+        // A store that is written today is read by a later version.
+        let app = ResourceRef::App("web".parse().unwrap());
+        let pool = ResourceRef::Pool("web".parse().unwrap());
+        assert_eq!((bucket_of(&app), bucket_of(&pool)), (46, 89));
+        assert_eq!(Layout::empty().id(), ObjectId::of(b""));
+    }
+}
