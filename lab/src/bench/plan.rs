@@ -19,7 +19,7 @@ pub struct Plan {
 impl Plan {
     /// Enough to rely on: about four minutes.
     pub const FULL: Self = Self {
-        rounds: 5,
+        rounds: 7,
         no_round_after: Duration::from_secs(225),
         load: Duration::from_secs(2),
         idle: NonZeroUsize::MIN.saturating_add(4_999),
