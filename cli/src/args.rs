@@ -65,6 +65,10 @@ pub enum Command {
     Explain(commands::explain::Args),
     /// Run config service, balancer and edge agent in this process
     Up(commands::up::Args),
+    /// What on this host will hurt an edge agent, and what to do about it
+    Doctor(commands::doctor::Args),
+    /// The main job, end to end, on this machine, in network namespaces of its own
+    Demo(commands::demo::Args),
 }
 
 impl Command {
@@ -79,6 +83,8 @@ impl Command {
             Command::Status(_) => "status",
             Command::Explain(_) => "explain",
             Command::Up(_) => "up",
+            Command::Doctor(_) => "doctor",
+            Command::Demo(_) => "demo",
         }
     }
 }

@@ -3,6 +3,8 @@
 pub mod apply;
 mod changes;
 pub mod delete;
+pub mod demo;
+pub mod doctor;
 pub mod explain;
 pub mod get;
 pub mod history;
@@ -49,5 +51,7 @@ pub async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Status(args) => status::run(args, context()?).await,
         Command::Explain(args) => explain::run(args, context()?).await,
         Command::Up(args) => up::run(args, cli.tls).await,
+        Command::Doctor(args) => doctor::run(args, context()?).await,
+        Command::Demo(args) => demo::run(args, Console::stdout()).await,
     }
 }

@@ -30,6 +30,9 @@ use crate::{
 
 /// The whole life of the process, from its arguments to its exit status.
 pub fn main() -> ExitCode {
+    if let Some(role) = commands::demo::Role::requested() {
+        return role.run();
+    }
     let cli = Cli::from_command_line();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
