@@ -22,11 +22,13 @@ Example: every connection to 198.51.100.10:25565 goes to one of two servers.
       edge_ips: [198.51.100.10]
       origin_pool: game
 
-  anyport apply -f game.yaml --wait       # declare it, wait until all edges have it
+  anyport up -f game.yaml                 # all of Anyport on this machine, or
+  anyport apply -f game.yaml --wait       # declare it to a fleet, wait for it
   anyport status                          # is it healthy?
   anyport explain tcp/198.51.100.10:25565 # where would this connection go?
 
-Exit status: 0 done, 1 refused, 2 usage, 3 server not reachable, 4 --wait ran out.";
+Exit status:
+  0 done   1 refused   2 usage   3 server not reachable   4 --wait ran out";
 
 /// An edge for any TCP service: every port of every address, balanced over your
 /// servers, from one set of declared apps.
@@ -100,7 +102,7 @@ impl Cli {
 
 /// `--server` and the like may stand before and after the command's word.
 fn command() -> clap::Command {
-    Cli::command().mut_args(|arg| arg.global(true))
+    Cli::command().mut_args(|arg| arg.global(true).help_heading("Connection"))
 }
 
 #[cfg(test)]

@@ -7,6 +7,8 @@ use anyport_node::rpc::ServerUrl;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
+use crate::console::printable;
+
 /// Exit statuses other than 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
@@ -130,14 +132,11 @@ impl Failure {
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.what)?;
-        for line in &self.details {
-            write!(f, "\n  {line}")?;
-        }
-        match &self.remedy {
-            Some(remedy) => write!(f, "\n  {remedy}"),
-            None => Ok(()),
-        }
+        let rest = self.details.iter().chain(&self.remedy);
+        let mut lines = self.what.lines().chain(rest.flat_map(|text| text.lines()));
+        // Some of the words are a server's.
+        f.write_str(&printable(lines.next().unwrap_or_default()))?;
+        lines.try_for_each(|line| write!(f, "\n  {}", printable(line.trim_start())))
     }
 }
 

@@ -244,6 +244,26 @@ error: cannot apply: 9 faults, nothing was stored
 }
 
 #[tokio::test]
+async fn a_fault_that_only_the_command_sees_stores_nothing_either() {
+    let (fake, server) = Fake::start().await;
+    let manifest = format!("{GAME}    tls: full\n");
+    let ran = anyport(server, &["apply", "-f", "-"], &manifest).await;
+    assert_eq!(ran.code, 1);
+    assert!(
+        ran.err
+            .starts_with("error: cannot apply: 1 fault, nothing was stored\n"),
+        "{}",
+        ran.err
+    );
+    assert_eq!(
+        fake.state(|state| state.request_ids.len()),
+        1,
+        "it was asked"
+    );
+    assert_eq!(fake.state(|state| state.revision()), 0);
+}
+
+#[tokio::test]
 async fn a_dry_run_shows_the_difference_and_stores_nothing() {
     let (fake, server) = applied().await;
     let changed = GAME
@@ -656,7 +676,8 @@ tcp/198.51.100.9:22 from 203.0.113.7: app everything
             0,
             "\
 tcp/198.51.100.10:22: refused
-  198.51.100.10 is in the prefix 198.51.100.0/24, but no app has port 22 there: the edge resets the connection, as a host does where nothing listens
+  198.51.100.10 is in the prefix 198.51.100.0/24, but no app has port 22 there,
+  so the edge resets the connection, as a host does where nothing listens
   minecraft has tcp/25565 on 198.51.100.10/32
 ",
             "",

@@ -146,8 +146,8 @@ impl World {
             return Ok(());
         };
         console.line(format_args!(
-            "  {ip} is in the prefix {prefix}, but no app has port {} there: the edge resets \
-             the connection, as a host does where nothing listens",
+            "  {ip} is in the prefix {prefix}, but no app has port {} there,\n  \
+             so the edge resets the connection, as a host does where nothing listens",
             address.port()
         ))?;
         let mut there: Vec<String> = claims(&self.apps)

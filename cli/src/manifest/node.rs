@@ -47,6 +47,9 @@ pub(super) struct SyntaxError {
 
 /// Nodes of one manifest: 10,000 apps of fifty values each, doubled.
 const NODES_MAX: usize = 1_000_000;
+/// Parser events that aliases may stand for, all together: thousands of shared
+/// timeouts, and no bomb.
+const REPLAYED_MAX: usize = 100_000;
 
 impl Node {
     /// Reads one YAML document; an empty one is null.
@@ -61,6 +64,9 @@ impl Node {
             strict_booleans: true,
             with_snippet: false,
             emit_comments: false,
+            alias_limits: serde_saphyr::alias_limits! {
+                max_total_replayed_events: REPLAYED_MAX,
+            },
             budget: serde_saphyr::budget! {
                 max_nodes: NODES_MAX,
                 max_events: 4 * NODES_MAX,
