@@ -35,7 +35,8 @@ impl Workers {
         for (index, listeners) in listeners.into_iter().enumerate() {
             let failed = |source| WorkerError { index, source };
             let runtime = runtime::Builder::new_current_thread()
-                .enable_all()
+                .enable_io()
+                .enable_time()
                 .build()
                 .map_err(failed)?;
             let (service, drain) = (Arc::clone(service), drain.clone());

@@ -55,12 +55,14 @@ pub(super) async fn relay(
     let mut silence = Silence::new(idle);
     let mut timer = pin!(sleep(silence.step));
     let ended = poll_fn(|cx| {
-        let sent = match up.pump(cx, &mut client, &mut origin) {
+        let last = down.state == State::Ended;
+        let sent = match up.pump(cx, &mut client, &mut origin, last) {
             Poll::Ready(Err(fault)) => return Poll::Ready(fault.of(Ended::Client, Ended::Origin)),
             Poll::Ready(Ok(())) => true,
             Poll::Pending => false,
         };
-        let received = match down.pump(cx, &mut origin, &mut client) {
+        let last = up.state == State::Ended;
+        let received = match down.pump(cx, &mut origin, &mut client, last) {
             Poll::Ready(Err(fault)) => return Poll::Ready(fault.of(Ended::Origin, Ended::Client)),
             Poll::Ready(Ok(())) => true,
             Poll::Pending => false,
@@ -146,18 +148,21 @@ enum State {
 }
 
 impl Half {
-    /// Moves what can be moved. Ready when the receiver was told the end.
+    /// Moves what can be moved. Ready when the receiver was told the end, or
+    /// will be by the close that follows, this being the `last` direction.
     fn pump(
         &mut self,
         cx: &mut Context<'_>,
         from: &mut TcpStream,
         to: &mut TcpStream,
+        last: bool,
     ) -> Poll<Result<(), Fault>> {
         let mut moved = 0;
         loop {
             ready!(self.write_pending(cx, to)).map_err(Fault::Writing)?;
             match self.state {
                 State::Ended => return Poll::Ready(Ok(())),
+                State::SenderDone if last => self.state = State::Ended,
                 State::SenderDone => {
                     ready!(Pin::new(&mut *to).poll_shutdown(cx))
                         .or_else(not_connected)
