@@ -80,6 +80,7 @@ fn address(text: &str) -> Option<SocketAddr> {
     let (address, port) = text.split_once(':')?;
     let words = address.as_bytes().chunks(8).map(|digits| {
         let digits = std::str::from_utf8(digits).ok()?;
+        let digits = (digits.len() == 8).then_some(digits)?;
         u32::from_str_radix(digits, 16).ok().map(u32::to_ne_bytes)
     });
     let bytes = words.collect::<Option<Vec<_>>>()?.concat();
