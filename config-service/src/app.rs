@@ -157,16 +157,17 @@ impl ConfigService {
         tracing::info!(address = %server.address(), tls = identity.is_tls(), "serving");
         // Of its own, so that sharing ends with serving whatever ended that.
         let sharing = drain.child();
-        let serving = async {
+        // Boxed: large, and moved a few times before they are first polled.
+        let serving = Box::pin(async {
             let served = server.serve(&readiness, drain).await;
             sharing.begin();
             served
-        };
-        let served =
-            async { tokio::join!(serving, share_presence(&nodes, presence.as_ref(), &sharing)).0 };
+        });
+        let share = Box::pin(share_presence(&nodes, presence.as_ref(), &sharing));
+        let served = async { tokio::join!(serving, share).0 };
         tokio::select! {
             served = served => Ok(served?),
-            never = follow(&keeper, &loaded) => match never {},
+            never = Box::pin(follow(&keeper, &loaded)) => match never {},
             never = count(&keeper, &nodes, &metrics) => match never {},
         }
     }

@@ -24,6 +24,7 @@ pub mod push;
 pub mod serve;
 pub mod state;
 pub mod store;
+mod trouble;
 
 pub use app::{ConfigService, RunError, run};
 pub use config::Config;

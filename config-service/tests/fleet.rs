@@ -102,7 +102,11 @@ async fn ten_thousand_resources_are_applied_as_one() {
             }
         }
     };
-    let (applied, ()) = soon("everywhere", async { tokio::join!(applying, watching) }).await;
+    let (applied, ()) = soon(
+        "everywhere",
+        Box::pin(async { tokio::join!(applying, watching) }),
+    )
+    .await;
     assert_eq!(applied.unwrap().changes.len(), 10_001);
     let update = subscriber.take().await;
     assert_eq!((update.revision, update.upserts.len()), (1, 10_001));

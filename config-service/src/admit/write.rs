@@ -262,8 +262,17 @@ impl Commit<'_> {
             .into());
         }
         let record = self.record(&draft, &changes);
+        let (created, updated, deleted) = (record.created, record.updated, record.deleted);
         let committed = self.turn.commit(self.present, draft, record).await?;
         Ok(committed.map(|committed| {
+            tracing::info!(
+                revision = committed.revision().0,
+                author = self.conditions.author,
+                created,
+                updated,
+                deleted,
+                "committed"
+            );
             let written = Written {
                 revision: committed.revision(),
                 state_hash: committed.hash(),

@@ -5,34 +5,34 @@
 
 use std::{collections::BTreeMap, convert::Infallible, sync::Arc, time::Duration};
 
-use anyport_model::backoff::Backoff;
 use anyport_node::drain::Drain;
 use anyport_proto::v1;
 use tokio::time::MissedTickBehavior;
 
 use super::registry::{NodeKey, Nodes};
-use crate::store::{
-    StoreError,
-    etcd::presence::{LEASE_TTL, Lease, Presence, Publication},
+use crate::{
+    store::{
+        StoreError,
+        etcd::presence::{LEASE_TTL, Lease, Presence, Publication},
+    },
+    trouble::Trouble,
 };
 
 /// How long changes are gathered.
 const GATHER: Duration = Duration::from_millis(50);
 /// What others said is read again at least this often: an event may get lost.
 const REREAD: Duration = Duration::from_secs(20);
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// For giving up the lease, when the process stops.
 const FAREWELL: Duration = Duration::from_secs(1);
 
 /// Tells other replicas of our nodes and learns of theirs, until the drain
 /// begins.
 pub async fn share(nodes: &Nodes, presence: &Presence, drain: &Drain) {
-    let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
+    let mut trouble = Trouble::new("sharing who is connected");
     loop {
         let tenure = async {
             let lease = presence.grant().await?;
-            backoff.reset();
+            trouble.over();
             let ended = tokio::select! {
                 ended = tell(nodes, presence, lease) => ended,
                 ended = learn(nodes, presence) => ended,
@@ -48,9 +48,9 @@ pub async fn share(nodes: &Nodes, presence: &Presence, drain: &Drain) {
             Ok(()) => return,
             Err(error) => error,
         };
-        tracing::warn!(%error, "cannot share who is connected; trying again");
+        let pause = trouble.again(&error, rand::random());
         tokio::select! {
-            () = tokio::time::sleep(backoff.pause(rand::random())) => {}
+            () = tokio::time::sleep(pause) => {}
             () = drain.started() => return,
         }
     }

@@ -6,8 +6,10 @@
 
 mod frames;
 mod session;
+mod subscriber;
 mod wire;
 
 pub use frames::Frames;
-pub use session::{Push, Subscriber};
+pub use session::Push;
+pub use subscriber::Subscriber;
 pub use wire::DiscoveryServer;

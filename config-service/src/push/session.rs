@@ -5,7 +5,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use anyport_model::names::{NodeName, Revision};
+use anyport_model::names::Revision;
 use anyport_node::{drain::Drain, telemetry};
 use anyport_proto::v1::{self, sync_request::Message};
 use prost::bytes::Bytes;
@@ -13,17 +13,16 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_stream::{Stream, StreamExt};
 use tonic::Status;
 
-use super::frames::{Frame, Frames, Held, held};
+use super::{
+    frames::{Frame, Frames, Held, held},
+    subscriber::{Subscriber, first_word},
+};
 use crate::{
     metrics::Metrics,
     nodes::{NodeKey, Nodes, Role, Session},
     serve::status,
     state::{Keeper, Snapshot},
-    store::ObjectId,
 };
-
-/// A subscriber that has not said who it is by then is none.
-const FIRST_WORD: Duration = Duration::from_secs(10);
 
 /// Whole states on their way at once: after a restart every edge of the fleet
 /// comes back within seconds, and each copy on its way takes memory.
@@ -31,8 +30,6 @@ const WHOLE_AT_ONCE: usize = 32;
 /// A subscriber that takes longer than this makes room for others.
 const WHOLE_PATIENCE: Duration = Duration::from_secs(10);
 
-/// Longest region and version of a subscriber, in bytes.
-const WORD_MAX: usize = 128;
 /// Rejections kept of one acknowledgement, and the longest reason in bytes.
 const REJECTIONS_MAX: usize = 1_000;
 const REASON_MAX: usize = 1_000;
@@ -53,16 +50,6 @@ struct Shared {
     /// How `NodeStatus` names this process.
     replica: String,
     whole: Arc<Semaphore>,
-}
-
-/// Who subscribes, checked.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Subscriber {
-    pub key: NodeKey,
-    pub region: String,
-    pub version: String,
-    /// What it holds already.
-    pub held: Option<Held>,
 }
 
 /// An update that is not acknowledged yet.
@@ -130,6 +117,7 @@ impl Shared {
         let Some(subscriber) = first_word(&mut requests).await? else {
             return Ok(());
         };
+        tracing::info!(node = %subscriber.key, version = subscriber.version, "connected");
         let mut connection = Connection {
             session: self.nodes.connect(
                 subscriber.key.clone(),
@@ -182,62 +170,6 @@ impl Shared {
     }
 }
 
-/// Hears who subscribes; `None` where nobody does.
-async fn first_word<S>(requests: &mut S) -> Result<Option<Subscriber>, Status>
-where
-    S: Stream<Item = Result<v1::SyncRequest, Status>> + Send + Unpin,
-{
-    let first = tokio::time::timeout(FIRST_WORD, requests.next()).await;
-    let first = first.map_err(|_| {
-        Status::deadline_exceeded(format!("no Subscribe within {} s", FIRST_WORD.as_secs()))
-    })?;
-    match first.transpose()?.map(|request| request.message) {
-        None => Ok(None),
-        Some(Some(Message::Subscribe(subscribe))) => read_subscribe(subscribe).map(Some),
-        Some(_) => Err(Status::invalid_argument(
-            "the first message must be a Subscribe",
-        )),
-    }
-}
-
-fn read_subscribe(wire: v1::Subscribe) -> Result<Subscriber, Status> {
-    let role = Role::read(wire.role);
-    let name = wire.name.parse::<NodeName>();
-    let long = |field: &str, text: &str| {
-        (text.len() > WORD_MAX).then(|| {
-            let problem = format!("is {} bytes long; right is at most {WORD_MAX}", text.len());
-            (field.to_owned(), problem)
-        })
-    };
-    let no_role = "is neither NODE_ROLE_EDGE nor NODE_ROLE_BALANCER";
-    let faults: Vec<(String, String)> = [
-        role.is_none()
-            .then(|| ("subscribe.role".to_owned(), no_role.to_owned())),
-        name.as_ref()
-            .err()
-            .map(|e| ("subscribe.name".to_owned(), e.to_string())),
-        long("subscribe.region", &wire.region),
-        long("subscribe.version", &wire.version),
-    ]
-    .into_iter()
-    .flatten()
-    .collect();
-    let (Some(role), Ok(name), []) = (role, name, &faults[..]) else {
-        return Err(status::invalid(faults));
-    };
-    let hash = ObjectId::from_slice(&wire.state_hash);
-    Ok(Subscriber {
-        key: NodeKey { role, name },
-        region: wire.region,
-        version: wire.version,
-        // A hash that is none was never one of ours.
-        held: hash.map(|hash| Held {
-            revision: Revision(wire.revision),
-            hash,
-        }),
-    })
-}
-
 /// What stands between a subscriber and its next update.
 struct Connection<'a> {
     session: Session,
@@ -249,6 +181,12 @@ struct Connection<'a> {
     /// change takes.
     found: Option<Revision>,
     shared: &'a Shared,
+}
+
+impl Drop for Connection<'_> {
+    fn drop(&mut self) {
+        tracing::info!(node = %self.key, "disconnected");
+    }
 }
 
 impl Connection<'_> {

@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use anyport_model::{backoff::Backoff, names::Revision, resource::ResourceRef, state::Resources};
+use anyport_model::{names::Revision, resource::ResourceRef, state::Resources};
 use anyport_node::ready::Condition;
 use tokio::sync::{MutexGuard, watch};
 
@@ -21,12 +21,13 @@ use super::{
     layout::{Layout, LayoutError},
     snapshot::{REMEMBERED, Recent, Snapshot, StateAt},
 };
-use crate::store::{Committed, Object, Record, Store, StoreError};
+use crate::{
+    store::{Committed, Head, Object, Record, Store, StoreError},
+    trouble::Trouble,
+};
 
 /// The store is read again at least this often: an event may get lost.
 const REREAD: Duration = Duration::from_secs(20);
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// States kept in memory, for subscribers and pages that are a little behind.
 const HELD: usize = 16;
 
@@ -232,9 +233,13 @@ impl Turn<'_> {
         let store = &self.keeper.shared.store;
         match store.commit(&present.head, &record, &draft.objects).await? {
             Committed::Conflict => Ok(None),
-            Committed::Done(head) => {
+            Committed::Done(version) => {
                 let mut recent = present.recent.clone();
                 recent.add(&record);
+                let head = Head {
+                    record: Some(record),
+                    version,
+                };
                 Ok(Some(self.keeper.publish(Snapshot {
                     head,
                     state: Arc::new(draft.state),
@@ -248,29 +253,29 @@ impl Turn<'_> {
 /// Keeps the present state true, without end. `readiness` says whether the store
 /// can be reached.
 pub async fn follow(keeper: &Keeper, readiness: &Condition) -> Infallible {
-    let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
+    let mut trouble = Trouble::new("the store");
     loop {
-        let error = match follow_until_error(keeper, readiness, &mut backoff).await {
+        let error = match follow_until_error(keeper, readiness, &mut trouble).await {
             Ok(never) => match never {},
             Err(error) => error,
         };
-        tracing::warn!(%error, "cannot follow the store; trying again");
+        let pause = trouble.again(&error, rand::random());
         readiness.set_not_ready(error.to_string());
-        tokio::time::sleep(backoff.pause(rand::random())).await;
+        tokio::time::sleep(pause).await;
     }
 }
 
 async fn follow_until_error(
     keeper: &Keeper,
     readiness: &Condition,
-    backoff: &mut Backoff,
+    trouble: &mut Trouble,
 ) -> Result<Infallible, StoreError> {
     loop {
         // Read before the state is: what comes after it wakes the next wait.
         let head = keeper.store().head().await?;
         keeper.turn().await.refresh().await?;
         readiness.set_ready();
-        backoff.reset();
+        trouble.over();
         if let Ok(moved) = tokio::time::timeout(REREAD, keeper.store().moved(&head)).await {
             moved?;
         }

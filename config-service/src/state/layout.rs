@@ -330,19 +330,25 @@ mod tests {
         let largest = layout.chunks.iter().map(|chunk| chunk.bytes).max();
         assert!(largest < Some(CHUNK_BYTES as u64 + 1024), "{largest:?}");
 
-        let beyond = layout.beyond(&Layout::empty());
-        let chunks: Vec<_> = beyond
-            .chunks()
-            .iter()
-            .map(|id| {
-                objects
-                    .iter()
-                    .find(|object| object.id() == *id)
-                    .unwrap()
-                    .bytes()
-            })
-            .collect();
-        assert_eq!(beyond.complete(&Resources::new(), &chunks).unwrap(), state);
+        let read = |layout: &Layout, known: &Layout, resources: &Resources, objects: &[Object]| {
+            let beyond = layout.beyond(known);
+            let bytes = |id: &ObjectId| {
+                let object = objects.iter().find(|object| object.id() == *id);
+                object.unwrap().bytes()
+            };
+            let chunks: Vec<_> = beyond.chunks().iter().map(bytes).collect();
+            beyond.complete(resources, &chunks).unwrap()
+        };
+        let nothing = (&Layout::empty(), &Resources::new());
+        assert_eq!(read(&layout, nothing.0, nothing.1, &objects), state);
+
+        // A change in the last chunk only leaves the names of the others.
+        let mut next = state.clone();
+        let (last, _) = next.pop_last().unwrap();
+        let (changed, written) = layout.rewrite(&next, [&last]);
+        assert_eq!(changed.chunks[0], layout.chunks[0]);
+        let objects: Vec<Object> = objects.into_iter().chain(written).collect();
+        assert_eq!(read(&changed, &layout, &state, &objects), next);
     }
 
     #[test]

@@ -154,7 +154,7 @@ impl Store for Embedded {
             }
             // Said here and not by the caller, who may have gone meanwhile.
             latest.send_replace(record.revision.0);
-            Ok(Committed::Done(head_of(Some(record))))
+            Ok(Committed::Done(version(record.revision.0)))
         })
         .await
     }
@@ -209,13 +209,19 @@ fn create_tables(database: &Database) -> Result<(), redb::Error> {
     Ok(write.commit()?)
 }
 
-fn head_of(record: Option<Record>) -> Head {
-    let latest = record.as_ref().map_or(0, |record| record.revision.0);
-    let version = Version {
+fn version(latest: u64) -> Version {
+    Version {
         written: latest,
         read: latest,
-    };
-    Head { record, version }
+    }
+}
+
+fn head_of(record: Option<Record>) -> Head {
+    let latest = record.as_ref().map_or(0, |record| record.revision.0);
+    Head {
+        record,
+        version: version(latest),
+    }
 }
 
 fn read_head(database: &Database) -> Result<Head, StoreError> {

@@ -59,10 +59,10 @@ impl Head {
 }
 
 /// What became of a commit.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Committed {
-    /// The head is now the given record.
-    Done(Head),
+    /// The head is now the given record, at this version.
+    Done(Version),
     /// The head was no longer the one seen; nothing happened.
     Conflict,
 }

@@ -1,6 +1,6 @@
 //! One etcd client for everything, and what its errors mean to us.
 
-use std::{future::Future, time::Duration};
+use std::{error::Error, future::Future, time::Duration};
 
 use anyport_node::identity::Identity;
 use etcd_client::{Client, ConnectOptions};
@@ -67,10 +67,44 @@ pub(super) async fn answered<T>(
 ) -> Result<T, StoreError> {
     match tokio::time::timeout(REQUEST_TIMEOUT, answer).await {
         Ok(Ok(answer)) => Ok(answer),
-        Ok(Err(error)) => Err(StoreError::unavailable(action, error)),
+        Ok(Err(error)) => Err(failed(action, error)),
         Err(_) => Err(StoreError::unavailable(
             action,
             format!("etcd did not answer within {} s", REQUEST_TIMEOUT.as_secs()),
         )),
+    }
+}
+
+/// An error of the client. Its own text is a dump of all its parts; what helps
+/// is the innermost cause.
+pub(super) fn failed(action: &'static str, error: etcd_client::Error) -> StoreError {
+    let said = match &error {
+        etcd_client::Error::GRpcStatus(status) => format!("etcd: {}", said_by(status)),
+        other => format!("etcd: {other}"),
+    };
+    StoreError::unavailable(
+        action,
+        EtcdError {
+            said,
+            source: error,
+        },
+    )
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("{said}")]
+struct EtcdError {
+    said: String,
+    source: etcd_client::Error,
+}
+
+fn said_by(status: &tonic::Status) -> String {
+    let mut innermost: Option<&dyn Error> = status.source();
+    while let Some(source) = innermost.and_then(Error::source) {
+        innermost = Some(source);
+    }
+    match innermost {
+        Some(cause) => format!("{}: {cause}", status.message()),
+        None => status.message().to_owned(),
     }
 }

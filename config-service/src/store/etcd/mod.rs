@@ -19,8 +19,8 @@ use etcd_client::{
 };
 use prost::bytes::Bytes;
 
-use connect::answered;
 pub use connect::{ConnectError, connect};
+use connect::{answered, failed};
 use keys::Keys;
 
 use super::{
@@ -213,12 +213,9 @@ impl Store for Etcd {
         let written = answer
             .header()
             .map_or(0, |header| counted(header.revision()));
-        Ok(Committed::Done(Head {
-            record: Some(record.clone()),
-            version: Version {
-                written,
-                read: written,
-            },
+        Ok(Committed::Done(Version {
+            written,
+            read: written,
         }))
     }
 
@@ -327,7 +324,7 @@ async fn watch(
     let mut stream = answered("starting a watch", client.watch(key, Some(options))).await?;
     loop {
         let message = stream.message().await;
-        let message = message.map_err(|error| StoreError::unavailable("watching", error))?;
+        let message = message.map_err(|error| failed("watching", error))?;
         match message {
             // Cancelled: `from` was compacted away. What happened since then is
             // unknown, so it may have moved.

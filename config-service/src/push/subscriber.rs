@@ -1,0 +1,87 @@
+//! Who subscribes: the first word of every stream.
+
+use std::time::Duration;
+
+use anyport_model::names::{NodeName, Revision};
+use anyport_proto::v1::{self, sync_request::Message};
+use tokio_stream::{Stream, StreamExt};
+use tonic::Status;
+
+use super::frames::Held;
+use crate::{
+    nodes::{NodeKey, Role},
+    serve::status,
+    store::ObjectId,
+};
+
+/// A subscriber that has not said who it is by then is none.
+const FIRST_WORD: Duration = Duration::from_secs(10);
+
+/// Longest region and version of a subscriber, in bytes.
+const WORD_MAX: usize = 128;
+
+/// Who subscribes, checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Subscriber {
+    pub key: NodeKey,
+    pub region: String,
+    pub version: String,
+    /// What it holds already.
+    pub held: Option<Held>,
+}
+
+/// Hears who subscribes; `None` where nobody does.
+pub(super) async fn first_word<S>(requests: &mut S) -> Result<Option<Subscriber>, Status>
+where
+    S: Stream<Item = Result<v1::SyncRequest, Status>> + Send + Unpin,
+{
+    let first = tokio::time::timeout(FIRST_WORD, requests.next()).await;
+    let first = first.map_err(|_| {
+        Status::deadline_exceeded(format!("no Subscribe within {} s", FIRST_WORD.as_secs()))
+    })?;
+    match first.transpose()?.map(|request| request.message) {
+        None => Ok(None),
+        Some(Some(Message::Subscribe(subscribe))) => read_subscribe(subscribe).map(Some),
+        Some(_) => Err(Status::invalid_argument(
+            "the first message must be a Subscribe",
+        )),
+    }
+}
+
+fn read_subscribe(wire: v1::Subscribe) -> Result<Subscriber, Status> {
+    let role = Role::read(wire.role);
+    let name = wire.name.parse::<NodeName>();
+    let long = |field: &str, text: &str| {
+        (text.len() > WORD_MAX).then(|| {
+            let problem = format!("is {} bytes long; right is at most {WORD_MAX}", text.len());
+            (field.to_owned(), problem)
+        })
+    };
+    let no_role = "is neither NODE_ROLE_EDGE nor NODE_ROLE_BALANCER";
+    let faults: Vec<(String, String)> = [
+        role.is_none()
+            .then(|| ("subscribe.role".to_owned(), no_role.to_owned())),
+        name.as_ref()
+            .err()
+            .map(|e| ("subscribe.name".to_owned(), e.to_string())),
+        long("subscribe.region", &wire.region),
+        long("subscribe.version", &wire.version),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    let (Some(role), Ok(name), []) = (role, name, &faults[..]) else {
+        return Err(status::invalid(faults));
+    };
+    let hash = ObjectId::from_slice(&wire.state_hash);
+    Ok(Subscriber {
+        key: NodeKey { role, name },
+        region: wire.region,
+        version: wire.version,
+        // A hash that is none was never one of ours.
+        held: hash.map(|hash| Held {
+            revision: Revision(wire.revision),
+            hash,
+        }),
+    })
+}
