@@ -21,7 +21,12 @@ use crate::{
 /// Every fault of `resources`. `unreadable` names resources that were declared
 /// too but have faults of their own: referring to them is no further fault.
 pub fn faults(resources: &Resources, unreadable: &BTreeSet<ResourceRef>) -> Vec<StateFault> {
-    let prefixes = NetSet::new(state::prefixes(resources).map(|prefix| prefix.net()));
+    let meant = unreadable.iter().filter_map(|reference| match reference {
+        ResourceRef::Prefix(prefix) => Some(*prefix),
+        _ => None,
+    });
+    let prefixes = state::prefixes(resources).chain(meant);
+    let prefixes = NetSet::new(prefixes.map(|prefix| prefix.net()));
     let mut checker = Checker {
         resources,
         unreadable,
@@ -205,4 +210,120 @@ pub fn repeated_origins(origins: &[Origin]) -> Vec<(usize, usize)> {
         }
     }
     repeated
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::ports::{PortMap, PortRange};
+    use crate::resource::{DirectOrigin, Policy, Prefix, Timeouts, Transport, Weight};
+
+    fn prefix(cidr: &str) -> Resource {
+        Resource::Prefix(Prefix::new(cidr.parse().unwrap()).unwrap())
+    }
+
+    fn pool(name: &str, fallback: Option<&str>, address: &str) -> Resource {
+        Resource::Pool(Arc::new(Pool {
+            name: name.parse().unwrap(),
+            monitor: None,
+            policy: Policy::Weighted,
+            minimum_origins: 1,
+            fallback: fallback.map(|name| name.parse().unwrap()),
+            origins: vec![Origin {
+                name: "a".parse().unwrap(),
+                address: address.parse().unwrap(),
+                weight: Weight::ONE,
+                enabled: true,
+            }],
+        }))
+    }
+
+    fn app(name: &str, ports: &str, net: &str, origin: &str) -> Resource {
+        let ports: PortRange = ports.parse().unwrap();
+        let port = PortMap::new(ports, "80".parse().unwrap()).unwrap();
+        let ip = origin.parse().unwrap();
+        Resource::App(Arc::new(App {
+            name: name.parse().unwrap(),
+            transport: Transport::Tcp,
+            ports,
+            edge_nets: vec![net.parse().unwrap()],
+            origin: OriginChoice::Direct(vec![DirectOrigin { ip, port }]),
+            timeouts: Timeouts::default(),
+        }))
+    }
+
+    fn said(list: Vec<Resource>) -> Vec<String> {
+        let resources = list.into_iter().map(|r| (r.reference(), r)).collect();
+        let faults = faults(&resources, &BTreeSet::new());
+        faults.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn an_origin_that_leads_back_or_nowhere_is_named() {
+        for (origin, word) in [
+            ("198.51.100.9", "come back to the edge"),
+            ("::ffff:198.51.100.9", "come back to the edge"),
+            ("169.254.169.254", "metadata"),
+            ("::ffff:169.254.169.254", "metadata"),
+            ("fd00:ec2::254", "metadata"),
+            ("0.0.0.0", "unspecified"),
+            ("224.0.0.1", "single host"),
+        ] {
+            let found = said(vec![
+                prefix("198.51.100.0/24"),
+                app("a", "1", "198.51.100.0/24", origin),
+            ]);
+            assert_eq!(found.len(), 1, "{origin}: {found:?}");
+            assert!(
+                found[0].starts_with("app \"a\": origin_direct[0]: "),
+                "{found:?}"
+            );
+            assert!(found[0].contains(word), "{found:?}");
+        }
+    }
+
+    #[test]
+    fn overlapping_apps_are_both_named() {
+        let found = said(vec![
+            prefix("198.51.100.0/24"),
+            app("first", "1-10", "198.51.100.7/32", "10.0.2.2"),
+            app("second", "5-14", "198.51.100.7/32", "10.0.2.2"),
+            app("narrower", "7", "198.51.100.7/32", "10.0.2.2"),
+        ]);
+        assert_eq!(
+            found,
+            [
+                "app \"second\": edge_ips[0]: tcp/5-14 on 198.51.100.7/32 overlaps tcp/1-10 of \
+              app \"first\", and neither is the more specific"
+            ]
+        );
+    }
+
+    #[test]
+    fn fallbacks_in_a_circle_are_found_in_each_of_its_pools() {
+        let found = said(vec![
+            pool("a", Some("b"), "10.0.2.2:1"),
+            pool("b", Some("a"), "10.0.2.2:1"),
+            pool("c", Some("a"), "10.0.2.2:1"),
+            pool("d", Some("absent"), "10.0.2.2:1"),
+        ]);
+        assert_eq!(
+            found,
+            [
+                "pool \"a\": fallback_pool: leads back to this pool: a → b → a",
+                "pool \"b\": fallback_pool: leads back to this pool: b → a → b",
+                "pool \"d\": fallback_pool: there is no pool \"absent\"",
+            ]
+        );
+    }
+
+    #[test]
+    fn what_could_not_be_read_is_no_further_fault() {
+        let list = [app("a", "1", "198.51.100.0/24", "10.0.2.2")];
+        let resources = list.into_iter().map(|r| (r.reference(), r)).collect();
+        assert_eq!(faults(&resources, &BTreeSet::new()).len(), 1);
+        let meant = prefix("198.51.100.0/24").reference();
+        assert_eq!(faults(&resources, &[meant].into()), []);
+    }
 }

@@ -1,4 +1,4 @@
-use anyport_model::resource::{Kind, Prefix, ResourceRef};
+use anyport_model::resource::{Prefix, ResourceRef};
 use ipnet::IpNet;
 
 use super::fields::{Faults, Unreadable};
@@ -7,9 +7,10 @@ use crate::v1;
 pub(super) fn read(wire: &v1::Prefix) -> Result<Prefix, Unreadable> {
     let mut faults = Faults::default();
     let net = net(&mut faults, "cidr", &wire.cidr);
+    // With host bits it is no prefix, but it is clear which one was meant.
+    let meant = net.and_then(|net| Prefix::new(net.trunc()).ok());
     let prefix = net.and_then(|net| faults.take("cidr", Prefix::new(net)));
-    let reference: Option<ResourceRef> = super::reference::of_message(Kind::Prefix, &wire.cidr);
-    faults.finish(reference, prefix)
+    faults.finish(meant.map(ResourceRef::Prefix), prefix)
 }
 
 fn net(faults: &mut Faults, field: &str, text: &str) -> Option<IpNet> {
