@@ -157,8 +157,9 @@ async fn the_whole_demo_is_as_expected_and_leaves_nothing() {
         "10.0.1.2:",
         "[fd00:1::2]:",
         "0 failed",
+        "of 1,024 the edge sees the original destination and the client",
         "the balancer holds b to be down: connect: connection refused",
-        "3,000 new connections were split as asked",
+        "3,000 new connections, split by weight",
         "200 other ports refuse",
         "All as expected",
     ] {

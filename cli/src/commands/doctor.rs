@@ -145,7 +145,7 @@ impl Report {
         console.table("", &["", "TOPIC", "FOUND"], rows)?;
         let Self { ok, warn, fail, .. } = self;
         console.line(format_args!(
-            "\n{ok} ok, {warn} to look at, {fail} failed. {}",
+            "\n{ok} ok, {warn} to look at, {fail} failed.\n{}",
             self.about()
         ))?;
         Ok(())

@@ -97,7 +97,10 @@ async fn compare(stage: &mut Stage, fleet: &Fleet, held: &[Held]) -> Result<(), 
         grouped(there.len()),
         there.len() == held.len(),
     );
-    let text = "the edge sees the original destination and the client of each";
+    let text = format!(
+        "of {} the edge sees the original destination and the client",
+        grouped(there.len())
+    );
     stage.screen.end(good, text)?;
     let sample = |v6| {
         there

@@ -36,8 +36,9 @@ pub async fn run(stage: &mut Stage, fleet: &Fleet) -> Result<(), Failure> {
     stage.screen.end(
         untracked && few,
         format_args!(
-            "all of it by {} listeners, for {WORKERS} workers; no connection is tracked",
+            "all of it by {} listeners, for {WORKERS} workers; {} in conntrack",
             listeners.len(),
+            tracked.unwrap_or(0)
         ),
     )?;
     Ok(())

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyport_proto::v1::{self, HealthState};
 use futures_util::stream::{self, StreamExt};
+use tokio::time::sleep;
 
 use super::{
     Stage,
@@ -25,6 +26,10 @@ const AROUND: usize = 500;
 const DOWN_WITHIN: Duration = Duration::from_secs(4);
 /// An edge leaves an origin that refused alone for 15 s at most.
 const USED_WITHIN: Duration = Duration::from_secs(20);
+/// How it is tried whether it gets connections: so few at a time, with so much time
+/// between, that the edge has source ports left for what comes after.
+const A_FEW: usize = 16;
+const BREATH: Duration = Duration::from_millis(50);
 
 /// Kills an origin and starts it again; `held` loses what died with it.
 pub async fn run(
@@ -98,7 +103,7 @@ pub fn all_up(pool: &v1::PoolHealth) -> bool {
 async fn until_used(stage: &mut Stage, fleet: &Fleet, name: &str) -> Result<(), Failure> {
     let deadline = Instant::now() + USED_WITHIN;
     loop {
-        let some = calls(Targets::new(stage.targets.number())).take(AT_ONCE);
+        let some = calls(Targets::new(stage.targets.number())).take(A_FEW);
         let attempts = load::all(&fleet.client, some.collect()).await?;
         if attempts
             .iter()
@@ -112,6 +117,7 @@ async fn until_used(stage: &mut Stage, fleet: &Fleet, name: &str) -> Result<(), 
                 "origin {name} is up and got no connection within {limit}"
             )));
         }
+        sleep(BREATH).await;
     }
 }
 

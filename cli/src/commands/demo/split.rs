@@ -51,8 +51,9 @@ pub async fn run(stage: &mut Stage, fleet: &mut Fleet, held: Vec<Held>) -> Resul
     stage.screen.end(
         good,
         format_args!(
-            "weights {a}/{b}/{c} applied; all {} open connections live",
-            grouped(after)
+            "weights {a}/{b}/{c} applied; {} of {} open connections live",
+            grouped(after),
+            grouped(before)
         ),
     )?;
     for line in new
@@ -92,7 +93,7 @@ async fn measure(stage: &mut Stage, fleet: &Fleet) -> Result<(), Failure> {
         counts.map(percent).join("/"),
         fits,
     );
-    let text = format_args!("{} new connections were split as asked", grouped(answered));
+    let text = format_args!("{} new connections, split by weight", grouped(answered));
     stage.screen.end(good, text)?;
     let rows = (0..3).map(|index| {
         let faint = |text: String| Cell::new(text, Mood::Faint);
