@@ -310,14 +310,28 @@ impl Stats {
     }
 
     /// The origins of declared pools, with their counters.
-    pub fn declared_origins(&self) -> Vec<(PoolName, Vec<(Arc<str>, Arc<OriginStats>)>)> {
+    pub fn declared_origins(&self) -> Vec<SeenOrigin> {
         let pools = lock(&self.pools);
         let declared = pools.iter().filter_map(|(id, pool)| match id {
-            PoolId::Declared(name) => Some((name.clone(), pool.origins())),
+            PoolId::Declared(name) => Some((name, pool.origins())),
             PoolId::DirectOf(_) => None,
         });
-        declared.collect()
+        let each = declared.flat_map(|(pool, origins)| {
+            origins.into_iter().map(|(label, stats)| SeenOrigin {
+                pool: pool.clone(),
+                label,
+                stats,
+            })
+        });
+        each.collect()
     }
+}
+
+/// An origin of a declared pool and what was seen of it.
+pub struct SeenOrigin {
+    pub pool: PoolName,
+    pub label: Arc<str>,
+    pub stats: Arc<OriginStats>,
 }
 
 impl AppStats {

@@ -10,7 +10,7 @@ use anyport_proto::{
 use tokio::sync::watch;
 
 use super::weights::Balancer;
-use crate::stats::{OriginCounts, OriginStats, Stats};
+use crate::stats::{OriginCounts, SeenOrigin, Stats};
 
 /// Until the balancer says otherwise, and the bounds of what it may say.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -55,43 +55,36 @@ pub async fn report(stats: Arc<Stats>, edge: String, mut balancer: watch::Receiv
 fn collect(stats: &Stats, reported: &Reported) -> (Vec<v1::OriginReport>, Reported) {
     let mut reports = Vec::new();
     let mut now = Reported::new();
-    for (pool, origins) in stats.declared_origins() {
-        for (label, origin) in origins {
-            let counts = origin.counts();
-            let key = (pool.clone(), Arc::clone(&label));
-            let before = reported.get(&key).copied().unwrap_or_default();
-            now.insert(key, counts);
-            let report = describe(&pool, &label, &origin, before, counts);
-            if report.dials > 0 || report.open_connections > 0 {
-                reports.push(report);
-            }
+    for origin in stats.declared_origins() {
+        let counts = origin.stats.counts();
+        let key = (origin.pool.clone(), Arc::clone(&origin.label));
+        let before = reported.get(&key).copied().unwrap_or_default();
+        now.insert(key, counts);
+        let report = describe(&origin, before, counts);
+        if report.dials > 0 || report.open_connections > 0 {
+            reports.push(report);
         }
     }
     (reports, now)
 }
 
-fn describe(
-    pool: &PoolName,
-    label: &str,
-    origin: &OriginStats,
-    before: OriginCounts,
-    now: OriginCounts,
-) -> v1::OriginReport {
+fn describe(origin: &SeenOrigin, before: OriginCounts, now: OriginCounts) -> v1::OriginReport {
     // An origin that was removed and came back counts from nothing again.
     let dials = now.dials.saturating_sub(before.dials);
     let failures = now.failures.saturating_sub(before.failures);
     let succeeded = u32::try_from(dials.saturating_sub(failures)).unwrap_or(u32::MAX);
     let time = now.connect_time.saturating_sub(before.connect_time);
     v1::OriginReport {
-        pool: pool.to_string(),
-        origin: label.to_owned(),
+        pool: origin.pool.to_string(),
+        origin: origin.label.to_string(),
         dials,
         failures,
         last_failure: origin
+            .stats
             .last_failure()
             .filter(|_| failures > 0)
             .unwrap_or_default(),
-        open_connections: origin.open().into(),
+        open_connections: origin.stats.open().into(),
         connect_time: time.checked_div(succeeded).map(write_duration),
     }
 }

@@ -244,12 +244,12 @@ mod tests {
         for _ in 0..20 {
             assert_eq!(dialled(&edge).await.unwrap().origin.as_ref(), "o1");
         }
-        let (_, origins) = edge.stats.declared_origins().remove(0);
-        let dead = origins[0].1.counts();
+        let origins = edge.stats.declared_origins();
+        let dead = origins[0].stats.counts();
         // Half of 20 by turn, were it not left alone after the first.
         assert!((1..=2).contains(&dead.failures), "{dead:?}");
         assert_eq!(
-            origins[0].1.last_failure().unwrap(),
+            origins[0].stats.last_failure().unwrap(),
             "connect: connection refused"
         );
     }
@@ -266,11 +266,11 @@ mod tests {
             "{}",
             failed.reason
         );
-        let (_, origins) = edge.stats.declared_origins().remove(0);
+        let origins = edge.stats.declared_origins();
         assert!(
             origins
                 .iter()
-                .all(|(_, origin)| origin.counts().dials == 1 && origin.open() == 0)
+                .all(|origin| origin.stats.counts().dials == 1 && origin.stats.open() == 0)
         );
     }
 

@@ -21,8 +21,12 @@ const TIME_BITS: u32 = 48;
 
 impl Rest {
     /// A dial failed, `now` after any fixed point in time. The rest doubles
-    /// with each failure in a row.
+    /// with each failure in a row; dials that were under way when it began say
+    /// nothing new.
     pub fn failed(&self, now: Duration) {
+        if self.is_resting(now) {
+            return;
+        }
         let failures = (self.0.load(Relaxed) >> TIME_BITS).min(u64::from(u16::MAX) - 1);
         let doubled = FIRST.saturating_mul(1 << failures.min(16));
         let until = (now + doubled.min(LONGEST)).as_millis() as u64;
@@ -76,10 +80,23 @@ mod tests {
     #[test]
     fn any_number_of_failures_is_counted_without_harm() {
         let rest = Rest::default();
+        let mut now = Duration::ZERO;
         for _ in 0..100_000 {
-            rest.failed(Duration::ZERO);
+            rest.failed(now);
+            now += LONGEST;
         }
-        assert!(rest.is_resting(Duration::ZERO));
-        assert!(!rest.is_resting(LONGEST));
+        rest.failed(now);
+        assert!(rest.is_resting(now));
+        assert!(!rest.is_resting(now + LONGEST));
+    }
+
+    #[test]
+    fn dials_that_fail_together_are_one_failure() {
+        let rest = Rest::default();
+        let now = Duration::from_secs(1);
+        for _ in 0..50 {
+            rest.failed(now);
+        }
+        assert_eq!(rest_after(&rest, now), FIRST);
     }
 }
