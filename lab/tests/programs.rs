@@ -344,7 +344,7 @@ fn nginx_serves_a_gibibyte_with_the_right_checksum() {
     let directory = cluster.directory().display().to_string();
     large_file(&cluster.directory().join("large"));
     let configuration = format!(
-        "daemon off; worker_processes 1; user root; pid {directory}/nginx.pid;\n\
+        "daemon off; master_process off; user root; pid {directory}/nginx.pid;\n\
          error_log stderr;\n\
          events {{ worker_connections 256; }}\n\
          http {{ access_log off; sendfile on;\n\
