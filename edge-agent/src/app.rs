@@ -121,6 +121,9 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
         .service(v1::edge_service_server::EdgeServiceServer::new(about));
     let served = server.serve(&readiness, &drain).await;
     drain.begin();
+    if let Err(unfinished) = connections.finished(config.drain_timeout).await {
+        tracing::warn!(%unfinished, "connections are cut");
+    }
     tokio::task::spawn_blocking(move || workers.join())
         .await
         .context("waiting for the workers")?;

@@ -235,6 +235,7 @@ impl TableWriter {
             let known = weights.and_then(|w| w.origins.iter().find(|o| o.name == origin.name));
             known.map_or(origin.weight, |known| known.weight)
         };
+        let unasked = || PoolWeights::weigh(pool, |_| None).state;
         let healthy: Vec<Weight> = pool.origins.iter().map(weight_of).collect();
         let declared: Vec<Weight> = pool
             .origins
@@ -255,7 +256,7 @@ impl TableWriter {
         });
         PoolEntry {
             id,
-            state: weights.map_or(PoolState::Unmonitored, |weights| weights.state),
+            state: weights.map_or_else(unasked, |weights| weights.state),
             wheel: Wheel::new(pool.policy, &healthy),
             last_resort: Wheel::new(pool.policy, &declared),
             origins: origins.collect(),

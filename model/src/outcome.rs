@@ -97,7 +97,8 @@ impl Status {
         }
     }
 
-    /// An error while connecting to an origin.
+    /// An error while connecting to an origin, where the agent's own system did
+    /// not refuse ([`Status::ConnectSystem`]).
     pub fn of_connect_error(kind: ErrorKind) -> Self {
         match kind {
             ErrorKind::ConnectionRefused | ErrorKind::ConnectionReset => Status::ConnectRefused,
@@ -105,10 +106,6 @@ impl Status {
             ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable => {
                 Status::ConnectUnreachable
             }
-            ErrorKind::AddrNotAvailable
-            | ErrorKind::AddrInUse
-            | ErrorKind::OutOfMemory
-            | ErrorKind::PermissionDenied => Status::ConnectSystem,
             _ => Status::ConnectUnknown,
         }
     }

@@ -52,6 +52,11 @@ impl Wheel {
         }
     }
 
+    /// How many origins with a weight were not `tried` yet.
+    pub fn candidates_left(&self, tried: &[usize]) -> usize {
+        self.candidates(tried).count()
+    }
+
     fn candidates(&self, tried: &[usize]) -> impl Iterator<Item = (usize, u32)> {
         let weights = self.weights.iter().copied().enumerate();
         weights.filter(move |(index, weight)| *weight > 0 && !tried.contains(index))

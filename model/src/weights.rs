@@ -100,7 +100,8 @@ impl PoolWeights {
 }
 
 fn pool_state(pool: &Pool, origins: &[OriginWeight]) -> PoolState {
-    let usable = origins.iter().filter(|o| o.health.usable()).count();
+    // An origin of weight 0 takes no connections, so it stands in for none.
+    let usable = origins.iter().filter(|o| o.weight > Weight::ZERO).count();
     let down = origins.iter().any(|o| o.health == OriginHealth::Down);
     if usable < pool.minimum_origins as usize {
         PoolState::Down
@@ -172,6 +173,17 @@ mod tests {
         assert_eq!(
             PoolWeights::weigh(&pool(1), down(&[])).state,
             PoolState::Healthy
+        );
+    }
+
+    #[test]
+    fn an_origin_without_weight_stands_in_for_none() {
+        let mut pool = pool(1);
+        pool.origins[1].weight = Weight::ZERO;
+        pool.origins[2].weight = Weight::ZERO;
+        assert_eq!(
+            PoolWeights::weigh(&pool, down(&["a"])).state,
+            PoolState::Down
         );
     }
 

@@ -17,9 +17,9 @@ use socket2::{Domain, Protocol, SockAddr, Socket, TcpKeepalive, Type};
 /// Asked of the kernel, which cuts it to `net.core.somaxconn`.
 const BACKLOG: i32 = 65535;
 
-/// A client whose host is gone is noticed within three minutes; accepted
-/// sockets inherit this, so it costs no system call per connection.
-const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
+/// A peer whose host is gone is noticed within three minutes. Accepted sockets
+/// inherit this, so it costs them no system call.
+pub const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
     .with_time(Duration::from_secs(90))
     .with_interval(Duration::from_secs(15))
     .with_retries(6);

@@ -68,8 +68,11 @@ pub async fn dial(target: Target<'_>, edge_port: u16, stats: &Stats) -> Result<D
         match attempt(target, index, address, patience, stats).await {
             Ok(dialled) => return Ok(dialled),
             Err(error) => {
-                failed.status = Status::of_connect_error(error.0.kind());
+                failed.status = error.status();
                 failed.reason = format!("{address}: {error}");
+                if error.is_our_own() {
+                    break;
+                }
             }
         }
     }
@@ -132,7 +135,12 @@ async fn attempt(
         }
         Err(error) => {
             let error = DialError(error);
-            origin.stats.dialled(Err(&error));
+            // What says nothing of the origin is not held against it: our own
+            // shortage, or a deadline that left it no time to answer.
+            let cut_short = patience < ATTEMPT_MIN && error.0.kind() == io::ErrorKind::TimedOut;
+            if !error.is_our_own() && !cut_short {
+                origin.stats.dialled(Err(&error));
+            }
             span.record("error", tracing::field::display(&error));
             Err(error)
         }
@@ -151,6 +159,34 @@ async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
 
 /// A failed dial in the words that users see.
 struct DialError(io::Error);
+
+impl DialError {
+    /// This host refused, not the origin: descriptors, memory, local ports or
+    /// permission are lacking, for any origin alike.
+    fn is_our_own(&self) -> bool {
+        matches!(
+            self.0.raw_os_error(),
+            Some(
+                libc::EMFILE
+                    | libc::ENFILE
+                    | libc::ENOBUFS
+                    | libc::ENOMEM
+                    | libc::EADDRNOTAVAIL
+                    | libc::EADDRINUSE
+                    | libc::EACCES
+                    | libc::EPERM
+            )
+        )
+    }
+
+    fn status(&self) -> Status {
+        if self.is_our_own() {
+            Status::ConnectSystem
+        } else {
+            Status::of_connect_error(self.0.kind())
+        }
+    }
+}
 
 impl fmt::Display for DialError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

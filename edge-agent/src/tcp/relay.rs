@@ -19,6 +19,7 @@ use tokio::{
 };
 
 use super::buffers::{Pending, SCRATCH, with_scratch};
+use crate::listen::KEEPALIVE;
 
 /// What one direction may move before the worker's other connections get
 /// their turn.
@@ -42,74 +43,151 @@ pub(super) struct Moved {
     pub(super) from_origin: u64,
 }
 
+/// `progress` is told at the latest when this much was moved.
+const TELL: u64 = 64 << 10;
+
 /// Relays until both sides are done. `progress` is told of bytes moved, every
-/// now and then and at the end.
+/// now and then and at the end. Where the relay is dropped before its end, both
+/// sides are reset.
 pub(super) async fn relay(
-    mut client: TcpStream,
-    mut origin: TcpStream,
+    client: TcpStream,
+    origin: TcpStream,
     idle: Duration,
     mut progress: impl FnMut(Moved),
 ) -> Ended {
-    let mut up = Half::default();
-    let mut down = Half::default();
+    let mut legs = Legs::new(client, origin);
     let mut silence = Silence::new(idle);
     let mut timer = pin!(sleep(silence.step));
     let ended = poll_fn(|cx| {
-        let last = down.state == State::Ended;
-        let sent = match up.pump(cx, &mut client, &mut origin, last) {
-            Poll::Ready(Err(fault)) => return Poll::Ready(fault.of(Ended::Client, Ended::Origin)),
-            Poll::Ready(Ok(())) => true,
-            Poll::Pending => false,
-        };
-        let last = up.state == State::Ended;
-        let received = match down.pump(cx, &mut origin, &mut client, last) {
-            Poll::Ready(Err(fault)) => return Poll::Ready(fault.of(Ended::Origin, Ended::Client)),
-            Poll::Ready(Ok(())) => true,
-            Poll::Pending => false,
-        };
-        if sent && received {
-            return Poll::Ready(Ended::Done);
+        if let Poll::Ready(ended) = legs.pump(cx) {
+            return Poll::Ready(ended);
         }
-        silence.look_often(timer.as_mut(), up.is_blind() || down.is_blind());
+        if legs.untold() >= TELL {
+            progress(legs.tell());
+        }
+        silence.look_often(timer.as_mut(), legs.up.is_blind() || legs.down.is_blind());
         while timer.as_mut().poll(cx).is_ready() {
-            if let Some(error) = up.unread_fault(&client) {
-                return Poll::Ready(Ended::Client(error));
-            }
-            if let Some(error) = down.unread_fault(&origin) {
-                return Poll::Ready(Ended::Origin(error));
-            }
-            let moved = Moved {
-                from_client: up.moved_since_told(),
-                from_origin: down.moved_since_told(),
-            };
-            progress(moved);
-            if silence.is_over(moved == Moved::default()) {
-                return Poll::Ready(Ended::Idle);
+            progress(legs.tell());
+            if let Some(ended) = legs.look(&mut silence) {
+                return Poll::Ready(ended);
             }
             silence.next_step(timer.as_mut());
         }
         Poll::Pending
     })
     .await;
-    progress(Moved {
-        from_client: up.moved_since_told(),
-        from_origin: down.moved_since_told(),
-    });
-    match &ended {
-        Ended::Client(_) => pass_on_reset(&origin, &up),
-        Ended::Origin(_) => pass_on_reset(&client, &down),
-        Ended::Done | Ended::Idle => {}
-    }
+    progress(legs.tell());
+    legs.close(&ended);
     ended
 }
 
-/// One side failed: the other one is closed with a reset, so that it cannot
-/// take what it has for all there is. Where the failed side had ended its
-/// stream before, all of it was delivered, and an ordinary close keeps it so.
-fn pass_on_reset(to: &TcpStream, from_failed: &Half) {
-    if from_failed.state != State::Ended {
-        // The socket is being dropped: there is nobody left to tell.
-        let _ = to.set_zero_linger();
+/// Both sockets, and what is on its way between them.
+struct Legs {
+    client: TcpStream,
+    origin: TcpStream,
+    /// Client to origin.
+    up: Half,
+    /// Origin to client.
+    down: Half,
+    closed: bool,
+    kept_alive: bool,
+}
+
+impl Legs {
+    fn new(client: TcpStream, origin: TcpStream) -> Self {
+        Self {
+            client,
+            origin,
+            up: Half::default(),
+            down: Half::default(),
+            closed: false,
+            kept_alive: false,
+        }
+    }
+
+    fn pump(&mut self, cx: &mut Context<'_>) -> Poll<Ended> {
+        let last = self.down.state == State::Ended;
+        let sent = match self.up.pump(cx, &mut self.client, &mut self.origin, last) {
+            Poll::Ready(Err(fault)) => return Poll::Ready(fault.of(Ended::Client, Ended::Origin)),
+            Poll::Ready(Ok(())) => true,
+            Poll::Pending => false,
+        };
+        let last = self.up.state == State::Ended;
+        let received = match self.down.pump(cx, &mut self.origin, &mut self.client, last) {
+            Poll::Ready(Err(fault)) => return Poll::Ready(fault.of(Ended::Origin, Ended::Client)),
+            Poll::Ready(Ok(())) => true,
+            Poll::Pending => false,
+        };
+        if sent && received {
+            Poll::Ready(Ended::Done)
+        } else {
+            Poll::Pending
+        }
+    }
+
+    /// What shows only when it is looked for.
+    fn look(&mut self, silence: &mut Silence) -> Option<Ended> {
+        if let Some(error) = self.up.unread_fault(&self.client) {
+            return Some(Ended::Client(error));
+        }
+        if let Some(error) = self.down.unread_fault(&self.origin) {
+            return Some(Ended::Origin(error));
+        }
+        // The client's leg has it from its listener. Short connections, which
+        // end before the first look, are spared the system calls.
+        if !self.kept_alive {
+            self.kept_alive = true;
+            let origin = socket2::SockRef::from(&self.origin);
+            if let Err(error) = origin.set_tcp_keepalive(&KEEPALIVE) {
+                tracing::debug!(%error, "an origin's connection goes without keepalive");
+            }
+        }
+        let moved = self.up.moved_since_look() + self.down.moved_since_look();
+        silence.is_over(moved == 0).then_some(Ended::Idle)
+    }
+
+    fn untold(&self) -> u64 {
+        self.up.untold() + self.down.untold()
+    }
+
+    fn tell(&mut self) -> Moved {
+        Moved {
+            from_client: self.up.tell(),
+            from_origin: self.down.tell(),
+        }
+    }
+
+    /// A side whose stream the other side did not end gets a reset, so that it
+    /// cannot take what it has for all there is. Where the stream had ended
+    /// before, all of it was delivered, and an ordinary close keeps it so.
+    fn close(&mut self, ended: &Ended) {
+        self.closed = true;
+        let (client_cut, origin_cut) = match ended {
+            Ended::Done => (false, false),
+            Ended::Client(_) => (false, true),
+            Ended::Origin(_) => (true, false),
+            Ended::Idle => (true, true),
+        };
+        self.reset(client_cut, origin_cut);
+    }
+
+    fn reset(&self, client: bool, origin: bool) {
+        // The sockets are being dropped: there is nobody left to tell of an
+        // error.
+        if client && self.down.state != State::Ended {
+            let _ = self.client.set_zero_linger();
+        }
+        if origin && self.up.state != State::Ended {
+            let _ = self.origin.set_zero_linger();
+        }
+    }
+}
+
+impl Drop for Legs {
+    fn drop(&mut self) {
+        if !self.closed {
+            self.reset(true, true);
+        }
     }
 }
 
@@ -133,8 +211,37 @@ impl Fault {
 struct Half {
     state: State,
     pending: Pending,
+    /// Read from the sender.
     bytes: u64,
     told: u64,
+    /// Written to the receiver.
+    written: u64,
+    looked_at: u64,
+    /// How much is read at once.
+    chunk: Chunk,
+}
+
+/// A flow earns larger reads: what a receiver leaves has to be kept, and a
+/// client that asks for much and reads nothing should not cost much.
+#[derive(Clone, Copy)]
+struct Chunk(usize);
+
+impl Default for Chunk {
+    fn default() -> Self {
+        Self(SCRATCH / 16)
+    }
+}
+
+impl Chunk {
+    fn next(self, read: usize, written: usize) -> Self {
+        if written < read {
+            Self::default()
+        } else if read == self.0 {
+            Self((self.0 * 2).min(SCRATCH))
+        } else {
+            self
+        }
+    }
 }
 
 #[derive(Default, Debug, Clone, Copy, PartialEq, Eq)]
@@ -182,6 +289,7 @@ impl Half {
         while !self.pending.is_empty() {
             let written = ready!(Pin::new(&mut *to).poll_write(cx, self.pending.unwritten()))?;
             self.pending.wrote(written);
+            self.written += written as u64;
         }
         Poll::Ready(Ok(()))
     }
@@ -194,7 +302,8 @@ impl Half {
         to: &mut TcpStream,
     ) -> Poll<Result<usize, Fault>> {
         with_scratch(|scratch| {
-            let mut buffer = ReadBuf::new(scratch);
+            let chunk = scratch.get_mut(..self.chunk.0).unwrap_or_default();
+            let mut buffer = ReadBuf::new(chunk);
             ready!(Pin::new(from).poll_read(cx, &mut buffer)).map_err(Fault::Reading)?;
             let bytes = buffer.filled();
             if bytes.is_empty() {
@@ -206,6 +315,8 @@ impl Half {
                 Poll::Ready(written) => written.map_err(Fault::Writing)?,
                 Poll::Pending => 0,
             };
+            self.written += written as u64;
+            self.chunk = self.chunk.next(bytes.len(), written);
             if let Some(rest) = bytes.get(written..).filter(|rest| !rest.is_empty()) {
                 self.pending.keep(rest);
             }
@@ -223,9 +334,21 @@ impl Half {
         self.is_blind().then(|| from.take_error().ok().flatten())?
     }
 
-    fn moved_since_told(&mut self) -> u64 {
-        let moved = self.bytes - self.told;
+    fn untold(&self) -> u64 {
+        self.bytes - self.told
+    }
+
+    fn tell(&mut self) -> u64 {
+        let untold = self.untold();
         self.told = self.bytes;
+        untold
+    }
+
+    /// Bytes read and written: a slow receiver is not silent.
+    fn moved_since_look(&mut self) -> u64 {
+        let now = self.bytes + self.written;
+        let moved = now - self.looked_at;
+        self.looked_at = now;
         moved
     }
 }
@@ -265,9 +388,8 @@ impl Silence {
     }
 
     fn look_often(&mut self, timer: Pin<&mut Sleep>, often: bool) {
-        let shortens = often && !self.often;
         self.often = often;
-        if shortens {
+        if often && self.step > Self::OFTEN {
             self.next_step(timer);
         }
     }
@@ -495,6 +617,33 @@ mod tests {
         let (ended, _) = within(ended).await.unwrap();
         assert!(matches!(ended, Ended::Idle));
         assert!(start.elapsed() >= idle * 3, "{:?}", start.elapsed());
+        // Neither side ended its stream, so neither is told of an end.
+        assert!(is_reset(&mut client).await && is_reset(&mut origin).await);
+    }
+
+    #[tokio::test]
+    async fn a_relay_that_is_dropped_resets_both_sides() {
+        let Lines {
+            mut client,
+            mut origin,
+            ended,
+        } = relayed(HOUR).await;
+        client.write_all(b"x").await.unwrap();
+        within(origin.read_exact(&mut [0])).await.unwrap();
+        ended.abort();
+        assert!(is_reset(&mut client).await && is_reset(&mut origin).await);
+    }
+
+    #[test]
+    fn a_flow_earns_large_reads_and_loses_them_with_a_slow_receiver() {
+        let mut chunk = Chunk::default();
+        let first = chunk.0;
+        for _ in 0..10 {
+            chunk = chunk.next(chunk.0, chunk.0);
+        }
+        assert_eq!(chunk.0, SCRATCH);
+        assert_eq!(chunk.next(100, 100).0, SCRATCH);
+        assert_eq!(chunk.next(SCRATCH, SCRATCH - 1).0, first);
     }
 
     /// What one side does.
