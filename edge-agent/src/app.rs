@@ -13,7 +13,7 @@ use anyport_node::{
 };
 use anyport_proto::{DESCRIPTORS, sync, v1};
 use prometheus::Registry;
-use tokio::sync::watch;
+use tokio::{sync::watch, task::JoinSet};
 
 use crate::{
     admin::Admin,
@@ -107,14 +107,14 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
         progress: progress_seen,
         balancer: followed_seen.clone(),
     };
-    let control = tokio::spawn(async move {
+    // A task each: none of them may hold up another.
+    let mut control = JoinSet::new();
+    control.spawn(follow_weights(balancers, name.to_string(), table, followed));
+    control.spawn(report(stats, name.to_string(), followed_seen));
+    control.spawn(async move {
         // An edge has nothing to report to the config service but its acks.
         let (_keep, no_reports) = watch::channel(None);
-        tokio::join!(
-            sync::follow(replicas, who, no_reports, &mut applier),
-            follow_weights(balancers, name.to_string(), table, followed),
-            report(stats, name.to_string(), followed_seen),
-        );
+        sync::follow(replicas, who, no_reports, &mut applier).await;
     });
     let server = server
         .descriptors(DESCRIPTORS)
@@ -127,7 +127,7 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
     tokio::task::spawn_blocking(move || workers.join())
         .await
         .context("waiting for the workers")?;
-    control.abort();
+    control.abort_all();
     served.context("gRPC server")
 }
 
