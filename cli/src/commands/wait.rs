@@ -2,9 +2,12 @@
 //!
 //! What counts is decided in [`Progress`], over what the config service says of
 //! its edges each time one of them changed.
+//!
+//! An edge that was connected once is waited for to the end, wherever it is: one
+//! that goes away before it applied may have crashed on the very change.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     time::{Duration, Instant},
 };
 
@@ -106,6 +109,7 @@ async fn watch(
     };
     let mut client = context.connection.client();
     let mut updates = client.watch_nodes(request).await?.into_inner();
+    progress.begin_stream();
     while let Some(update) = updates.message().await? {
         for told in progress.observe(&update.nodes) {
             let line = told.line(&context.console, progress.revision, begun.elapsed());
@@ -122,10 +126,19 @@ async fn watch(
 /// How far the edges are.
 struct Progress {
     revision: u64,
-    edges: BTreeMap<String, State>,
-    gone: BTreeSet<String>,
+    /// All that were connected at some time since the wait began.
+    edges: BTreeMap<String, Edge>,
     needed: Edges,
     heard: bool,
+    /// The next list is the first one of its stream.
+    fresh: bool,
+}
+
+#[derive(Debug)]
+struct Edge {
+    /// What it last said.
+    state: State,
+    connected: bool,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -135,6 +148,12 @@ enum State {
     Applied,
     /// Applied but for these.
     Rejected(Vec<v1::Rejection>),
+}
+
+impl State {
+    fn is_behind(&self) -> bool {
+        matches!(self, State::Behind(_))
+    }
 }
 
 /// Something that the user wants to hear of.
@@ -151,16 +170,32 @@ impl Progress {
             revision,
             needed,
             edges: BTreeMap::new(),
-            gone: BTreeSet::new(),
             heard: false,
+            fresh: true,
         }
     }
 
-    /// Takes in what is known of all edges; returns what is new.
+    /// What comes next is from a config service that may just have started, and
+    /// that edges are yet to come back to.
+    fn begin_stream(&mut self) {
+        self.fresh = true;
+    }
+
+    /// Takes in which edges are connected and what is known of them; returns what
+    /// is new.
     fn observe(&mut self, nodes: &[v1::NodeStatus]) -> Vec<Told> {
+        let fresh = std::mem::take(&mut self.fresh);
         self.heard = true;
         let mut told = Vec::new();
-        let mut edges = BTreeMap::new();
+        for (name, edge) in &mut self.edges {
+            let connected = nodes.iter().any(|node| node.name == *name);
+            // Where the list is a new stream's first, it is the config service
+            // that was away, and not the edge.
+            if edge.connected && !connected && edge.state.is_behind() && !fresh {
+                told.push(Told::Gone(name.clone()));
+            }
+            edge.connected = connected;
+        }
         for node in nodes {
             let state = if node.applied_revision < self.revision {
                 State::Behind(node.applied_revision)
@@ -169,26 +204,21 @@ impl Progress {
             } else {
                 State::Rejected(node.rejections.clone())
             };
-            let before = self.edges.remove(&node.name);
-            self.gone.remove(&node.name);
-            if before.as_ref() != Some(&state) && !matches!(state, State::Behind(_)) {
-                told.push(Told::Done(node.name.clone(), state.clone()));
-            }
-            edges.insert(node.name.clone(), state);
-        }
-        for (name, state) in std::mem::replace(&mut self.edges, edges) {
-            if let State::Behind(_) = state {
-                told.push(Told::Gone(name.clone()));
-                self.gone.insert(name);
+            let edge = Edge {
+                state: state.clone(),
+                connected: true,
+            };
+            let before = self.edges.insert(node.name.clone(), edge);
+            if before.map(|edge| edge.state).as_ref() != Some(&state) && !state.is_behind() {
+                told.push(Told::Done(node.name.clone(), state));
             }
         }
         told
     }
 
     fn is_done(&self) -> bool {
-        let behind = |state: &State| matches!(state, State::Behind(_));
         let enough = self.needed == Edges::AnyNumber || !self.edges.is_empty();
-        self.heard && enough && !self.edges.values().any(behind)
+        self.heard && enough && !self.edges.values().any(|edge| edge.state.is_behind())
     }
 
     /// What the end of the wait means.
@@ -196,7 +226,7 @@ impl Progress {
         if self.edges.is_empty() {
             console.line("no edge is connected, so none has applied it yet")?;
         }
-        let rejecting = |(name, state): (&String, &State)| match state {
+        let rejecting = |(name, edge): (&String, &Edge)| match edge.state {
             State::Rejected(_) => Some(printable(name)),
             _ => None,
         };
@@ -213,18 +243,21 @@ impl Progress {
 
     fn ran_out(&self, limit: Duration) -> Failure {
         let revision = self.revision;
-        let behind = self.edges.iter().filter_map(|(name, state)| match state {
-            State::Behind(at) => Some(format!("{} still has revision {at}", printable(name))),
-            _ => None,
+        let pending = self.edges.iter().filter_map(|(name, edge)| {
+            let State::Behind(at) = edge.state else {
+                return None;
+            };
+            let name = printable(name);
+            Some(if edge.connected {
+                format!("{name} still has revision {at}")
+            } else {
+                format!("{name} left with revision {at} and has not come back")
+            })
         });
-        let gone = self
-            .gone
-            .iter()
-            .map(|name| format!("{} has left before it applied it", printable(name)));
-        let none = self
-            .edges
-            .is_empty()
-            .then(|| "no edge is connected".to_owned());
+        let none = match self.heard {
+            true if self.edges.is_empty() => Some("no edge is connected".to_owned()),
+            _ => None,
+        };
         Failure::new(
             Exit::WaitRanOut,
             format_args!(
@@ -232,7 +265,7 @@ impl Progress {
                 crate::manifest::write_duration(limit)
             ),
         )
-        .details(behind.chain(gone))
+        .details(pending)
         .details(none)
     }
 }
@@ -256,7 +289,10 @@ impl Told {
             }
             Told::Gone(edge) => {
                 let word = console.paint("left", Mood::Notable);
-                format!("{}: {word} before it applied {revision}", printable(edge))
+                format!(
+                    "{}: {word} before it applied {revision}; waiting for its return",
+                    printable(edge)
+                )
             }
         }
     }
@@ -317,15 +353,45 @@ mod tests {
     }
 
     #[test]
-    fn an_edge_that_leaves_is_not_waited_for_but_named() {
+    fn an_edge_that_leaves_before_it_applied_is_waited_for() {
         let mut progress = Progress::new(7, Edges::AnyNumber);
         progress.observe(&[edge("a", 7, 0), edge("b", 6, 0)]);
         let told = progress.observe(&[edge("a", 7, 0)]);
         assert_eq!(told, [Told::Gone("b".to_owned())]);
-        assert!(progress.is_done());
-        // It comes back and is waited for again.
+        assert!(!progress.is_done());
+        assert_eq!(progress.observe(&[edge("a", 7, 0)]), [], "told once");
+        let failure = progress.ran_out(Duration::from_secs(30)).to_string();
+        let wanted = "\n  b left with revision 6 and has not come back";
+        assert!(failure.ends_with(wanted), "{failure}");
+        // It comes back, and is done when it has applied, and not before.
         assert_eq!(progress.observe(&[edge("a", 7, 0), edge("b", 6, 0)]), []);
         assert!(!progress.is_done());
+        let told = progress.observe(&[edge("a", 7, 0), edge("b", 7, 0)]);
+        assert_eq!(told, [Told::Done("b".to_owned(), State::Applied)]);
+        assert!(progress.is_done());
+    }
+
+    #[test]
+    fn an_edge_that_leaves_after_it_applied_is_done() {
+        let mut progress = Progress::new(7, Edges::AnyNumber);
+        progress.observe(&[edge("a", 7, 0), edge("b", 6, 0)]);
+        assert_eq!(progress.observe(&[edge("b", 7, 0)]).len(), 1);
+        assert!(progress.is_done());
+    }
+
+    #[test]
+    fn a_config_service_that_restarts_makes_no_edge_forgotten() {
+        let mut progress = Progress::new(7, Edges::AnyNumber);
+        progress.observe(&[edge("a", 7, 0), edge("b", 6, 0), edge("c", 6, 0)]);
+        progress.begin_stream();
+        assert_eq!(progress.observe(&[]), [], "none of them left");
+        assert!(!progress.is_done());
+        // They come back one by one.
+        assert_eq!(progress.observe(&[edge("b", 7, 0)]).len(), 1);
+        assert!(!progress.is_done());
+        let told = progress.observe(&[edge("b", 7, 0), edge("a", 7, 0), edge("c", 7, 0)]);
+        assert_eq!(told, [Told::Done("c".to_owned(), State::Applied)]);
+        assert!(progress.is_done());
     }
 
     #[test]
