@@ -15,14 +15,14 @@ use anyport_proto::{
     convert::write_kind,
     v1::{self, config_service_client::ConfigServiceClient},
 };
-use tonic::{Code, Request, Response, Status};
+use tonic::{Code, ConnectError, Request, Response, Status};
 
 use crate::failure::{Exit, Failure};
 
 /// Of one unary call.
 const CALL_LIMIT: Duration = Duration::from_secs(30);
-/// How long a write is tried again while the server is away: as long as one
-/// that restarts needs.
+/// How long after its first failure a write is still tried again: as long as a
+/// server that restarts needs.
 const RETRY_LIMIT: Duration = Duration::from_secs(3);
 const PAGE: u32 = 1000;
 
@@ -33,6 +33,15 @@ pub type Client = ConfigServiceClient<Channel>;
 pub struct Connection {
     url: ServerUrl,
     client: Client,
+}
+
+/// A write that was not confirmed.
+#[derive(Debug)]
+pub struct Unwritten {
+    /// How it was last answered.
+    pub status: Status,
+    /// It reached the server, perhaps, and was never answered: it may be stored.
+    pub outcome_unknown: bool,
 }
 
 /// Resources as they are listed: all of one revision.
@@ -83,27 +92,48 @@ impl Connection {
         answer.map_err(|status| self.failure(what, &status))
     }
 
-    /// A call that is repeated for a few seconds while the server is away. The
-    /// request holds a request id, so that it is done once all the same.
+    /// What a write that was not confirmed means for a command that was to do `what`.
+    pub fn write_failure(&self, what: &str, unwritten: &Unwritten) -> Failure {
+        if unwritten.outcome_unknown {
+            Failure::of_unknown_outcome(what, &self.url, &unwritten.status)
+        } else {
+            self.failure(what, &unwritten.status)
+        }
+    }
+
+    /// A call that is repeated for a few seconds while the server is away or does
+    /// not answer in time. The request holds a request id, so that it is done once
+    /// all the same.
     pub async fn write<Q: Clone, A>(
         &self,
         request: Q,
         call: impl AsyncFn(Client, Request<Q>) -> Result<Response<A>, Status>,
-    ) -> Result<A, Status> {
-        let begun = Instant::now();
+    ) -> Result<A, Unwritten> {
+        let mut first_failure = None;
+        let mut sent = false;
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(1));
         loop {
             let answer = limited(call(self.client.clone(), timed(request.clone()))).await;
-            match answer {
-                Err(status) if status.code() == Code::Unavailable => {
-                    let pause = backoff.pause(rand::random());
-                    if begun.elapsed() + pause > RETRY_LIMIT {
-                        return Err(status);
-                    }
-                    tokio::time::sleep(pause).await;
-                }
-                answer => return answer,
+            let status = match answer {
+                Ok(answer) => return Ok(answer),
+                Err(status) => status,
+            };
+            if !leaves_open(&status) {
+                return Err(Unwritten {
+                    status,
+                    outcome_unknown: false,
+                });
             }
+            sent |= !is_unsent(&status);
+            let since = first_failure.get_or_insert_with(Instant::now);
+            let pause = backoff.pause(rand::random());
+            if since.elapsed() + pause > RETRY_LIMIT {
+                return Err(Unwritten {
+                    status,
+                    outcome_unknown: sent,
+                });
+            }
+            tokio::time::sleep(pause).await;
         }
     }
 
@@ -165,6 +195,26 @@ fn broken_off(status: Status) -> Status {
     let mut unreachable = Status::unavailable(status.message());
     unreachable.set_source(Arc::new(status));
     unreachable
+}
+
+/// Whether a write may be stored although it was answered with this.
+fn leaves_open(status: &Status) -> bool {
+    matches!(
+        status.code(),
+        Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled
+    )
+}
+
+/// Whether there was not even a connection to send the request over.
+fn is_unsent(status: &Status) -> bool {
+    let mut cause = status.source();
+    while let Some(error) = cause {
+        if error.is::<ConnectError>() {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
 }
 
 /// Says that several requests are one write.

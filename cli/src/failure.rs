@@ -89,6 +89,8 @@ impl Failure {
                         field => format!("{field}: {}", violation.description),
                     }
                 });
+                // A message about one fault only is that very line.
+                let lines = lines.filter(|line| line != message);
                 Self::refused(format_args!("cannot {what}: {message}")).details(lines)
             }
             Code::Aborted => Self::refused(format_args!("cannot {what}: {message}")).remedy(
@@ -112,13 +114,24 @@ impl Failure {
         }
     }
 
+    /// A write that was sent to do `what`, and that the server at `url` last
+    /// answered in a way that does not say whether it did.
+    pub fn of_unknown_outcome(what: &str, url: &ServerUrl, status: &Status) -> Self {
+        let why = match status.code() {
+            Code::DeadlineExceeded | Code::Cancelled => "did not answer in time".to_owned(),
+            _ => format!("did not confirm it: {}", innermost(status)),
+        };
+        Self::new(
+            Exit::Unreachable,
+            format_args!(
+                "unknown whether this was done: {what}: the config service at {url} {why}"
+            ),
+        )
+        .remedy("it may have been stored; see `anyport history`")
+    }
+
     fn unreachable(what: &str, url: &ServerUrl, status: &Status) -> Self {
-        let mut cause = status.source();
-        let mut innermost = status.message().to_owned();
-        while let Some(error) = cause {
-            innermost = error.to_string();
-            cause = error.source();
-        }
+        let innermost = innermost(status);
         Self::new(
             Exit::Unreachable,
             format_args!("cannot {what}: cannot reach the config service at {url}: {innermost}"),
@@ -128,6 +141,17 @@ impl Failure {
              --server or ANYPORT_SERVER names another",
         )
     }
+}
+
+/// The first cause of all, which is where the words are.
+fn innermost(status: &Status) -> String {
+    let mut cause = status.source();
+    let mut innermost = status.message().to_owned();
+    while let Some(error) = cause {
+        innermost = error.to_string();
+        cause = error.source();
+    }
+    innermost
 }
 
 impl fmt::Display for Failure {

@@ -9,7 +9,11 @@ use std::{net::SocketAddr, process::Stdio, time::Duration};
 
 use anyport_proto::v1;
 use fake::Fake;
-use tokio::{io::AsyncWriteExt, process::Command, time::timeout};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    process::Command,
+    time::timeout,
+};
 
 /// Far beyond what any of these takes.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -371,6 +375,47 @@ error: revision 1 is stored, but not applied by every edge within 300ms
 }
 
 #[tokio::test]
+async fn an_edge_that_dies_during_the_wait_is_no_success() {
+    let (fake, server) = Fake::start().await;
+    fake.set_nodes(vec![edge("east", 1), edge("west", 0)]);
+    let dies = async {
+        fake.streamed(2).await;
+        fake.set_nodes(vec![edge("east", 1)]);
+    };
+    let args = ["apply", "-f", "-", "--wait=2s"];
+    let (ran, ()) = tokio::join!(anyport(server, &args, GAME), dies);
+    assert_eq!(ran.code, 4, "{}", ran.out);
+    let last = ran.out.lines().last().unwrap();
+    assert_eq!(
+        last,
+        "west: left before it applied 1; waiting for its return"
+    );
+    let left = "\
+error: revision 1 is stored, but not applied by every edge within 2s
+  west left with revision 0 and has not come back
+";
+    assert_eq!(ran.err, left);
+}
+
+#[tokio::test]
+async fn a_restart_of_the_config_service_does_not_end_the_wait() {
+    let (fake, server) = Fake::start().await;
+    fake.set_nodes(vec![edge("east", 1), edge("west", 0)]);
+    let restarts = async {
+        fake.streamed(2).await;
+        fake.restart();
+        fake.streamed(0).await;
+        fake.set_nodes(vec![edge("west", 1), edge("east", 1)]);
+    };
+    let args = ["apply", "-f", "-", "--wait=20s"];
+    let (ran, ()) = tokio::join!(anyport(server, &args, GAME), restarts);
+    assert_eq!((ran.code, ran.err.as_str()), (0, ""));
+    let told: Vec<&str> = ran.out.lines().skip(7).collect();
+    assert_eq!(told.len(), 2, "{}", ran.out);
+    assert!(told[1].starts_with("west: applied 1 after "), "{}", ran.out);
+}
+
+#[tokio::test]
 async fn with_no_edge_there_is_nothing_to_wait_for() {
     let (_fake, server) = Fake::start().await;
     let ran = anyport(server, &["apply", "-f", "-", "--wait"], GAME).await;
@@ -393,6 +438,54 @@ async fn a_write_is_tried_again_under_the_same_id() {
         ids.iter().all(|id| id.len() == 32 && *id == ids[0]),
         "{ids:?}"
     );
+}
+
+#[tokio::test]
+async fn a_write_that_is_late_is_tried_again_under_the_same_id() {
+    let (fake, server) = Fake::start().await;
+    fake.state(|state| state.late = 1);
+    let ran = anyport(server, &["apply", "-f", "-"], GAME).await;
+    assert_eq!((ran.code, ran.err.as_str()), (0, ""));
+    let ids = fake.state(|state| state.request_ids.clone());
+    assert_eq!(ids.len(), 2);
+    assert_eq!(ids[0], ids[1]);
+}
+
+#[tokio::test]
+async fn a_write_that_was_never_confirmed_may_have_been_stored() {
+    let (fake, server) = applied().await;
+    fake.state(|state| state.late = usize::MAX);
+    anyport(server, &["rollback", "1"], "").await.is(
+        3,
+        "",
+        &format!(
+            "\
+error: unknown whether this was done: go back to revision 1: the config service at http://{server} did not answer in time
+  it may have been stored; see `anyport history`
+"
+        ),
+    );
+    // A dry run stores nothing in any case.
+    let ran = anyport(server, &["apply", "-f", "-", "--dry-run"], GAME).await;
+    assert_eq!(ran.code, 3);
+    assert!(!ran.err.contains("may have been stored"), "{}", ran.err);
+}
+
+#[tokio::test]
+async fn a_connection_that_breaks_leaves_open_what_was_stored() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let server = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        loop {
+            let (mut connection, _) = listener.accept().await.unwrap();
+            let mut some = [0; 256];
+            connection.read_exact(&mut some).await.unwrap();
+        }
+    });
+    let ran = anyport(server, &["delete", "app", "minecraft"], "").await;
+    assert_eq!(ran.code, 3, "{}", ran.err);
+    let end = "\n  it may have been stored; see `anyport history`\n";
+    assert!(ran.err.ends_with(end), "{}", ran.err);
 }
 
 #[tokio::test]
@@ -419,6 +512,11 @@ error: cannot list apps: cannot reach the config service at http://{server}: Con
 "
         ),
     );
+    // What could not be sent is not stored.
+    let ran = anyport(server, &["apply", "-f", "-"], GAME).await;
+    assert_eq!(ran.code, 3);
+    let start = "error: cannot apply: cannot reach the config service";
+    assert!(ran.err.starts_with(start), "{}", ran.err);
     // Local faults are told all the same.
     let ran = anyport(server, &["apply", "-f", "-"], "apps:\n  - tls: x\n").await;
     assert_eq!(ran.code, 1);
@@ -550,7 +648,7 @@ async fn delete_history_and_rollback_tell_one_story() {
     anyport(server, &["rollback", "7"], "").await.is(
         1,
         "",
-        "error: cannot go back to revision 7: there is no revision 7\n",
+        "error: cannot go back to revision 7: revision: is not there yet\n",
     );
     let ran = anyport(server, &["rollback", "1"], "").await;
     assert_eq!(ran.code, 0);

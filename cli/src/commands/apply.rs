@@ -18,7 +18,7 @@ use super::{
     wait::{self, Edges},
 };
 use crate::{
-    connection::{Client, author, request_id},
+    connection::{Client, Unwritten, author, request_id},
     failure::Failure,
     manifest::{Manifest, ManifestFault, parse_duration},
 };
@@ -94,7 +94,7 @@ pub(super) async fn apply(args: &Args, context: &mut Context) -> Result<u64, Fai
     }
     let response = match send(&manifest, args, args.dry_run, context).await {
         Ok(response) => response,
-        Err(status) => return Err(refusal(&manifest, &status, context)),
+        Err(unwritten) => return Err(refusal(&manifest, &unwritten, context)),
     };
     changes::print(&mut context.console, &response.changes, args.dry_run)?;
     let revision = response.revision;
@@ -129,7 +129,7 @@ async fn send(
     args: &Args,
     dry_run: bool,
     context: &Context,
-) -> Result<v1::ApplyResponse, Status> {
+) -> Result<v1::ApplyResponse, Unwritten> {
     let request = v1::ApplyRequest {
         resources: manifest.resources(),
         dry_run,
@@ -140,43 +140,80 @@ async fn send(
         author: author(),
     };
     let call = async |mut client: Client, request| client.apply(request).await;
-    context.connection.write(request, call).await
+    let answer = context.connection.write(request, call).await;
+    answer.map_err(|unwritten| Unwritten {
+        outcome_unknown: unwritten.outcome_unknown && !dry_run,
+        ..unwritten
+    })
 }
 
 /// The faults found here, together with those that the config service finds in
 /// what could be read.
 async fn refuse_with_all_faults(manifest: &Manifest, args: &Args, context: &Context) -> Failure {
     match send(manifest, args, true, context).await {
-        Err(status) if status.code() == Code::InvalidArgument => {
-            refusal(manifest, &status, context)
+        Err(unwritten) if unwritten.status.code() == Code::InvalidArgument => {
+            refusal(manifest, &unwritten, context)
         }
-        Err(status) => {
+        Err(Unwritten { status, .. }) => {
             let server = context.connection.failure("check it further", &status);
-            faulty(manifest, Vec::new()).remedy(server)
+            faulty(manifest, Found::default()).remedy(server)
         }
-        Ok(_) => faulty(manifest, Vec::new()),
+        Ok(_) => faulty(manifest, Found::default()),
     }
 }
 
-fn refusal(manifest: &Manifest, status: &Status, context: &Context) -> Failure {
-    let violations = status
-        .get_details_bad_request()
-        .map(|request| request.field_violations)
-        .unwrap_or_default();
-    if violations.is_empty() {
-        context.connection.failure(WHAT, status)
+fn refusal(manifest: &Manifest, unwritten: &Unwritten, context: &Context) -> Failure {
+    let found = Found::by_server(&unwritten.status);
+    if found.named.is_empty() {
+        context.connection.write_failure(WHAT, unwritten)
     } else {
-        faulty(manifest, violations)
+        faulty(manifest, found)
     }
 }
 
-fn faulty(manifest: &Manifest, violations: Vec<FieldViolation>) -> Failure {
-    let lines = fault_lines(manifest, violations);
-    let count = match lines.len() {
+/// The faults that the config service found.
+#[derive(Default)]
+struct Found {
+    named: Vec<FieldViolation>,
+    /// How many more there are.
+    unnamed: usize,
+}
+
+impl Found {
+    /// Where an answer has no room for all faults, its message counts them:
+    /// `900 faults; the first 80 are named`.
+    fn by_server(status: &Status) -> Self {
+        let mut named = status
+            .get_details_bad_request()
+            .map(|request| request.field_violations)
+            .unwrap_or_default();
+        let counts = || {
+            let (all, rest) = status.message().split_once(" faults; the first ")?;
+            let (first, _) = rest.split_once(" are named")?;
+            Some((all.parse::<usize>().ok()?, first.parse::<usize>().ok()?))
+        };
+        let unnamed = counts().map_or(0, |(all, first)| {
+            named.truncate(first);
+            all.saturating_sub(first)
+        });
+        Self { named, unnamed }
+    }
+}
+
+fn faulty(manifest: &Manifest, found: Found) -> Failure {
+    let lines = fault_lines(manifest, found.named);
+    let faults = |count: usize| match count {
         1 => "1 fault".to_owned(),
         several => format!("{several} faults"),
     };
-    Failure::refused(format_args!("cannot apply: {count}, nothing was stored")).details(lines)
+    let all = faults(lines.len().saturating_add(found.unnamed));
+    let rest = (found.unnamed > 0).then(|| {
+        let named = lines.len();
+        format!("{all} in all; these {named} are named, the others once these are mended")
+    });
+    Failure::refused(format_args!("cannot apply: {all}, nothing was stored"))
+        .details(lines)
+        .details(rest)
 }
 
 /// All faults at their places in the files; last those of what is in no file.
@@ -212,6 +249,32 @@ fn fault_lines(manifest: &Manifest, violations: Vec<FieldViolation>) -> Vec<Stri
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    use tonic_types::ErrorDetails;
+
+    #[test]
+    fn faults_that_the_server_does_not_name_are_counted_all_the_same() {
+        let manifest = Manifest::read("game.yaml", "apps:\n  - name: a\n    tls: off\n");
+        let named = vec![
+            FieldViolation::new("app[\"x\"].protocol", "is empty"),
+            FieldViolation::new("app[\"y\"].protocol", "is empty"),
+        ];
+        let answer = |message: &str| {
+            let details = ErrorDetails::with_bad_request(named.clone());
+            Status::with_error_details(Code::InvalidArgument, message, details)
+        };
+        let found = Found::by_server(&answer("900 faults; the first 2 are named"));
+        let failure = faulty(&manifest, found).to_string();
+        let start = "cannot apply: 901 faults, nothing was stored\n";
+        assert!(failure.starts_with(start), "{failure}");
+        let end = "\n  901 faults in all; these 3 are named, the others once these are mended";
+        assert!(failure.ends_with(end), "{failure}");
+        let found = Found::by_server(&answer("2 faults"));
+        let failure = faulty(&manifest, found).to_string();
+        let start = "cannot apply: 3 faults, nothing was stored\n";
+        assert!(failure.starts_with(start), "{failure}");
+        assert_eq!(failure.lines().count(), 4, "{failure}");
+    }
 
     #[test]
     fn faults_of_both_sides_come_in_the_order_of_the_file() {

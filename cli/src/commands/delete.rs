@@ -66,7 +66,8 @@ pub async fn run(args: Args, mut context: Context) -> Result<(), Failure> {
     let call = async |mut client: Client, request| client.delete(request).await;
     let answer = context.connection.write(request, call).await;
     let what = format!("delete {} {:?}", kind.singular(), args.name);
-    let response = answer.map_err(|status| context.connection.failure(&what, &status))?;
+    let response =
+        answer.map_err(|unwritten| context.connection.write_failure(&what, &unwritten))?;
     let change = v1::Change {
         resource: Some(v1::ResourceRef {
             kind: write_kind(kind).into(),

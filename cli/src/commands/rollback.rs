@@ -34,7 +34,8 @@ pub async fn run(args: Args, mut context: Context) -> Result<(), Failure> {
     let call = async |mut client: Client, request| client.rollback(request).await;
     let answer = context.connection.write(request, call).await;
     let what = format!("go back to revision {}", args.revision);
-    let response = answer.map_err(|status| context.connection.failure(&what, &status))?;
+    let response =
+        answer.map_err(|unwritten| context.connection.write_failure(&what, &unwritten))?;
     changes::print(&mut context.console, &response.changes, false)?;
     let line = format!(
         "revision {}, as revision {} was",

@@ -27,7 +27,14 @@ use tonic_types::{ErrorDetails, StatusExt};
 #[derive(Clone, Default)]
 pub struct Fake {
     state: Arc<Mutex<State>>,
-    nodes: watch::Sender<Vec<v1::NodeStatus>>,
+    nodes: watch::Sender<Nodes>,
+}
+
+#[derive(Clone, Default)]
+struct Nodes {
+    /// Counts starts of the server: streams of an earlier one break.
+    start: u32,
+    connected: Vec<v1::NodeStatus>,
 }
 
 #[derive(Default)]
@@ -38,8 +45,12 @@ pub struct State {
     pub request_ids: Vec<String>,
     /// `traceparent` of every call.
     pub traces: Vec<Option<String>>,
+    /// How many nodes were in the list that was last streamed.
+    pub streamed: Option<usize>,
     /// So many writes are answered with UNAVAILABLE first.
     pub unavailable: usize,
+    /// So many writes are answered with DEADLINE_EXCEEDED first.
+    pub late: usize,
     before: Resources,
 }
 
@@ -61,7 +72,23 @@ impl Fake {
     }
 
     pub fn set_nodes(&self, nodes: Vec<v1::NodeStatus>) {
-        self.nodes.send_replace(nodes);
+        self.nodes.send_modify(|known| known.connected = nodes);
+    }
+
+    /// Breaks all streams and knows no node afterwards.
+    pub fn restart(&self) {
+        self.state(|state| state.streamed = None);
+        self.nodes.send_modify(|known| {
+            known.start += 1;
+            known.connected = Vec::new();
+        });
+    }
+
+    /// A list of so many nodes was streamed.
+    pub async fn streamed(&self, count: usize) {
+        while self.state(|state| state.streamed) != Some(count) {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
     }
 
     /// Someone waits for the nodes.
@@ -82,6 +109,10 @@ impl Fake {
     fn write(&self, request_id: String) -> Result<(), Status> {
         self.state(|state| {
             state.request_ids.push(request_id);
+            if let Some(left) = state.late.checked_sub(1) {
+                state.late = left;
+                return Err(Status::deadline_exceeded("too late"));
+            }
             match state.unavailable.checked_sub(1) {
                 Some(left) => {
                     state.unavailable = left;
@@ -326,6 +357,13 @@ impl ConfigService for Fake {
         let request = request.into_inner();
         self.write(request.request_id)?;
         self.state(|state| {
+            if request.revision > state.revision() {
+                let mut details = ErrorDetails::new();
+                details.add_bad_request_violation("revision", "is not there yet");
+                let message = "revision: is not there yet";
+                let code = tonic::Code::InvalidArgument;
+                return Err(Status::with_error_details(code, message, details));
+            }
             if request.revision + 1 != state.revision() {
                 let revision = request.revision;
                 return Err(Status::not_found(format!(
@@ -352,7 +390,7 @@ impl ConfigService for Fake {
     ) -> Answer<v1::ListNodesResponse> {
         self.note(&request);
         let role = request.into_inner().role;
-        let mut nodes = self.nodes.borrow().clone();
+        let mut nodes = self.nodes.borrow().connected.clone();
         nodes.retain(|node| role == 0 || node.role == role);
         let revision = self.state(|state| state.revision());
         Ok(Response::new(v1::ListNodesResponse { nodes, revision }))
@@ -367,8 +405,16 @@ impl ConfigService for Fake {
         self.note(&request);
         let role = request.into_inner().role;
         let revision = self.state(|state| state.revision());
-        let updates = WatchStream::new(self.nodes.subscribe()).map(move |mut nodes| {
+        let nodes = self.nodes.subscribe();
+        let start = nodes.borrow().start;
+        let fake = self.clone();
+        let updates = WatchStream::new(nodes).map(move |known| {
+            if known.start != start {
+                return Err(Status::unavailable("restarting"));
+            }
+            let mut nodes = known.connected;
             nodes.retain(|node| role == 0 || node.role == role);
+            fake.state(|state| state.streamed = Some(nodes.len()));
             Ok(v1::WatchNodesResponse { nodes, revision })
         });
         Ok(Response::new(Box::pin(updates)))
