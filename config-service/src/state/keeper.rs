@@ -9,6 +9,7 @@
 use std::{
     collections::VecDeque,
     convert::Infallible,
+    pin::pin,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -44,6 +45,8 @@ struct Shared {
     present: watch::Sender<Option<Arc<Snapshot>>>,
     held: Mutex<VecDeque<Arc<StateAt>>>,
     moving: tokio::sync::Mutex<()>,
+    /// Why a commit failed last. Reading may go on where writing does not.
+    failed_commit: watch::Sender<Option<String>>,
 }
 
 /// The right to move the present state: nothing else of this replica does
@@ -93,6 +96,7 @@ impl Keeper {
                 present: watch::Sender::new(None),
                 held: Mutex::default(),
                 moving: tokio::sync::Mutex::default(),
+                failed_commit: watch::Sender::new(None),
             }),
         }
     }
@@ -230,8 +234,14 @@ impl Turn<'_> {
         draft: Draft,
         record: Record,
     ) -> Result<Option<Arc<Snapshot>>, StoreError> {
-        let store = &self.keeper.shared.store;
-        match store.commit(&present.head, &record, &draft.objects).await? {
+        let Keeper { shared } = self.keeper;
+        let revision = record.revision.0;
+        let committed = shared.store.commit(&present.head, &record, &draft.objects);
+        let committed = committed.await.inspect_err(|error| {
+            tracing::error!(revision, %error, "the store did not take a revision");
+            shared.failed_commit.send_replace(Some(error.to_string()));
+        })?;
+        match committed {
             Committed::Conflict => Ok(None),
             Committed::Done(version) => {
                 let mut recent = present.recent.clone();
@@ -251,7 +261,7 @@ impl Turn<'_> {
 }
 
 /// Keeps the present state true, without end. `readiness` says whether the store
-/// can be reached.
+/// can be reached, and took the latest revision.
 pub async fn follow(keeper: &Keeper, readiness: &Condition) -> Infallible {
     let mut trouble = Trouble::new("the store");
     loop {
@@ -270,14 +280,93 @@ async fn follow_until_error(
     readiness: &Condition,
     trouble: &mut Trouble,
 ) -> Result<Infallible, StoreError> {
+    let mut failed_commit = keeper.shared.failed_commit.subscribe();
     loop {
+        failed_commit.mark_unchanged();
         // Read before the state is: what comes after it wakes the next wait.
         let head = keeper.store().head().await?;
         keeper.turn().await.refresh().await?;
         readiness.set_ready();
         trouble.over();
-        if let Ok(moved) = tokio::time::timeout(REREAD, keeper.store().moved(&head)).await {
-            moved?;
+        let mut moved = pin!(keeper.store().moved(&head));
+        let mut reread = pin!(tokio::time::sleep(REREAD));
+        loop {
+            tokio::select! {
+                moved = &mut moved => {
+                    moved?;
+                    break;
+                }
+                () = &mut reread => break,
+                // Cannot fail: `keeper` holds the sender. Told until the state
+                // is read again, which a later commit brings about.
+                _ = failed_commit.changed() => {
+                    if let Some(error) = failed_commit.borrow_and_update().clone() {
+                        readiness.set_not_ready(error);
+                    }
+                }
+            }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::time::SystemTime;
+
+    use anyport_node::ready::Readiness;
+    use anyport_proto::v1;
+
+    use super::*;
+    use crate::{
+        admit::{Conditions, Intent, Writer, read_apply},
+        store::embedded::full_disk::{self, Full},
+    };
+
+    const PATIENCE: Duration = Duration::from_secs(10);
+
+    async fn until(readiness: &Readiness, ready: bool) -> String {
+        let mut changes = readiness.changes();
+        let found = tokio::time::timeout(PATIENCE, async {
+            while changes.report().is_ready() != ready {
+                changes.next().await;
+            }
+        });
+        found.await.expect("readiness changes");
+        readiness.report().to_string()
+    }
+
+    #[tokio::test]
+    async fn a_commit_that_fails_makes_the_service_not_ready_until_one_is_good() {
+        let (directory, full) = (tempfile::tempdir().unwrap(), Full::default());
+        let keeper = Keeper::new(Arc::new(full_disk::store(directory.path(), &full)));
+        let readiness = Readiness::new();
+        let condition = readiness.condition("store", "not read yet");
+        let following = tokio::spawn({
+            let keeper = keeper.clone();
+            async move { follow(&keeper, &condition).await }
+        });
+        until(&readiness, true).await;
+        let writer = Writer::new(keeper);
+        let write = async || {
+            let kind = v1::resource::Kind::Prefix(v1::Prefix {
+                cidr: "198.51.100.0/24".to_owned(),
+            });
+            let intent = Intent::Apply {
+                request: read_apply(vec![v1::Resource { kind: Some(kind) }]),
+                prune: false,
+            };
+            writer
+                .write(intent, Conditions::default(), SystemTime::now)
+                .await
+        };
+        full.set(true);
+        write().await.unwrap_err();
+        let said = until(&readiness, false).await;
+        assert!(said.contains("store: the store is out of reach"), "{said}");
+        full.set(false);
+        write().await.unwrap();
+        until(&readiness, true).await;
+        following.abort();
     }
 }

@@ -2,7 +2,10 @@
 //!
 //! redb: a commit is on disk, whole, when it returns, and a process that dies at
 //! any point leaves the last one. A whole write is one transaction of redb, so
-//! that nothing is left over from one that was given up.
+//! that nothing is left over from one that was given up. After an error of the
+//! disk the file is opened anew.
+
+mod file;
 
 use std::{
     collections::HashSet,
@@ -17,6 +20,7 @@ use prost::bytes::Bytes;
 use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefinition};
 use tokio::sync::watch;
 
+use self::file::File;
 use super::{
     Committed, Head, Object, ObjectId, Record, Store, StoreError, Version, decode_record, verified,
 };
@@ -30,7 +34,7 @@ const OBJECTS: TableDefinition<&[u8; 32], &[u8]> = TableDefinition::new("objects
 /// A store in a file that this process alone has open.
 #[derive(Debug)]
 pub struct Embedded {
-    database: Arc<Database>,
+    file: Arc<File>,
     /// The latest revision; there is one writer, so it counts writes too.
     latest: watch::Sender<u64>,
 }
@@ -73,26 +77,37 @@ impl Embedded {
             directory: at(),
             source,
         })?;
-        let failed = |source| OpenError::Database {
-            directory: at(),
-            source,
-        };
-        let database = match Database::create(directory.join(FILE)) {
-            Ok(database) => database,
-            Err(DatabaseError::DatabaseAlreadyOpen) => {
-                return Err(OpenError::InUse { directory: at() });
-            }
-            Err(error) => return Err(failed(error.into())),
-        };
-        // Reading a table that was never made would be an error of its own.
-        create_tables(&database).map_err(failed)?;
-        let latest = read_head(&database).map_err(|source| OpenError::Read {
+        let path = directory.join(FILE);
+        let store = Self::on(move || Database::create(&path)).map_err(|error| match error {
+            redb::Error::DatabaseAlreadyOpen => OpenError::InUse { directory: at() },
+            source => OpenError::Database {
+                directory: at(),
+                source,
+            },
+        })?;
+        let head = store.file.work("reading the head", read_head);
+        head.map_err(|source| OpenError::Read {
             directory: at(),
             source,
         })?;
+        Ok(store)
+    }
+
+    /// `open` is called again after an error of the disk.
+    fn on<F>(open: F) -> Result<Self, redb::Error>
+    where
+        F: Fn() -> Result<Database, DatabaseError> + Send + Sync + 'static,
+    {
+        let latest = watch::Sender::new(0);
+        let told = latest.clone();
+        let file = File::open(Box::new(move || {
+            let database = open()?;
+            prepare(&database, &told)?;
+            Ok(database)
+        }))?;
         Ok(Self {
-            database: Arc::new(database),
-            latest: watch::Sender::new(latest.version.written),
+            file: Arc::new(file),
+            latest,
         })
     }
 
@@ -102,8 +117,8 @@ impl Embedded {
         T: Send + 'static,
         F: FnOnce(&Database) -> Result<T, StoreError> + Send + 'static,
     {
-        let database = Arc::clone(&self.database);
-        let done = tokio::task::spawn_blocking(move || work(&database)).await;
+        let file = Arc::clone(&self.file);
+        let done = tokio::task::spawn_blocking(move || file.work(action, work)).await;
         done.map_err(|error| StoreError::unavailable(action, error))?
     }
 }
@@ -202,11 +217,17 @@ impl Store for Embedded {
     }
 }
 
-fn create_tables(database: &Database) -> Result<(), redb::Error> {
+/// Also what a commit that failed half-way left is found out here.
+fn prepare(database: &Database, told: &watch::Sender<u64>) -> Result<(), redb::Error> {
     let write = database.begin_write()?;
-    write.open_table(RECORDS)?;
-    write.open_table(OBJECTS)?;
-    Ok(write.commit()?)
+    let found = {
+        // Reading a table that was never made would be an error of its own.
+        write.open_table(OBJECTS)?;
+        latest(&write.open_table(RECORDS)?)?
+    };
+    write.commit()?;
+    told.send_if_modified(|told| std::mem::replace(told, found) != found);
+    Ok(())
 }
 
 fn version(latest: u64) -> Version {
@@ -285,4 +306,132 @@ fn forget(
     }
     write.commit()?;
     Ok(gone)
+}
+
+/// A store on a disk that can be full.
+#[cfg(test)]
+pub(crate) mod full_disk {
+    #![allow(clippy::unwrap_used)]
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use redb::{Builder, StorageBackend, backends::FileBackend};
+
+    use super::*;
+
+    /// Whether the disk is full; clones share it.
+    #[derive(Debug, Clone, Default)]
+    pub(crate) struct Full(Arc<AtomicBool>);
+
+    impl Full {
+        pub(crate) fn set(&self, full: bool) {
+            self.0.store(full, Ordering::SeqCst);
+        }
+
+        fn check(&self) -> io::Result<()> {
+            if self.0.load(Ordering::SeqCst) {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            Ok(())
+        }
+    }
+
+    #[derive(Debug)]
+    struct Disk {
+        file: FileBackend,
+        full: Full,
+    }
+
+    impl StorageBackend for Disk {
+        fn len(&self) -> io::Result<u64> {
+            self.file.len()
+        }
+
+        fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+            self.file.read(offset, out)
+        }
+
+        fn set_len(&self, len: u64) -> io::Result<()> {
+            self.full.check()?;
+            self.file.set_len(len)
+        }
+
+        fn sync_data(&self) -> io::Result<()> {
+            self.full.check()?;
+            self.file.sync_data()
+        }
+
+        fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+            self.full.check()?;
+            self.file.write(offset, data)
+        }
+
+        fn close(&self) -> io::Result<()> {
+            self.file.close()
+        }
+    }
+
+    pub(crate) fn store(directory: &Path, full: &Full) -> Embedded {
+        let (path, full) = (directory.join(FILE), full.clone());
+        Embedded::on(move || {
+            let mut options = fs::OpenOptions::new();
+            options.read(true).write(true).create(true).truncate(false);
+            let file = FileBackend::new(options.open(&path).map_err(redb::StorageError::Io)?)?;
+            let full = full.clone();
+            Builder::new().create_with_backend(Disk { file, full })
+        })
+        .unwrap()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::time::SystemTime;
+
+    use super::{
+        full_disk::{Full, store},
+        *,
+    };
+
+    fn record(revision: u64, object: &Object) -> Record {
+        Record {
+            revision: Revision(revision),
+            committed_at: SystemTime::UNIX_EPOCH,
+            author: String::new(),
+            message: String::new(),
+            created: 0,
+            updated: 0,
+            deleted: 0,
+            rollback_of: None,
+            state_hash: object.id(),
+            request: None,
+            traceparent: String::new(),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_disk_that_was_full_takes_writes_again_once_there_is_room() {
+        let (directory, full) = (tempfile::tempdir().unwrap(), Full::default());
+        let store = store(directory.path(), &full);
+        let state = Object::new(b"state".to_vec());
+        let write = async |revision| {
+            let head = store.head().await?;
+            let objects = std::slice::from_ref(&state);
+            store
+                .commit(&head, &record(revision, &state), objects)
+                .await
+        };
+        write(1).await.unwrap();
+        full.set(true);
+        for _ in 0..3 {
+            let error = write(2).await.unwrap_err();
+            assert!(matches!(error, StoreError::Unavailable { .. }), "{error}");
+        }
+        full.set(false);
+        assert!(matches!(write(2).await.unwrap(), Committed::Done(_)));
+        let head = store.head().await.unwrap();
+        assert_eq!(head.revision(), Revision(2));
+        assert_eq!(head.version.written, *store.latest.borrow());
+        assert_eq!(store.objects(&[state.id()]).await.unwrap().len(), 1);
+    }
 }
