@@ -69,16 +69,16 @@ impl Frames {
         }
     }
 
-    /// The update that leads a subscriber from what it holds to `to`: a change
-    /// where the state it holds is known, else the whole state.
-    pub async fn between(&self, role: Role, from: Option<Held>, to: &Arc<Snapshot>) -> Frame {
-        if let Some(from) = from {
-            let slot = self.slot(role, Some(from), to);
-            let made = slot.get_or_init(|| self.make_change(role, from, to)).await;
-            if let Some(change) = made {
-                return change.clone();
-            }
-        }
+    /// The change that leads a subscriber from what it holds to `to`; `None`
+    /// where the state it holds is not known.
+    pub async fn change(&self, role: Role, from: Held, to: &Snapshot) -> Option<Frame> {
+        let slot = self.slot(role, Some(from), to);
+        let made = slot.get_or_init(|| self.make_change(role, from, to)).await;
+        made.clone()
+    }
+
+    /// The whole of `to`.
+    pub async fn whole(&self, role: Role, to: &Snapshot) -> Frame {
         let slot = self.slot(role, None, to);
         let made = slot
             .get_or_init(async || Some(encode(to, whole(role, to))))

@@ -1,6 +1,7 @@
 //! One subscriber, from its first word to its last.
 
 use std::{
+    pin::pin,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -137,7 +138,20 @@ impl Shared {
                 && connection.in_flight.is_none()
                 && connection.lacks(&latest)
             {
-                connection.send(&latest, updates).await?;
+                let change = connection.change_to(&latest).await;
+                if let Some(change) = change {
+                    connection.send(&latest, change, None, updates).await?;
+                } else {
+                    let Some(place) = connection.place(&mut requests).await? else {
+                        return Ok(());
+                    };
+                    // It may have moved while others had their turn.
+                    let latest = present.borrow_and_update().clone().unwrap_or(latest);
+                    let whole = self.frames.whole(connection.key.role, &latest).await;
+                    connection
+                        .send(&latest, whole, Some(place), updates)
+                        .await?;
+                }
             }
             tokio::select! {
                 request = requests.next() => match request {
@@ -155,14 +169,13 @@ impl Shared {
     }
 
     fn first_status(&self, subscriber: &Subscriber, now: SystemTime) -> v1::NodeStatus {
-        let held = subscriber.held;
+        // What it applied, and what of that it rejected, comes with its first
+        // acknowledgement.
         v1::NodeStatus {
             role: v1::NodeRole::from(subscriber.key.role).into(),
             name: subscriber.key.name.to_string(),
             region: subscriber.region.clone(),
             version: subscriber.version.clone(),
-            applied_revision: held.map_or(0, |held| held.revision.0),
-            applied_hash: held.map(|held| held.hash.to_vec()).unwrap_or_default(),
             connected_at: Some(now.into()),
             replica: self.replica.clone(),
             ..Default::default()
@@ -196,26 +209,43 @@ impl Connection<'_> {
         self.found.is_none() || self.held != Some(held(latest))
     }
 
+    /// `None`: the whole state is needed.
+    async fn change_to(&self, latest: &Snapshot) -> Option<Frame> {
+        let frames = &self.shared.frames;
+        frames.change(self.key.role, self.held?, latest).await
+    }
+
+    /// Waits for a place among whole states; `None`: the subscriber ended.
+    async fn place<S>(&mut self, requests: &mut S) -> Result<Option<OwnedSemaphorePermit>, Status>
+    where
+        S: Stream<Item = Result<v1::SyncRequest, Status>> + Send + Unpin,
+    {
+        let mut place = pin!(Arc::clone(&self.shared.whole).acquire_owned());
+        loop {
+            tokio::select! {
+                // Never closed.
+                place = &mut place => return Ok(place.ok()),
+                request = requests.next() => match request {
+                    Some(request) => self.hear(request?)?,
+                    None => return Ok(None),
+                },
+                () = self.shared.drain.started() => return Err(status::stopping()),
+            }
+        }
+    }
+
     async fn send(
         &mut self,
         latest: &Arc<Snapshot>,
+        frame: Frame,
+        whole: Option<OwnedSemaphorePermit>,
         updates: &mpsc::Sender<Result<Bytes, Status>>,
     ) -> Result<(), Status> {
         let Frame {
             bytes,
             leads_to,
             full,
-        } = self
-            .shared
-            .frames
-            .between(self.key.role, self.held, latest)
-            .await;
-        let whole = if full {
-            // Never closed.
-            Arc::clone(&self.shared.whole).acquire_owned().await.ok()
-        } else {
-            None
-        };
+        } = frame;
         self.found.get_or_insert(latest.revision());
         self.in_flight = Some(InFlight {
             update: leads_to,
@@ -318,4 +348,113 @@ fn bounded(mut rejection: v1::Rejection) -> v1::Rejection {
         rejection.reason.truncate(end);
     }
     rejection
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use anyport_node::metrics::Registry;
+    use prost::Message as _;
+    use tokio_stream::wrappers::ReceiverStream;
+
+    use super::*;
+    use crate::{
+        admit::{Conditions, Intent, Writer, read_apply},
+        store::embedded::Embedded,
+    };
+
+    const PATIENCE: Duration = Duration::from_secs(10);
+
+    struct Scene {
+        _directory: tempfile::TempDir,
+        drain: Drain,
+        push: Push,
+        /// All places among whole states.
+        places: OwnedSemaphorePermit,
+        requests: mpsc::Sender<Result<v1::SyncRequest, Status>>,
+        updates: mpsc::Receiver<Result<Bytes, Status>>,
+    }
+
+    /// A subscriber that waits for its place.
+    async fn waiting() -> Scene {
+        let directory = tempfile::tempdir().unwrap();
+        let keeper = Keeper::new(Arc::new(Embedded::open(directory.path()).unwrap()));
+        keeper.turn().await.refresh().await.unwrap();
+        let drain = Drain::new();
+        let push = Push::new(
+            keeper,
+            Nodes::default(),
+            Metrics::new(&Registry::new()).unwrap(),
+            drain.clone(),
+            "here".to_owned(),
+        );
+        let places = Arc::clone(&push.shared.whole)
+            .acquire_many_owned(WHOLE_AT_ONCE as u32)
+            .await
+            .unwrap();
+        let (requests, stream) = mpsc::channel(1);
+        let updates = push.sync(ReceiverStream::new(stream));
+        let subscribe = Message::Subscribe(v1::Subscribe {
+            role: v1::NodeRole::Edge.into(),
+            name: "e1".to_owned(),
+            ..Default::default()
+        });
+        let message = Some(subscribe);
+        requests
+            .send(Ok(v1::SyncRequest { message }))
+            .await
+            .unwrap();
+        let mut here = push.shared.nodes.changes_here();
+        let nodes = push.shared.nodes.clone();
+        here.wait_for(|_| !nodes.here().is_empty()).await.unwrap();
+        Scene {
+            _directory: directory,
+            drain,
+            push,
+            places,
+            requests,
+            updates,
+        }
+    }
+
+    async fn next(scene: &mut Scene) -> Option<Result<Bytes, Status>> {
+        let next = tokio::time::timeout(PATIENCE, scene.updates.recv());
+        next.await.expect("in time")
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_its_turn_hears_the_drain() {
+        let mut scene = waiting().await;
+        scene.drain.begin();
+        let end = next(&mut scene).await.unwrap().unwrap_err();
+        assert_eq!(end.message(), status::stopping().message());
+    }
+
+    #[tokio::test]
+    async fn who_ends_while_it_waits_for_its_turn_is_gone() {
+        let mut scene = waiting().await;
+        scene.requests = mpsc::channel(1).0;
+        assert!(next(&mut scene).await.is_none());
+        assert!(scene.push.shared.nodes.here().is_empty());
+    }
+
+    #[tokio::test]
+    async fn after_the_wait_it_is_the_latest_state_that_comes() {
+        let mut scene = waiting().await;
+        let kind = v1::resource::Kind::Prefix(v1::Prefix {
+            cidr: "198.51.100.0/24".to_owned(),
+        });
+        let intent = Intent::Apply {
+            request: read_apply(vec![v1::Resource { kind: Some(kind) }]),
+            prune: false,
+        };
+        Writer::new(scene.push.shared.keeper.clone())
+            .write(intent, Conditions::default(), SystemTime::now)
+            .await
+            .unwrap();
+        scene.places.split(1);
+        let bytes = next(&mut scene).await.unwrap().unwrap();
+        let update = v1::SyncResponse::decode(bytes).unwrap().update.unwrap();
+        assert_eq!((update.revision, update.full), (1, true));
+    }
 }
