@@ -208,11 +208,16 @@ async fn more_faults_than_a_client_can_take_are_counted() {
         .collect();
     let refused = service.apply(all).await.unwrap_err();
     assert!(
-        refused.message().starts_with("500 faults, "),
+        refused.message().starts_with("500 faults; the first "),
         "{}",
         refused.message()
     );
     let found = violations(&refused);
+    let named = found.len() - 1;
+    assert_eq!(
+        refused.message(),
+        format!("500 faults; the first {named} are named")
+    );
     let (field, rest) = found.last().unwrap();
     let left = 500 - (found.len() - 1);
     assert_eq!(
@@ -419,6 +424,19 @@ async fn history_tells_who_and_why_and_a_rollback_is_a_revision_of_its_own() {
 }
 
 #[tokio::test]
+async fn a_rollback_to_nothing_is_refused_and_deletes_nothing() {
+    let (_directory, service) = fresh().await;
+    service.apply(many(2)).await.unwrap();
+    let nothing = v1::RollbackRequest::default();
+    let refused = service.client().rollback(nothing).await.unwrap_err();
+    let (field, problem) = violations(&refused).remove(0);
+    assert_eq!(field, "revision");
+    assert!(problem.contains("asked for by name"), "{problem}");
+    let (revision, resources) = service.list().await;
+    assert_eq!((revision, resources.len()), (1, 3));
+}
+
+#[tokio::test]
 async fn all_pages_are_of_the_first_ones_revision() {
     let (_directory, service) = fresh().await;
     service.apply(many(9)).await.unwrap();
@@ -596,8 +614,19 @@ async fn a_node_is_listed_with_what_it_applied_until_it_is_gone() {
         .await
         .unwrap()
         .into_inner();
-    let mut subscriber = Subscriber::connect(&service, edge("e1")).await;
+    // What it held before says nothing of what it rejected of that.
+    let resuming = v1::Subscribe {
+        revision: 1,
+        state_hash: service.apply(many(1)).await.unwrap().state_hash,
+        ..edge("e1")
+    };
+    let mut subscriber = Subscriber::connect(&service, resuming).await;
     let update = subscriber.next().await.unwrap();
+    let unheard = service.nodes().await.remove(0);
+    assert_eq!(
+        (unheard.applied_revision, &*unheard.applied_hash),
+        (0, &[][..])
+    );
     let rejection = v1::Rejection {
         resource: Some(reference(v1::Kind::App, "app-0")),
         reason: "the kernel said no".to_owned(),

@@ -289,6 +289,15 @@ impl ConfigService for ConfigApi {
         };
         let conditions = asked.conditions(certified)?;
         let revision = Revision(wire.revision);
+        if revision == Revision::EMPTY {
+            // Also what a request says that leaves the field out.
+            return Err(status::invalid_field(
+                "revision",
+                "is 0 or not set; right is a revision of the history. Revision 0 would delete \
+                 everything, and that has to be asked for by name: delete the resources, or \
+                 apply with prune",
+            ));
+        }
         let state = self.state_at("revision", revision).await?;
         let intent = Intent::Rollback {
             revision,

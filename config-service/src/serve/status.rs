@@ -23,48 +23,46 @@ const STOPPING_RETRY: Duration = Duration::from_millis(500);
 const DETAILS_MAX: usize = 8 << 10;
 
 /// INVALID_ARGUMENT with one violation per fault, each as field path and
-/// problem. The message counts them.
+/// problem. The message counts them all.
 pub(crate) fn invalid<I, F, P>(faults: I) -> Status
 where
     I: IntoIterator<Item = (F, P)>,
     F: Into<String>,
     P: Into<String>,
 {
-    let violations: Vec<FieldViolation> = faults
+    let mut violations: Vec<FieldViolation> = faults
         .into_iter()
         .map(|(field, problem)| FieldViolation::new(field, problem))
         .collect();
     let first = |first: &FieldViolation| format!("{}: {}", first.field, first.description);
+    let (all, fit) = (violations.len(), fitting(&violations));
     let message = match &violations[..] {
         [] => "the request is refused".to_owned(),
         [only] => first(only),
-        [head, ..] => format!("{} faults, the first: {}", violations.len(), first(head)),
+        _ if fit < all => format!("{all} faults; the first {fit} are named"),
+        [head, ..] => format!("{all} faults, the first: {}", first(head)),
     };
-    let details = ErrorDetails::with_bad_request(fitting(violations));
+    if fit < all {
+        violations.truncate(fit);
+        let left = format!("{} more faults are not shown", all - fit);
+        violations.push(FieldViolation::new("", left));
+    }
+    let details = ErrorDetails::with_bad_request(violations);
     Status::with_error_details(Code::InvalidArgument, message, details)
 }
 
-/// As many violations as a client takes; one more says how many are left out.
-fn fitting(mut violations: Vec<FieldViolation>) -> Vec<FieldViolation> {
+/// How many violations a client takes.
+fn fitting(violations: &[FieldViolation]) -> usize {
     // Tags and lengths of one violation.
     const FRAMING: usize = 16;
     let mut bytes = 0;
-    let fit = violations
+    violations
         .iter()
         .take_while(|violation| {
             bytes += violation.field.len() + violation.description.len() + FRAMING;
             bytes <= DETAILS_MAX
         })
-        .count();
-    let left = violations.len() - fit;
-    if left > 0 {
-        violations.truncate(fit);
-        violations.push(FieldViolation::new(
-            "",
-            format!("{left} more faults are not shown"),
-        ));
-    }
-    violations
+        .count()
 }
 
 /// One field is wrong.
