@@ -4,9 +4,17 @@
 
 mod support;
 
+use anyport_config_service::{
+    nodes::{NodeKey, Role},
+    store::{
+        OBJECT_MAX,
+        etcd::presence::{Presence, Publication},
+    },
+};
 use anyport_proto::v1;
+use prost::Message;
 use support::{
-    etcd::{EtcdServer, url},
+    etcd::{EtcdServer, etcd_url, url},
     eventually,
     link::Link,
     resources::{app, many, prefix},
@@ -215,6 +223,53 @@ async fn without_its_store_a_replica_reads_but_does_not_write_and_says_so() {
     );
     soon("ready again", cut_off.readiness.ready()).await;
     cut_off.apply(vec![app("more", 99)]).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_replica_that_is_cut_off_does_not_go_on_showing_the_nodes_of_others() {
+    let server = EtcdServer::start().await;
+    let link = Link::to(server.port()).await;
+    let near = Service::ready(server.url("fleet")).await;
+    let cut_off = Service::ready(url(link.port(), "fleet")).await;
+    let mut subscriber = Subscriber::connect(&near, edge("far")).await;
+    subscriber.take().await;
+    let replica = &cut_off;
+    let shown = |shown: usize| {
+        eventually("the edge comes or goes", move || async move {
+            (replica.nodes().await.len() == shown).then_some(())
+        })
+    };
+    shown(1).await;
+    link.cut();
+    shown(0).await;
+    link.mend();
+    shown(1).await;
+}
+
+#[tokio::test]
+async fn statuses_of_the_largest_size_are_shared() {
+    let server = EtcdServer::start().await;
+    let url = server.url("fleet");
+    let client = server.client().await;
+    let [ours, theirs] = [1, 2].map(|replica| Presence::new(&client, etcd_url(&url), replica));
+    let status = |length| v1::NodeStatus {
+        replica: "x".repeat(length),
+        ..Default::default()
+    };
+    let longest = OBJECT_MAX / 2;
+    let status = status(2 * longest - status(longest).encoded_len());
+    assert_eq!(status.encoded_len(), longest);
+    let keys = ["a", "b", "c", "d", "e", "f"].map(|name| NodeKey {
+        role: Role::Edge,
+        name: name.parse().unwrap(),
+    });
+    let all = keys.each_ref().map(|key| Publication {
+        key,
+        status: Some(&status),
+    });
+    let lease = ours.grant().await.unwrap();
+    ours.publish(lease, &all).await.unwrap();
+    assert_eq!(theirs.elsewhere().await.unwrap().nodes.len(), 6);
 }
 
 #[tokio::test]

@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, convert::Infallible, sync::Arc, time::Duration}
 
 use anyport_node::drain::Drain;
 use anyport_proto::v1;
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Instant, MissedTickBehavior};
 
 use super::registry::{NodeKey, Nodes};
 use crate::{
@@ -29,13 +29,15 @@ const FAREWELL: Duration = Duration::from_secs(1);
 /// begins.
 pub async fn share(nodes: &Nodes, presence: &Presence, drain: &Drain) {
     let mut trouble = Trouble::new("sharing who is connected");
+    // Since when nothing was learned of others; `None` while that works.
+    let mut cut_off = None;
     loop {
         let tenure = async {
             let lease = presence.grant().await?;
             trouble.over();
             let ended = tokio::select! {
                 ended = tell(nodes, presence, lease) => ended,
-                ended = learn(nodes, presence) => ended,
+                ended = learn(nodes, presence, &mut cut_off) => ended,
                 () = drain.started() => {
                     // At worst the nodes vanish when the lease runs out.
                     let _ = tokio::time::timeout(FAREWELL, presence.revoke(lease)).await;
@@ -48,6 +50,10 @@ pub async fn share(nodes: &Nodes, presence: &Presence, drain: &Drain) {
             Ok(()) => return,
             Err(error) => error,
         };
+        if cut_off.get_or_insert_with(Instant::now).elapsed() >= LEASE_TTL {
+            // To them our nodes are gone by now; theirs may be as well.
+            nodes.set_elsewhere(Vec::new());
+        }
         let pause = trouble.again(&error, rand::random());
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
@@ -74,9 +80,14 @@ async fn tell(nodes: &Nodes, presence: &Presence, lease: Lease) -> Result<Infall
     }
 }
 
-async fn learn(nodes: &Nodes, presence: &Presence) -> Result<Infallible, StoreError> {
+async fn learn(
+    nodes: &Nodes,
+    presence: &Presence,
+    cut_off: &mut Option<Instant>,
+) -> Result<Infallible, StoreError> {
     loop {
         let seen = presence.elsewhere().await?;
+        *cut_off = None;
         nodes.set_elsewhere(seen.nodes.clone());
         if let Ok(moved) = tokio::time::timeout(REREAD, presence.moved(&seen)).await {
             moved?;

@@ -107,19 +107,17 @@ impl Presence {
         let mut bytes = 0;
         for Publication { key, status } in changes {
             let name = format!("{ours}{key}");
-            let operation = match status {
-                None => TxnOp::delete(name, None),
-                Some(status) => {
-                    let value = encode(status);
-                    bytes += value.len();
-                    TxnOp::put(name, value, Some(PutOptions::new().with_lease(lease.0)))
-                }
-            };
-            if operations.len() == AT_ONCE || bytes > OBJECT_MAX {
+            let value = status.map(encode);
+            let length = value.as_ref().map_or(0, Vec::len);
+            if operations.len() == AT_ONCE || bytes + length > OBJECT_MAX {
                 self.txn(std::mem::take(&mut operations)).await?;
                 bytes = 0;
             }
-            operations.push(operation);
+            bytes += length;
+            operations.push(match value {
+                None => TxnOp::delete(name, None),
+                Some(value) => TxnOp::put(name, value, Some(PutOptions::new().with_lease(lease.0))),
+            });
         }
         if operations.is_empty() {
             return Ok(());
