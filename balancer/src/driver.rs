@@ -36,10 +36,9 @@ const COMMANDS: usize = 64;
 /// Between two tables: an outage turns many verdicts within milliseconds, and
 /// every table goes to every edge.
 const TABLE_GAP: Duration = Duration::from_millis(50);
-/// Between two reports to the config service.
+/// Between two reports to the config service. How long probes took is no change
+/// worth a report: it goes along with the next one.
 const REPORT_GAP: Duration = Duration::from_secs(1);
-/// Probe times alone are no change worth a report; this often they go along.
-const REPORT_RENEWAL: Duration = Duration::from_secs(30);
 
 /// The latest table; `None` until there is one to go by.
 pub(crate) type Tables = watch::Receiver<Option<Arc<Table>>>;
@@ -70,6 +69,7 @@ pub(crate) struct Holdings {
 #[derive(Clone)]
 pub(crate) struct Handle {
     commands: mpsc::Sender<Command>,
+    has_configuration: watch::Receiver<bool>,
 }
 
 /// The driver's task has ended, so the process is about to.
@@ -78,6 +78,11 @@ pub(crate) struct Handle {
 pub(crate) struct Stopped;
 
 impl Handle {
+    /// Has there been a configuration since the process started?
+    pub(crate) fn has_configuration(&self) -> bool {
+        *self.has_configuration.borrow()
+    }
+
     /// Returns once the configuration is in use, or the process stops.
     pub(crate) async fn configure(&self, revision: Revision, members: Members) {
         let (done, in_use) = oneshot::channel();
@@ -117,33 +122,39 @@ pub(crate) struct Driver {
     report_pace: Pace,
     metrics: Metrics,
     configured: Condition,
+    has_configuration: watch::Sender<bool>,
     network: Condition,
     isolated: bool,
 }
 
 impl Driver {
     pub(crate) fn new(metrics: Metrics, readiness: &Readiness) -> (Self, Handle, Tables, Reports) {
-        let (handle, commands) = mpsc::channel(COMMANDS);
+        let (commands, obeyed) = mpsc::channel(COMMANDS);
         let (tables, latest_table) = watch::channel(None);
         let (reports, latest_report) = watch::channel(None);
+        let (configured_once, has_configuration) = watch::channel(false);
         let configured = readiness.condition("config", "no configuration received yet");
         let network = readiness.condition("network", "starting");
         network.set_ready();
         let driver = Self {
             engine: Engine::new(),
-            commands,
+            commands: obeyed,
             probes: JoinSet::new(),
             under_way: HashMap::new(),
             tables,
             table_pace: Pace::new(TABLE_GAP),
             reports,
-            report_pace: Pace::new(REPORT_GAP).renewed_every(REPORT_RENEWAL),
+            report_pace: Pace::new(REPORT_GAP),
             metrics,
             configured,
+            has_configuration: configured_once,
             network,
             isolated: false,
         };
-        let handle = Handle { commands: handle };
+        let handle = Handle {
+            commands,
+            has_configuration,
+        };
         (driver, handle, latest_table, latest_report)
     }
 
@@ -210,6 +221,7 @@ impl Driver {
                 self.engine.configure(now(), revision, members);
                 self.watch_network();
                 self.metrics.configured(revision);
+                self.has_configuration.send_replace(true);
                 self.configured.set_ready();
                 // Nobody may be waiting any more.
                 let _ = done.send(());
@@ -283,7 +295,7 @@ impl Driver {
             *held = Some(report);
             changed
         });
-        self.report_pace.due(version, now.instant)
+        None
     }
 }
 

@@ -35,9 +35,10 @@ use crate::{
 const UNKNOWN_INTERVAL: Duration = Duration::from_secs(1);
 
 /// After the first configuration, nothing is published until every origin has a
-/// verdict, or for this long. Edges keep the weights they have meanwhile; a
-/// balancer that restarts must not bring back origins that are down.
-const SETTLE: Duration = Duration::from_secs(10);
+/// verdict, or had the time for one, but for at most this long. Edges keep the
+/// weights they have meanwhile; a balancer that restarts must not bring back
+/// origins that are down.
+const SETTLE_MAX: Duration = Duration::from_secs(60);
 
 /// Two probes of an origin that edges report are at least this far apart.
 const REPORTED_GAP: Duration = Duration::from_millis(500);
@@ -108,9 +109,22 @@ impl Engine {
         if let Phase::Unconfigured = self.phase {
             self.phase = Phase::Settling {
                 undecided: self.origins.iter().map(|(key, _)| key.clone()).collect(),
-                until: now.instant + SETTLE,
+                until: now.instant + self.time_for_verdicts(),
             };
         }
+    }
+
+    /// How long an origin may take to be found down if it gives no answer at
+    /// all: the longest of all.
+    fn time_for_verdicts(&self) -> Duration {
+        let longest = self.origins.iter().map(|(_, watched)| {
+            let monitor = &watched.target.monitor;
+            let attempts = monitor.retries.saturating_add(1);
+            let probe = monitor.timeout.saturating_mul(attempts);
+            let probe = probe.saturating_add(UNKNOWN_INTERVAL);
+            probe.saturating_mul(monitor.thresholds.down.get())
+        });
+        longest.max().unwrap_or_default().min(SETTLE_MAX)
     }
 
     fn rearrange(&mut self, now: Now, targets: BTreeMap<OriginKey, Target>) {
@@ -164,6 +178,9 @@ impl Engine {
         if current.is_none_or(|watched| watched.generation != ticket.generation) {
             return Vec::new();
         }
+        if self.vantage.isolated().is_some() {
+            self.settle_later(now);
+        }
         let sighting = self.vantage.observe(Probed {
             key: ticket.key.clone(),
             started: ticket.started,
@@ -179,6 +196,14 @@ impl Engine {
             self.schedule.hasten(&witness, now.instant);
         }
         turns
+    }
+
+    /// While nothing can be said of any origin, no time passes towards a verdict.
+    fn settle_later(&mut self, now: Now) {
+        let later = now.instant + self.time_for_verdicts();
+        if let Phase::Settling { until, .. } = &mut self.phase {
+            *until = later;
+        }
     }
 
     fn observe(
@@ -234,18 +259,18 @@ impl Engine {
     }
 
     /// Until when weights are held back for want of verdicts; `None` while they
-    /// are not.
+    /// are not, or time alone does not end it.
     pub(crate) fn settles_at(&self) -> Option<Instant> {
         match &self.phase {
-            Phase::Settling { until, .. } => Some(*until),
-            Phase::Unconfigured | Phase::Settled => None,
+            Phase::Settling { until, .. } if self.isolated().is_none() => Some(*until),
+            Phase::Settling { .. } | Phase::Unconfigured | Phase::Settled => None,
         }
     }
 
     /// May the weights be published?
     pub(crate) fn settle(&mut self, now: Now) -> bool {
         if let Phase::Settling { undecided, until } = &self.phase
-            && (undecided.is_empty() || now.instant >= *until)
+            && (undecided.is_empty() || (now.instant >= *until && self.isolated().is_none()))
         {
             self.phase = Phase::Settled;
         }

@@ -8,33 +8,20 @@ use std::time::{Duration, Instant};
 #[derive(Debug)]
 pub(crate) struct Pace {
     least: Duration,
-    renewal: Option<Duration>,
     acted: Option<(u64, Instant)>,
 }
 
 impl Pace {
     /// At least `least` between two acts.
     pub(crate) fn new(least: Duration) -> Self {
-        Self {
-            least,
-            renewal: None,
-            acted: None,
-        }
-    }
-
-    /// Acts without a change too, when it is `renewal` since the last time.
-    pub(crate) fn renewed_every(self, renewal: Duration) -> Self {
-        Self {
-            renewal: Some(renewal),
-            ..self
-        }
+        Self { least, acted: None }
     }
 
     /// When to act on `version`: a time that may be past; `None` if there is
     /// nothing to do.
     pub(crate) fn due(&self, version: u64, now: Instant) -> Option<Instant> {
         match self.acted {
-            Some((acted, at)) if acted == version => Some(at + self.renewal?),
+            Some((acted, _)) if acted == version => None,
             Some((_, at)) => Some(at + self.least),
             None => Some(now),
         }
@@ -60,14 +47,5 @@ mod tests {
         assert_eq!(pace.due(0, start + 9 * SECOND), None);
         assert_eq!(pace.due(1, start), Some(start + SECOND));
         assert_eq!(pace.due(5, start + 9 * SECOND), Some(start + SECOND));
-    }
-
-    #[test]
-    fn without_a_change_only_a_renewal() {
-        let start = Instant::now();
-        let mut pace = Pace::new(SECOND).renewed_every(30 * SECOND);
-        pace.acted(7, start);
-        assert_eq!(pace.due(7, start), Some(start + 30 * SECOND));
-        assert_eq!(pace.due(8, start), Some(start + SECOND));
     }
 }

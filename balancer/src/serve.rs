@@ -55,6 +55,12 @@ impl v1::balancer_service_server::BalancerService for Service {
         request: Request<v1::WatchWeightsRequest>,
     ) -> Result<Response<Updates>, Status> {
         let edge: NodeName = request::field("edge", &request.get_ref().edge)?;
+        if !self.driver.has_configuration() {
+            // One that has is better, and the edge finds it by asking on.
+            return Err(Status::unavailable(
+                "this balancer has no configuration: it has not reached its config service yet",
+            ));
+        }
         tracing::debug!(%edge, "watches weights");
         let drain = self.drain.clone();
         // Ends well when the balancer is asked to stop: the edge turns to another

@@ -141,9 +141,52 @@ fn weights_wait_for_the_first_verdicts() {
 }
 
 #[test]
-fn weights_do_not_wait_for_ever() {
+fn weights_wait_for_as_long_as_a_silent_origin_takes_to_be_down() {
+    let patient = Monitor {
+        timeout: Duration::from_secs(5),
+        retries: 1,
+        ..monitor("quick", 1, 3)
+    };
+    let mut scene = Scene::configured(patient, vec![game()]);
+    // 3 probes of 2 attempts of 5 s, and the second between two probes.
+    scene.step_to(scene.now.instant + Duration::from_secs(33) - MILLI);
+    assert!(!scene.engine.settle(scene.now));
+    assert_eq!(scene.engine.settles_at(), Some(scene.now.instant + MILLI));
+    scene.step_to(scene.now.instant + MILLI);
+    assert!(scene.engine.settle(scene.now));
+    assert_eq!(scene.engine.settles_at(), None);
+}
+
+#[test]
+fn time_without_a_network_is_no_time_for_verdicts() {
     let mut scene = Scene::configured(monitor("quick", 2, 2), vec![game()]);
-    scene.step_to(scene.now.instant + SETTLE - MILLI);
+    let [a, b] = [key("game", "a"), key("game", "b")];
+    for key in [&a, &b] {
+        scene.failing.insert(key.clone(), libc::ENETUNREACH);
+    }
+    scene.pass(10 * SETTLE_MAX);
+    assert!(scene.engine.isolated().is_some());
+    assert!(!scene.engine.settle(scene.now));
+    assert_eq!(scene.engine.settles_at(), None);
+    scene.failing.remove(&a);
+    scene.failing.insert(b.clone(), libc::ECONNREFUSED);
+    while scene.engine.isolated().is_some() {
+        scene.pass(MILLI);
+    }
+    assert!(!scene.engine.settle(scene.now), "it failed only once");
+    scene.pass(Duration::from_secs(3));
+    assert!(scene.engine.settle(scene.now));
+    assert_eq!(scene.health(&b), OriginHealth::Down);
+}
+
+#[test]
+fn weights_do_not_wait_for_ever() {
+    let endless = Monitor {
+        timeout: Duration::from_secs(60),
+        ..monitor("quick", 2, 9)
+    };
+    let mut scene = Scene::configured(endless, vec![game()]);
+    scene.step_to(scene.now.instant + SETTLE_MAX - MILLI);
     assert!(!scene.engine.settle(scene.now));
     assert_eq!(scene.engine.settles_at(), Some(scene.now.instant + MILLI));
     scene.step_to(scene.now.instant + MILLI);

@@ -341,15 +341,22 @@ impl Running {
         within("a connection", connected).await.unwrap()
     }
 
+    /// Watches once the balancer has a configuration.
     pub async fn watch(&self) -> Watch {
+        self.page("/readyz", |_, body| !body.contains("\nconfig: "))
+            .await;
+        self.try_watch().await.unwrap()
+    }
+
+    pub async fn try_watch(&self) -> Result<Watch, Status> {
         let request = v1::WatchWeightsRequest {
             edge: "edge-1".into(),
         };
-        let stream = self.client().await.watch_weights(request).await.unwrap();
-        Watch {
+        let stream = self.client().await.watch_weights(request).await?;
+        Ok(Watch {
             stream: stream.into_inner(),
             pools: BTreeMap::new(),
-        }
+        })
     }
 
     pub async fn health(&self, pool: &str) -> v1::PoolHealth {

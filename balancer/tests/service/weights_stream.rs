@@ -77,6 +77,17 @@ async fn a_restarted_balancer_does_not_bring_back_what_is_down() {
 }
 
 #[tokio::test]
+async fn a_balancer_without_a_configuration_sends_edges_on() {
+    let config = ConfigService::start();
+    let balancer = Running::start(config.address);
+    let refused = balancer.try_watch().await.err().expect("nothing to tell");
+    assert_eq!(refused.code(), tonic::Code::Unavailable);
+    // A configuration is enough to stay, even while its verdicts are waited for.
+    config.say(full(1, vec![]));
+    balancer.watch().await;
+}
+
+#[tokio::test]
 async fn the_stream_ends_well_when_the_balancer_drains() {
     let config = ConfigService::start();
     let balancer = Running::start(config.address);
