@@ -1,7 +1,10 @@
 //! The command line.
 
 use anyport_node::{identity::TlsArgs, rpc::ServerUrl};
-use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{
+    ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand, error::ErrorKind,
+    parser::ValueSource,
+};
 
 use crate::commands;
 
@@ -96,13 +99,61 @@ impl Cli {
     /// so and exits.
     pub fn from_command_line() -> Self {
         let matches = command().get_matches();
-        Self::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
+        check_used(&matches)
+            .and_then(|()| Self::from_arg_matches(&matches))
+            .unwrap_or_else(|error| error.exit())
     }
 }
 
-/// `--server` and the like may stand before and after the command's word.
+/// Commands that have no use for some of the options about the connection: the
+/// word, the options, and why.
+const UNUSED: [(&str, &[&str], &str); 2] = [
+    ("up", &["server"], "it runs a config service of its own"),
+    (
+        "demo",
+        &["server", "tls_cert", "tls_key", "tls_ca", "insecure"],
+        "all that it talks to is its own",
+    ),
+];
+
+/// `--server` and the like may stand before and after the command's word. A
+/// command that does not use them does not show them.
 fn command() -> clap::Command {
-    Cli::command().mut_args(|arg| arg.global(true).help_heading("Connection"))
+    let mut command = Cli::command().mut_args(|arg| arg.global(true).help_heading("Connection"));
+    let connection: Vec<clap::Arg> = command.get_arguments().cloned().collect();
+    for (word, unused, _) in UNUSED {
+        let unused = connection
+            .iter()
+            .filter(|arg| unused.contains(&arg.get_id().as_str()));
+        let hidden = unused.map(|arg| arg.clone().hide(true));
+        command = command.mut_subcommand(word, |subcommand| subcommand.args(hidden));
+    }
+    command.build();
+    // By itself, a usage line in an error has every option that was given, as if
+    // it were required.
+    command.mut_subcommands(|subcommand| {
+        let usage = subcommand.clone().render_usage().to_string();
+        let usage = usage.trim_start_matches("Usage: ").to_owned();
+        subcommand.override_usage(usage)
+    })
+}
+
+/// An option that is given and would be ignored is a fault. What is set in the
+/// environment is meant for any command.
+fn check_used(matches: &ArgMatches) -> Result<(), clap::Error> {
+    let word = matches.subcommand_name();
+    let Some((word, unused, why)) = UNUSED.iter().find(|unused| word == Some(unused.0)) else {
+        return Ok(());
+    };
+    let given = |id: &&&str| matches.value_source(id) == Some(ValueSource::CommandLine);
+    match unused.iter().find(given) {
+        Some(id) => {
+            let option = id.replace('_', "-");
+            let what = format!("`anyport {word}` has no option --{option}: {why}");
+            Err(command().error(ErrorKind::UnknownArgument, what))
+        }
+        None => Ok(()),
+    }
 }
 
 #[cfg(test)]
@@ -112,5 +163,64 @@ mod tests {
     #[test]
     fn the_command_line_fits_itself() {
         command().debug_assert();
+    }
+
+    fn read(line: &str) -> Result<Cli, clap::Error> {
+        let matches = command().try_get_matches_from(line.split(' '))?;
+        check_used(&matches)?;
+        Cli::from_arg_matches(&matches)
+    }
+
+    #[test]
+    fn the_server_is_named_before_or_after_the_word() {
+        for line in [
+            "anyport --server http://127.0.0.1:9 status",
+            "anyport status --server http://127.0.0.1:9",
+        ] {
+            let cli = read(line).expect(line);
+            assert_eq!(cli.server.to_string(), "http://127.0.0.1:9");
+        }
+        let cli = read("anyport up --insecure").expect("up listens, so TLS is its matter");
+        assert!(cli.tls.insecure);
+    }
+
+    #[test]
+    fn an_option_that_would_be_ignored_is_a_fault() {
+        for line in [
+            "anyport up --server http://127.0.0.1:9",
+            "anyport --server http://127.0.0.1:9 up",
+            "anyport demo --server http://127.0.0.1:9",
+            "anyport demo --tls-ca ca.pem",
+            "anyport --tls-key key.pem demo",
+            "anyport demo --insecure",
+        ] {
+            let error = read(line).expect_err(line);
+            assert_eq!(error.kind(), ErrorKind::UnknownArgument, "{line}");
+            assert!(error.to_string().contains("has no option --"), "{error}");
+        }
+        for (word, options) in [("up", 4), ("demo", 0), ("status", 5)] {
+            let mut command = command();
+            let subcommand = command.find_subcommand_mut(word).expect("a command");
+            let help = subcommand.render_help().to_string();
+            let shown = [
+                "--server",
+                "--tls-cert",
+                "--tls-key",
+                "--tls-ca",
+                "--insecure",
+            ]
+            .into_iter()
+            .filter(|option| help.contains(&format!("      {option}")));
+            assert_eq!(shown.count(), options, "{help}");
+        }
+    }
+
+    #[test]
+    fn the_usage_line_asks_for_nothing_that_is_not_required() {
+        let error = read("anyport --server http://127.0.0.1:9 apply").expect_err("no file");
+        let error = error.to_string();
+        let usage = error.lines().find(|line| line.starts_with("Usage: "));
+        let wanted = "Usage: anyport apply [OPTIONS] --file <FILE>";
+        assert_eq!(usage, Some(wanted), "{error}");
     }
 }

@@ -540,6 +540,8 @@ async fn a_command_line_that_makes_no_sense_is_usage() {
         &["--server", "nonsense", "status"],
         &["--server", "https://127.0.0.1:7400", "status"],
         &["--tls-cert", "only.pem", "status"],
+        &["up", "--server", "http://127.0.0.1:7400"],
+        &["demo", "--insecure"],
     ] {
         let ran = anyport(server, args, "").await;
         assert_eq!(ran.code, 2, "{args:?}: {}", ran.err);
@@ -771,24 +773,24 @@ tcp/198.51.100.9:22 from 203.0.113.7: app everything
     anyport(server, &["explain", "tcp/198.51.100.10:22"], "")
         .await
         .is(
-            0,
+            1,
             "\
 tcp/198.51.100.10:22: refused
   198.51.100.10 is in the prefix 198.51.100.0/24, but no app has port 22 there,
   so the edge resets the connection, as a host does where nothing listens
   minecraft has tcp/25565 on 198.51.100.10/32
 ",
-            "",
+            "error: tcp/198.51.100.10:22 would be refused\n",
         );
     anyport(server, &["explain", "tcp/203.0.113.1:22"], "")
         .await
         .is(
-            0,
+            1,
             "\
 tcp/203.0.113.1:22: refused
   203.0.113.1 is in no declared prefix, so the edges do not answer for it
 ",
-            "",
+            "error: tcp/203.0.113.1:22 would be refused\n",
         );
 }
 

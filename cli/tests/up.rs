@@ -145,8 +145,20 @@ fn a_manifest_that_is_refused_ends_it() {
 
 #[test]
 fn a_port_that_is_taken_is_named() {
+    for (port, service) in [
+        (7400, "config service"),
+        (7410, "balancer"),
+        (7420, "edge agent"),
+        (7421, "edge agent"),
+    ] {
+        taken_port_is_named(port, service);
+    }
+}
+
+fn taken_port_is_named(port: u16, service: &str) {
     let (host, directory) = (host(), tempfile::tempdir().unwrap());
-    let taken = host.run(|| TcpListener::bind("127.0.0.1:7410")).unwrap();
+    let address = format!("127.0.0.1:{port}");
+    let taken = host.run(|| TcpListener::bind(&address)).unwrap();
     let taken = taken.unwrap();
     let child = up(&host, directory.path(), GAME);
     let output = child.wait_with_output().unwrap();
@@ -157,7 +169,13 @@ fn a_port_that_is_taken_is_named() {
         .filter(|line| line.starts_with("error: "))
         .collect();
     assert_eq!(error.len(), 1, "{log}");
-    assert!(error[0].starts_with("error: balancer: "), "{log}");
-    assert!(error[0].contains("127.0.0.1:7410"), "{log}");
+    let wanted = format!("error: {service}: cannot listen on {address}: ");
+    assert!(error[0].starts_with(&wanted), "{log}");
+    // It is not the service's flags that the user has.
+    assert!(log.contains("elsewhere with --port\n"), "{log}");
+    assert!(
+        !log.contains("--listen") && !log.contains("--admin"),
+        "{log}"
+    );
     drop(taken);
 }

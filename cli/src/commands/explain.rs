@@ -124,7 +124,8 @@ impl World {
         let Some(route) = table.lookup(transport, address) else {
             let refused = console.paint("refused", Mood::Bad);
             console.line(format_args!("{title}: {refused}"))?;
-            return self.explain_refusal(console, address);
+            self.explain_refusal(console, address)?;
+            return Err(Failure::refused(format_args!("{title} would be refused")));
         };
         let name = console.paint(&route.app.name, Mood::Good);
         console.line(format_args!("{title}: app {name}"))?;

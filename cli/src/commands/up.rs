@@ -8,13 +8,15 @@ use std::{
     time::Duration,
 };
 
-use anyport_config_service::{ConfigService, store::StoreUrl};
+use anyport_balancer::BalancerError;
+use anyport_config_service::{ConfigService, RunError, store::StoreUrl};
 use anyport_edge_agent::Steering;
 use anyport_model::names::NodeName;
 use anyport_node::{
     boot,
     drain::{self, Drain},
     identity::TlsArgs,
+    listen::ListenError,
     rpc::{ServerUrl, Urls},
 };
 use tokio::task::JoinSet;
@@ -234,7 +236,27 @@ async fn all_ended(services: &mut Services, drain: &Drain) -> Result<(), Failure
 
 /// With all its causes, each a reason of the one before.
 fn broken(service: &str, error: impl Into<anyhow::Error>) -> Failure {
-    Failure::refused(format_args!("{service}: {:#}", error.into()))
+    let error = error.into();
+    match listen_error(&error) {
+        // It names a flag that the service has by itself, and `up` has not.
+        Some(ListenError::Bind {
+            address, source, ..
+        }) => Failure::refused(format_args!(
+            "{service}: cannot listen on {address}: {source}"
+        ))
+        .remedy("end what listens there, or let all ports start elsewhere with --port"),
+        _ => Failure::refused(format_args!("{service}: {error:#}")),
+    }
+}
+
+fn listen_error(error: &anyhow::Error) -> Option<&ListenError> {
+    if let Some(RunError::Listen(error)) = error.downcast_ref() {
+        return Some(error);
+    }
+    if let Some(BalancerError::Listen(error)) = error.downcast_ref() {
+        return Some(error);
+    }
+    error.downcast_ref()
 }
 
 /// Where programs keep what should outlive them, for this user.
