@@ -733,6 +733,19 @@ pool spare: unknown
 }
 
 #[tokio::test]
+async fn answers_may_be_larger_than_four_mebibytes() {
+    let (fake, server) = Fake::start().await;
+    let mut east = rejecting("east", 1);
+    east.rejections[0].reason = "x".repeat(5 << 20);
+    fake.set_nodes(vec![east]);
+    let ran = anyport(server, &["get", "edges", "-o", "json"], "").await;
+    assert_eq!((ran.code, ran.err.as_str()), (0, ""));
+    let ran = anyport(server, &["apply", "-f", "-", "--wait=20s"], GAME).await;
+    assert_eq!(ran.code, 1, "{}", ran.err);
+    assert!(ran.err.contains("could be applied by east"), "{}", ran.err);
+}
+
+#[tokio::test]
 async fn explain_names_the_claim_that_decided() {
     let (fake, server) = applied().await;
     fake.set_nodes(vec![balancer()]);
