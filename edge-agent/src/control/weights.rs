@@ -15,6 +15,9 @@ use super::configuration::SharedTable;
 
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// A balancer holds its weights back for up to 60 s after its start, until it
+/// has verdicts. One that is silent for longer has nothing to tell.
+const FIRST_UPDATE: Duration = Duration::from_secs(75);
 /// 10,000 pools of 100 origins.
 const UPDATE_MAX: usize = 64 << 20;
 
@@ -29,6 +32,16 @@ pub async fn follow_weights(
     table: SharedTable,
     followed: watch::Sender<Balancer>,
 ) {
+    follow_in_turn(balancers, edge, table, followed, FIRST_UPDATE).await;
+}
+
+async fn follow_in_turn(
+    balancers: Vec<Channel>,
+    edge: String,
+    table: SharedTable,
+    followed: watch::Sender<Balancer>,
+    first_update: Duration,
+) {
     let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
     for channel in balancers.iter().cycle() {
         let client =
@@ -37,6 +50,7 @@ pub async fn follow_weights(
             table: &table,
             followed: &followed,
             following: false,
+            first_update,
         };
         let status = session.follow(client, &edge).await;
         if session.following {
@@ -55,6 +69,8 @@ struct Session<'a> {
     table: &'a SharedTable,
     followed: &'a watch::Sender<Balancer>,
     following: bool,
+    /// How long the balancer may take to answer at first.
+    first_update: Duration,
 }
 
 impl Session<'_> {
@@ -63,24 +79,30 @@ impl Session<'_> {
         let request = v1::WatchWeightsRequest {
             edge: edge.to_owned(),
         };
-        let mut updates = match client.watch_weights(request).await {
-            Ok(response) => response.into_inner(),
-            Err(status) => return status,
+        let watched = client.clone();
+        let first = tokio::time::timeout(self.first_update, async {
+            let mut updates = client.watch_weights(request).await?.into_inner();
+            let first = updates.message().await?;
+            Ok((updates, first))
+        });
+        let (mut updates, mut next) = match first.await {
+            Ok(Ok((updates, first))) => (updates, first),
+            Ok(Err(status)) => return status,
+            Err(_) => return Status::deadline_exceeded("the balancer sends no weights"),
         };
-        loop {
-            match updates.message().await {
-                Ok(Some(update)) => {
-                    self.take(update);
-                    if !self.following {
-                        self.following = true;
-                        tracing::info!("following the balancer's weights");
-                        self.followed.send_replace(Some(client.clone()));
-                    }
-                }
-                Ok(None) => return Status::unavailable("the stream ended"),
-                Err(status) => return status,
+        while let Some(update) = next {
+            self.take(update);
+            if !self.following {
+                self.following = true;
+                tracing::info!("following the balancer's weights");
+                self.followed.send_replace(Some(watched.clone()));
             }
+            next = match updates.message().await {
+                Ok(next) => next,
+                Err(status) => return status,
+            };
         }
+        Status::unavailable("the stream ended")
     }
 
     fn take(&self, update: v1::WeightsUpdate) {
@@ -104,5 +126,88 @@ impl Session<'_> {
             table.retain_weights(|name| !removed.contains(name));
         }
         table.weigh(weights);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::{pin::Pin, sync::Arc};
+
+    use anyport_node::{identity::Identity, metrics::Registry, rpc::Urls};
+    use anyport_proto::v1::balancer_service_server::{BalancerService, BalancerServiceServer};
+    use tokio::net::TcpListener;
+    use tokio_stream::{Stream, StreamExt, wrappers::TcpListenerStream};
+    use tonic::{Request, Response, async_trait};
+
+    use super::*;
+    use crate::{stats::Stats, table::TableWriter};
+
+    /// Answers, and then says this much.
+    struct Speaker(Vec<v1::WeightsUpdate>);
+
+    #[async_trait]
+    impl BalancerService for Speaker {
+        type WatchWeightsStream =
+            Pin<Box<dyn Stream<Item = Result<v1::WeightsUpdate, Status>> + Send>>;
+
+        async fn watch_weights(
+            &self,
+            _: Request<v1::WatchWeightsRequest>,
+        ) -> Result<Response<Self::WatchWeightsStream>, Status> {
+            let said = tokio_stream::iter(self.0.clone()).map(Ok);
+            Ok(Response::new(Box::pin(said.chain(tokio_stream::pending()))))
+        }
+
+        async fn report_origins(
+            &self,
+            _: Request<v1::ReportOriginsRequest>,
+        ) -> Result<Response<v1::ReportOriginsResponse>, Status> {
+            Err(Status::unimplemented("not asked for"))
+        }
+
+        async fn get_health(
+            &self,
+            _: Request<v1::GetHealthRequest>,
+        ) -> Result<Response<v1::GetHealthResponse>, Status> {
+            Err(Status::unimplemented("not asked for"))
+        }
+    }
+
+    async fn balancer(says: Vec<v1::WeightsUpdate>) -> Channel {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        tokio::spawn(
+            tonic::transport::Server::builder()
+                .add_service(BalancerServiceServer::new(Speaker(says)))
+                .serve_with_incoming(TcpListenerStream::new(listener)),
+        );
+        let urls: Urls = url.parse().unwrap();
+        Channel::lazy(urls.iter().next().unwrap(), &Identity::none()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_balancer_that_never_says_anything_is_left_for_the_next() {
+        let update = v1::WeightsUpdate {
+            full: true,
+            ..Default::default()
+        };
+        let balancers = vec![balancer(Vec::new()).await, balancer(vec![update]).await];
+        let stats = Arc::new(Stats::new(&Registry::new()).unwrap());
+        let table = SharedTable::new(TableWriter::new(stats));
+        let (followed, mut follows) = watch::channel(None);
+        let following = tokio::spawn(follow_in_turn(
+            balancers,
+            "edge-1".to_owned(),
+            table,
+            followed,
+            Duration::from_millis(200),
+        ));
+        let found = follows.wait_for(Option::is_some);
+        tokio::time::timeout(Duration::from_secs(10), found)
+            .await
+            .expect("the second balancer is found")
+            .unwrap();
+        following.abort();
     }
 }
