@@ -259,17 +259,21 @@ mod tests {
             FieldViolation::new("app[\"x\"].protocol", "is empty"),
             FieldViolation::new("app[\"y\"].protocol", "is empty"),
         ];
-        let answer = |message: &str| {
-            let details = ErrorDetails::with_bad_request(named.clone());
+        let rest = FieldViolation::new("", "898 more faults are not shown");
+        let answer = |message: &str, violations: &[FieldViolation]| {
+            let details = ErrorDetails::with_bad_request(violations);
             Status::with_error_details(Code::InvalidArgument, message, details)
         };
-        let found = Found::by_server(&answer("900 faults; the first 2 are named"));
+        let found = Found::by_server(&answer(
+            "900 faults; the first 2 are named",
+            &[named.clone(), vec![rest]].concat(),
+        ));
         let failure = faulty(&manifest, found).to_string();
         let start = "cannot apply: 901 faults, nothing was stored\n";
         assert!(failure.starts_with(start), "{failure}");
         let end = "\n  901 faults in all; these 3 are named, the others once these are mended";
         assert!(failure.ends_with(end), "{failure}");
-        let found = Found::by_server(&answer("2 faults"));
+        let found = Found::by_server(&answer("2 faults", &named));
         let failure = faulty(&manifest, found).to_string();
         let start = "cannot apply: 3 faults, nothing was stored\n";
         assert!(failure.starts_with(start), "{failure}");
