@@ -2,6 +2,7 @@
 
 use std::{fs, net::IpAddr};
 
+use ipnet::IpNet;
 use nix::sys::resource::{Resource, getrlimit};
 use nlink::{
     Connection, Nftables, Route,
@@ -12,6 +13,9 @@ use super::{
     probe::{self, Probe},
     sockets::{self, Listener},
 };
+
+/// `RT_TABLE_MAIN`.
+const MAIN_TABLE: u32 = 254;
 
 /// A fact, or why it could not be had.
 pub(super) type Fact<T> = Result<T, String>;
@@ -42,6 +46,10 @@ pub(super) struct Facts {
     pub(super) rules: Fact<Vec<PolicyRule>>,
     pub(super) listeners: Fact<Vec<Listener>>,
     pub(super) addresses: Fact<Vec<IpAddr>>,
+    /// Subnets of the interfaces, without loopback and link-local ones.
+    pub(super) subnets: Fact<Vec<IpNet>>,
+    /// Where the default routes of the main table lead.
+    pub(super) gateways: Fact<Vec<IpAddr>>,
     /// Soft and hard limit of open files.
     pub(super) open_files: Fact<(u64, u64)>,
 }
@@ -87,6 +95,8 @@ pub(super) async fn gather() -> Facts {
         rules: rules().await,
         listeners: sockets::on_every_address(),
         addresses: addresses().await,
+        subnets: subnets().await,
+        gateways: gateways().await,
         open_files: getrlimit(Resource::RLIMIT_NOFILE).map_err(|e| e.to_string()),
     }
 }
@@ -225,4 +235,40 @@ async fn addresses() -> Fact<Vec<IpAddr>> {
     let addresses = addresses.map_err(|error| error.to_string())?;
     let primary = addresses.iter().filter_map(|a| a.primary_address());
     Ok(primary.copied().collect())
+}
+
+async fn subnets() -> Fact<Vec<IpNet>> {
+    let netlink = Connection::<Route>::new().map_err(|error| error.to_string())?;
+    let addresses = netlink.get_addresses().await;
+    let addresses = addresses.map_err(|error| error.to_string())?;
+    let subnet = |message: &nlink::netlink::messages::AddressMessage| {
+        // Of a point-to-point link, `address` is the other end, which is what
+        // is routed to.
+        let address = *message.address()?;
+        let link_local = match address {
+            IpAddr::V4(address) => address.is_link_local(),
+            IpAddr::V6(address) => address.is_unicast_link_local(),
+        };
+        let net = IpNet::new(address, message.prefix_len()).ok()?.trunc();
+        let own_only = message.local().unwrap_or(&address) == &address
+            && net.prefix_len() == net.max_prefix_len();
+        (!address.is_loopback() && !link_local && !own_only).then_some(net)
+    };
+    let mut subnets: Vec<_> = addresses.iter().filter_map(subnet).collect();
+    subnets.sort();
+    subnets.dedup();
+    Ok(subnets)
+}
+
+async fn gateways() -> Fact<Vec<IpAddr>> {
+    let netlink = Connection::<Route>::new().map_err(|error| error.to_string())?;
+    let routes = netlink.get_routes_for_table(MAIN_TABLE).await;
+    let routes = routes.map_err(|error| error.to_string())?;
+    let defaults = routes.iter().filter(|route| route.is_default());
+    let mut gateways: Vec<_> = defaults
+        .filter_map(|route| route.gateway().copied())
+        .collect();
+    gateways.sort();
+    gateways.dedup();
+    Ok(gateways)
 }

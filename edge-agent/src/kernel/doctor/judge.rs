@@ -57,6 +57,7 @@ pub(super) fn judge(facts: &Facts, prefixes: &[IpNet], fixed_ports: &[u16]) -> V
     findings.ephemeral_ports(facts, fixed_ports);
     findings.listeners(&facts.listeners, prefixes);
     findings.own_addresses(&facts.addresses, prefixes);
+    findings.neighbours(facts, prefixes);
     findings.open_files(&facts.open_files);
     findings.0
 }
@@ -499,6 +500,46 @@ impl Findings {
                 ),
                 "keep the ports of the host's own services out of the claims, or reach the host by \
                  another address",
+            );
+        }
+    }
+
+    fn neighbours(&mut self, facts: &Facts, prefixes: &[IpNet]) {
+        const TOPIC: &str = "neighbours";
+        let Some(subnets) = self.known(TOPIC, &facts.subnets) else {
+            return;
+        };
+        let Some(gateways) = self.known(TOPIC, &facts.gateways) else {
+            return;
+        };
+        let owned = |net: &IpNet| {
+            let overlaps = |prefix: &IpNet| prefix.contains(net) || net.contains(prefix);
+            prefixes.iter().any(overlaps)
+        };
+        let gateways = gateways.iter().filter(|&&address| owned(&address.into()));
+        let gateways: Vec<_> = gateways
+            .map(|address| format!("default gateway {address}"))
+            .collect();
+        let subnets = subnets.iter().filter(|&net| owned(net));
+        let subnets: Vec<_> = subnets
+            .map(|net| format!("connected subnet {net}"))
+            .collect();
+        let inside = gateways.iter().chain(&subnets);
+        if inside.clone().next().is_none() {
+            self.ok(
+                TOPIC,
+                "no gateway and no connected subnet lies in an owned prefix",
+            );
+        } else {
+            self.warn(
+                TOPIC,
+                format!(
+                    "an owned prefix takes in {}: this host takes every owned address for its own, \
+                     and no longer reaches the hosts that have them",
+                    listed(inside)
+                ),
+                "declare prefixes that are routed to this host, not those of the networks that it \
+                 is in; a single address of such a network can be owned as a /32 or /128",
             );
         }
     }

@@ -28,6 +28,8 @@ fn sound_host() -> Facts {
         rules: Ok(vec![local_first(false), local_first(true)]),
         listeners: Ok(Vec::new()),
         addresses: Ok(vec![[10, 0, 0, 1].into()]),
+        subnets: Ok(vec!["10.0.0.0/24".parse().expect("a network")]),
+        gateways: Ok(vec![[10, 0, 0, 254].into()]),
         open_files: Ok((1 << 20, 1 << 20)),
     }
 }
@@ -71,7 +73,7 @@ fn a_sound_host_has_no_complaint() {
     for finding in &findings {
         assert_eq!(finding.severity, Severity::Ok, "{finding:?}");
     }
-    assert_eq!(findings.len(), 17);
+    assert_eq!(findings.len(), 18);
 }
 
 #[test]
@@ -260,4 +262,20 @@ fn what_cannot_be_read_is_a_finding() {
     assert_eq!(complaints.len(), 2);
     assert!(complaints[0].found.contains("not permitted"));
     assert!(complaints[1].found.contains("no such file"));
+}
+
+#[test]
+fn hosts_nearby_that_an_owned_prefix_would_hide() {
+    use Severity::Warn;
+    let gateway = Ok(vec![[198, 51, 100, 1].into()]);
+    assert_found(
+        |f| f.gateways = gateway,
+        "neighbours",
+        Warn,
+        &["gateway 198.51.100.1"],
+    );
+    for subnet in ["198.51.100.64/26", "198.51.0.0/16"] {
+        let subnets = Ok(vec![subnet.parse().expect("a network")]);
+        assert_found(|f| f.subnets = subnets, "neighbours", Warn, &[subnet]);
+    }
 }
