@@ -7,7 +7,8 @@ use anyport_proto::{
     convert::{read_duration, write_duration},
     v1,
 };
-use tokio::sync::watch;
+use tokio::{sync::watch, time::timeout};
+use tonic::Status;
 
 use super::weights::Balancer;
 use crate::stats::{OriginCounts, SeenOrigin, Stats};
@@ -15,6 +16,10 @@ use crate::stats::{OriginCounts, SeenOrigin, Stats};
 /// Until the balancer says otherwise, and the bounds of what it may say.
 const PAUSE: Duration = Duration::from_secs(1);
 const PAUSE_MAX: Duration = Duration::from_secs(60);
+
+/// A balancer that takes a report and never answers must not be the last one
+/// that is reported to.
+const DEADLINE: Duration = Duration::from_secs(5);
 
 /// What was reported, and answered, of each origin.
 type Reported = HashMap<(PoolName, Arc<str>), OriginCounts>;
@@ -37,7 +42,8 @@ pub async fn report(stats: Arc<Stats>, edge: String, mut balancer: watch::Receiv
             edge: edge.clone(),
             origins,
         };
-        match client.report_origins(request).await {
+        let answer = timeout(DEADLINE, client.report_origins(request)).await;
+        match answer.unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer"))) {
             Ok(response) => {
                 reported = now;
                 let wanted = response.into_inner().next_report;
