@@ -18,9 +18,10 @@ use tokio::{sync::watch, task::JoinSet};
 use crate::{
     admin::Admin,
     config::Config,
-    control::{Applier, Cache, ListenerPorts, Progress, SharedTable, follow_weights, report},
-    kernel::{Drift, Reconciler},
+    control::{Applier, Cache, InUse, ListenerPorts, SharedTable, follow_weights, report},
+    kernel::{Drift, Kernel, Reconciler},
     listen::{Listeners, Workers},
+    protect::Protected,
     stats::Stats,
     table::TableWriter,
     tcp::Service,
@@ -66,15 +67,20 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
         }
     });
 
-    let (progress, progress_seen) = watch::channel(Progress::default());
+    let in_use = Arc::new(InUse::new(
+        kernel.standing(),
+        cache.clone(),
+        Arc::clone(&stats),
+        readiness.condition("configuration", "none was received yet"),
+    ));
     let mut applier = Applier {
         kernel,
         table: table.clone(),
         cache,
         stats: Arc::clone(&stats),
         ports,
-        ready: readiness.condition("configuration", "none was received yet"),
-        progress,
+        protected: Protected::new([&config.config_service, &config.balancer]),
+        in_use: Arc::clone(&in_use),
         replica: Default::default(),
     };
     // Workers first: what the kernel still steers from the last run is served
@@ -104,13 +110,14 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
         workers: config.workers(),
         started,
         stats: Arc::clone(&stats),
-        progress: progress_seen,
+        progress: in_use.progress(),
         balancer: followed_seen.clone(),
     };
     // A task each: none of them may hold up another.
     let mut control = JoinSet::new();
     control.spawn(follow_weights(balancers, name.to_string(), table, followed));
     control.spawn(report(stats, name.to_string(), followed_seen));
+    control.spawn(async move { in_use.follow_kernel().await });
     control.spawn(async move {
         // An edge has nothing to report to the config service but its acks.
         let (_keep, no_reports) = watch::channel(None);
@@ -138,11 +145,6 @@ fn count_repairs(stats: Arc<Stats>) -> impl FnMut(Drift, u64) + Send {
         stats.drift_repaired.with_label_values(&[drift.as_str()]);
     }
     move |drift, count| {
-        tracing::warn!(
-            what = drift.as_str(),
-            count,
-            "kernel state was changed by others; repaired"
-        );
         stats
             .drift_repaired
             .with_label_values(&[drift.as_str()])

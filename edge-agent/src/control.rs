@@ -4,10 +4,12 @@
 
 mod cache;
 mod configuration;
+mod in_use;
 mod report;
 mod weights;
 
 pub use cache::{Cache, CacheError};
-pub use configuration::{Applier, ListenerPorts, Progress, SharedTable};
+pub use configuration::{Applier, ListenerPorts, SharedTable};
+pub use in_use::{InUse, Progress};
 pub use report::report;
 pub use weights::{Balancer, follow_weights};

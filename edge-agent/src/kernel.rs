@@ -20,6 +20,7 @@ mod anyip;
 mod desired;
 mod doctor;
 mod error;
+#[cfg(test)]
 mod fake;
 mod handle;
 mod observed;
@@ -31,7 +32,8 @@ mod undo;
 pub use desired::Desired;
 pub use doctor::{Finding, Severity, doctor};
 pub use error::KernelError;
-pub use fake::FakeKernel;
-pub use handle::{Applied, Drift, Kernel, KernelHandle};
+#[cfg(test)]
+pub(crate) use fake::FakeKernel;
+pub use handle::{Applied, Conflict, Drift, Kernel, KernelHandle, Standing};
 pub use reconcile::Reconciler;
 pub use undo::{Undone, undo};

@@ -15,6 +15,7 @@ mod config;
 mod control;
 mod listen;
 mod origin;
+mod protect;
 mod stats;
 mod table;
 mod tcp;

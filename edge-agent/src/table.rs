@@ -4,7 +4,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::Arc,
 };
 
@@ -13,8 +13,8 @@ use anyport_model::{
     pick::Wheel,
     ports::PortMap,
     resource::{
-        App, DirectOrigin, Origin, OriginChoice, Policy, Pool, Resource, ResourceRef, Transport,
-        Weight,
+        App, DirectOrigin, Origin, OriginChoice, Policy, Pool, Prefix, Resource, ResourceRef,
+        Transport, Weight,
     },
     route::RouteTable,
     state::Resources,
@@ -25,7 +25,10 @@ use anyport_proto::{convert::write_reference, v1};
 use arc_swap::ArcSwap;
 use ipnet::IpNet;
 
-use crate::stats::{AppStats, OriginStats, PoolId, PoolStats, Stats};
+use crate::{
+    protect::Answered,
+    stats::{AppStats, OriginStats, PoolId, PoolStats, Stats},
+};
 
 /// Everything that workers read.
 #[derive(Default)]
@@ -46,6 +49,7 @@ pub struct AppEntry {
     ports: Ports,
 }
 
+#[derive(Clone)]
 enum Ports {
     /// Each origin's own.
     Own,
@@ -118,6 +122,7 @@ pub struct KernelNeeds {
 pub struct TableWriter {
     stats: Arc<Stats>,
     weights: BTreeMap<PoolName, PoolWeights>,
+    protected: Vec<IpAddr>,
     current: Arc<ArcSwap<Snapshot>>,
 }
 
@@ -125,8 +130,12 @@ pub struct TableWriter {
 pub struct Prepared {
     snapshot: Snapshot,
     pub kernel: KernelNeeds,
-    /// Apps that could not be served as they are, each with why.
+    /// Apps that could not be served as they are and prefixes that must not be
+    /// answered for, each with why.
     pub rejections: Vec<v1::Rejection>,
+    /// The resources that the table was made of in the end: those given, if
+    /// none was rejected.
+    pub in_use: Resources,
 }
 
 impl TableWriter {
@@ -134,6 +143,7 @@ impl TableWriter {
         Self {
             stats,
             weights: BTreeMap::new(),
+            protected: Vec::new(),
             current: Arc::default(),
         }
     }
@@ -143,8 +153,15 @@ impl TableWriter {
         Arc::clone(&self.current)
     }
 
+    /// From now on, no prefix that contains one of `addresses` is answered
+    /// for.
+    pub fn protect(&mut self, addresses: &[IpAddr]) {
+        self.protected = addresses.to_vec();
+    }
+
     /// Makes the table for `resources` without putting it to use. An app whose
-    /// pool is missing is served as before, or not at all, and is rejected.
+    /// pool is missing is served as before, or not at all, and is rejected. A
+    /// prefix that contains a protected address is not answered for.
     pub fn prepare(&self, revision: Revision, resources: &Resources) -> Prepared {
         let previous = self.current.load();
         let mut builder = Builder {
@@ -155,22 +172,38 @@ impl TableWriter {
         };
         let mut apps = Vec::new();
         let mut rejections = Vec::new();
+        let mut in_use = resources.clone();
         for app in resources.values().filter_map(as_app) {
             match builder.app(app) {
                 Ok(entry) => apps.push(entry),
                 Err(missing) => {
                     rejections.push(rejection(app, &missing));
+                    let reference = ResourceRef::App(app.name.clone());
+                    in_use.remove(&reference);
                     let served = previous.apps.iter().find(|old| old.app.name == app.name);
-                    let kept = served.and_then(|old| builder.app(&old.app).ok());
-                    apps.extend(kept);
+                    if let Some(old) = served {
+                        in_use.insert(reference, Resource::App(Arc::clone(&old.app)));
+                        apps.push(builder.as_before(old, &previous));
+                    }
                 }
             }
         }
         let pools = builder.pools;
+        for pool in pools.iter().filter_map(|pool| pool.declared.as_ref()) {
+            let reference = ResourceRef::Pool(pool.name.clone());
+            let kept = in_use.entry(reference);
+            kept.or_insert_with(|| Resource::Pool(Arc::clone(pool)));
+        }
+        let answered = Answered::of(resources.values().filter_map(as_prefix), &self.protected);
+        rejections.extend(answered.rejections());
+        for (prefix, _) in &answered.refused {
+            in_use.remove(&ResourceRef::Prefix(*prefix));
+        }
         let served = || apps.iter().map(|entry| &entry.app);
+        let claims = served().flat_map(|app| claims_of(app));
         let kernel = KernelNeeds {
-            prefixes: resources.values().filter_map(as_prefix).collect(),
-            claims: disjoint_claims(served().flat_map(|app| claims_of(app))),
+            claims: disjoint_claims(claims.filter(|claim| answered.covers(claim))),
+            prefixes: answered.prefixes,
         };
         let snapshot = Snapshot {
             revision,
@@ -182,6 +215,7 @@ impl TableWriter {
             snapshot,
             kernel,
             rejections,
+            in_use,
         }
     }
 
@@ -307,9 +341,9 @@ fn as_app(resource: &Resource) -> Option<&Arc<App>> {
     }
 }
 
-fn as_prefix(resource: &Resource) -> Option<IpNet> {
+fn as_prefix(resource: &Resource) -> Option<Prefix> {
     match resource {
-        Resource::Prefix(prefix) => Some(prefix.net()),
+        Resource::Prefix(prefix) => Some(*prefix),
         _ => None,
     }
 }
@@ -329,7 +363,14 @@ struct Builder<'a> {
     index: BTreeMap<PoolId, usize>,
 }
 
-impl Builder<'_> {
+impl<'a> Builder<'a> {
+    fn declared(&self, name: &PoolName) -> Option<&'a Arc<Pool>> {
+        match self.resources.get(&ResourceRef::Pool(name.clone())) {
+            Some(Resource::Pool(pool)) => Some(pool),
+            _ => None,
+        }
+    }
+
     /// The entry of an app, or the pool that it lacks.
     fn app(&mut self, app: &Arc<App>) -> Result<AppEntry, PoolName> {
         let (chain, ports) = match &app.origin {
@@ -338,7 +379,7 @@ impl Builder<'_> {
             }
             OriginChoice::Direct(origins) => {
                 let id = PoolId::DirectOf(app.name.clone());
-                let entry = |writer: &TableWriter| writer.direct(&app.name, origins);
+                let entry = |writer: &TableWriter| Arc::new(writer.direct(&app.name, origins));
                 let ports = origins.iter().map(|origin| origin.port).collect();
                 (vec![self.once(id, entry)], Ports::Each(ports))
             }
@@ -351,17 +392,41 @@ impl Builder<'_> {
         })
     }
 
+    /// The entry of an app as it was served, of what is left of its pools, and
+    /// where its own is gone, with the pools that it had.
+    fn as_before(&mut self, old: &AppEntry, previous: &Snapshot) -> AppEntry {
+        if let Ok(entry) = self.app(&old.app) {
+            return entry;
+        }
+        let pools = old.chain.iter().filter_map(|&at| previous.pools.get(at));
+        let chain = pools.map(|pool| {
+            let declared = pool
+                .declared
+                .as_ref()
+                .and_then(|old| self.declared(&old.name));
+            self.once(pool.id.clone(), |writer| match declared {
+                Some(declared) => Arc::new(writer.pool(declared)),
+                None => Arc::clone(pool),
+            })
+        });
+        AppEntry {
+            app: Arc::clone(&old.app),
+            stats: Arc::clone(&old.stats),
+            chain: chain.collect(),
+            ports: old.ports.clone(),
+        }
+    }
+
     /// A pool and its fallbacks. A fallback that is missing ends the chain.
     fn chain(&mut self, first: &PoolName) -> Result<Vec<usize>, PoolName> {
         let mut chain = Vec::new();
         let mut next = Some(first);
         while let Some(name) = next {
-            let reference = ResourceRef::Pool(name.clone());
-            let Some(Resource::Pool(pool)) = self.resources.get(&reference) else {
+            let Some(pool) = self.declared(name) else {
                 break;
             };
             let id = PoolId::Declared(name.clone());
-            let index = self.once(id, |writer| writer.pool(pool));
+            let index = self.once(id, |writer| Arc::new(writer.pool(pool)));
             if chain.contains(&index) {
                 break;
             }
@@ -374,9 +439,9 @@ impl Builder<'_> {
         Ok(chain)
     }
 
-    fn once(&mut self, id: PoolId, make: impl FnOnce(&TableWriter) -> PoolEntry) -> usize {
+    fn once(&mut self, id: PoolId, make: impl FnOnce(&TableWriter) -> Arc<PoolEntry>) -> usize {
         *self.index.entry(id).or_insert_with(|| {
-            self.pools.push(Arc::new(make(self.writer)));
+            self.pools.push(make(self.writer));
             self.pools.len() - 1
         })
     }
@@ -440,6 +505,8 @@ mod tests {
     }
 
     fn publish(writer: &mut TableWriter, list: impl IntoIterator<Item = Resource>) -> Seen {
+        let prefix = Prefix::new("198.51.100.0/24".parse().unwrap()).unwrap();
+        let list = list.into_iter().chain([Resource::Prefix(prefix)]);
         let prepared = writer.prepare(Revision(1), &resources(list));
         let seen = Seen {
             rejected: prepared.rejections.len(),
@@ -567,5 +634,42 @@ mod tests {
         assert!(way(&writer, "198.51.100.9:1").is_some());
         assert!(way(&writer, "198.51.100.9:2").is_some());
         assert!(way(&writer, "198.51.100.9:3").is_none());
+    }
+
+    #[test]
+    fn an_app_that_moved_to_an_unreadable_pool_outlives_its_old_one() {
+        let mut writer = writer();
+        let moved = |pool| app("moved", "2", to_pool(pool));
+        let old = [
+            pool("old", Some("spare"), &["10.0.2.2:1"]),
+            pool("spare", None, &["10.0.2.3:1"]),
+            moved("old"),
+        ];
+        publish(&mut writer, old.clone());
+        for revision in [2, 3] {
+            let list = resources([moved("unreadable")]);
+            let prepared = writer.prepare(Revision(revision), &list);
+            assert_eq!(prepared.rejections.len(), 1);
+            assert_eq!(prepared.in_use, resources(old.clone()), "to be kept");
+            writer.publish(prepared);
+            let used = way(&writer, "198.51.100.9:2").unwrap();
+            assert_eq!(used, ("old".to_owned(), "10.0.2.2:1".parse().unwrap()));
+        }
+        writer.weigh([weights("old", PoolState::Down, &[0.0])]);
+        assert_eq!(way(&writer, "198.51.100.9:2").unwrap().0, "spare");
+
+        // What was kept is enough to start from.
+        let mut restarted = self::writer();
+        let kept = resources(old);
+        let prepared = restarted.prepare(Revision(3), &kept);
+        restarted.publish(prepared);
+        assert_eq!(way(&restarted, "198.51.100.9:2").unwrap().0, "old");
+    }
+
+    #[test]
+    fn an_app_that_was_never_served_is_not_kept() {
+        let list = resources([app("new", "3", to_pool("absent"))]);
+        let prepared = writer().prepare(Revision(1), &list);
+        assert_eq!(prepared.in_use, Resources::new());
     }
 }

@@ -16,6 +16,7 @@ pub mod diff;
 pub mod fault;
 pub mod health;
 pub mod names;
+pub mod net_set;
 pub mod outcome;
 pub mod pick;
 pub mod ports;

@@ -1,7 +1,7 @@
 //! The subscriber's side of the configuration stream: what an edge or a
 //! balancer holds, and how an update changes it.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 use crate::{
     diff::Diff,
@@ -18,10 +18,14 @@ pub struct Update {
     pub state_hash: Vec<u8>,
     pub scope: Scope,
     pub upserts: Vec<Resource>,
-    /// Resources that were sent, but could not be read: an earlier version of
-    /// them stays.
-    pub unreadable: BTreeSet<ResourceRef>,
+    /// Resources that were sent, but could not be read, each with why: an
+    /// earlier version of them stays.
+    pub unreadable: Rejected,
 }
+
+/// Why resources could not be read. Those that could not even be named are
+/// one.
+pub type Rejected = BTreeMap<Option<ResourceRef>, String>;
 
 /// How an update relates to what is held.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,16 +51,32 @@ pub struct Gap {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Replica {
     pub revision: Revision,
+    /// Empty: what is held is not exactly the state of `revision`.
     pub state_hash: Vec<u8>,
     pub resources: Resources,
+    /// What the state at `revision` has and could not be read, until it comes
+    /// readable or goes; what has no name, until the next full update.
+    pub rejected: Rejected,
 }
 
 impl Replica {
+    /// Revision and hash to resume from: those of what is held if that is the
+    /// whole state of its revision, else the start, so that all of it is sent
+    /// again, to a version perhaps that can read it.
+    pub fn held(&self) -> (Revision, Vec<u8>) {
+        if self.state_hash.is_empty() || !self.rejected.is_empty() {
+            return (Revision::EMPTY, Vec::new());
+        }
+        (self.revision, self.state_hash.clone())
+    }
+
     pub fn apply(&mut self, update: Update) -> Result<(), Gap> {
         match update.scope {
             Scope::Full => {
-                self.resources
-                    .retain(|reference, _| update.unreadable.contains(reference));
+                self.rejected.clear();
+                self.resources.retain(|reference, _| {
+                    update.unreadable.contains_key(&Some(reference.clone()))
+                });
                 Diff {
                     upserts: update.upserts,
                     removals: Vec::new(),
@@ -70,6 +90,10 @@ impl Replica {
                 });
             }
             Scope::Since { removals, .. } => {
+                let read = update.upserts.iter().map(Resource::reference);
+                for reference in read.chain(removals.iter().cloned()) {
+                    self.rejected.remove(&Some(reference));
+                }
                 Diff {
                     upserts: update.upserts,
                     removals,
@@ -77,6 +101,7 @@ impl Replica {
                 .apply(&mut self.resources);
             }
         }
+        self.rejected.extend(update.unreadable);
         self.revision = update.revision;
         self.state_hash = update.state_hash;
         Ok(())
@@ -89,6 +114,7 @@ mod tests {
     use super::*;
     use crate::resource::Prefix;
     use proptest::prelude::*;
+    use std::collections::BTreeSet;
 
     fn prefix(number: u8) -> Resource {
         Resource::Prefix(Prefix::new(format!("198.51.{number}.0/24").parse().unwrap()).unwrap())
@@ -104,10 +130,10 @@ mod tests {
     fn update(revision: u64, scope: Scope, upserts: Vec<Resource>) -> Update {
         Update {
             revision: Revision(revision),
-            state_hash: vec![],
+            state_hash: vec![7],
             scope,
             upserts,
-            unreadable: BTreeSet::new(),
+            unreadable: Rejected::new(),
         }
     }
 
@@ -148,9 +174,55 @@ mod tests {
             ))
             .unwrap();
         let mut full = update(2, Scope::Full, vec![prefix(2)]);
-        full.unreadable.insert(prefix(1).reference());
+        full.unreadable
+            .insert(Some(prefix(1).reference()), "why".to_owned());
         replica.apply(full).unwrap();
         assert_eq!(replica.resources, resources(&[1, 2].into()));
+    }
+
+    #[test]
+    fn what_could_not_be_read_is_remembered_until_it_can_be_or_is_gone() {
+        let unreadable = |update: &mut Update, names: &[Option<u8>]| {
+            let named = |name: &Option<u8>| (name.map(|n| prefix(n).reference()), "why".to_owned());
+            update.unreadable = names.iter().map(named).collect();
+        };
+        let since = |base, removed: &[u8]| Scope::Since {
+            base: Revision(base),
+            removals: removed.iter().map(|n| prefix(*n).reference()).collect(),
+        };
+        let mut replica = Replica::default();
+        let mut full = update(1, Scope::Full, vec![prefix(9)]);
+        unreadable(&mut full, &[Some(1), Some(2)]);
+        replica.apply(full).unwrap();
+        assert_eq!(replica.rejected.len(), 2);
+
+        replica
+            .apply(update(2, since(1, &[]), vec![prefix(3)]))
+            .unwrap();
+        assert_eq!(replica.rejected.len(), 2, "a delta about something else");
+        assert_eq!(replica.held(), (Revision::EMPTY, vec![]));
+
+        replica
+            .apply(update(3, since(2, &[1]), vec![prefix(2)]))
+            .unwrap();
+        assert_eq!(replica.rejected, Rejected::new(), "one went, one was read");
+        assert_eq!(replica.held(), (Revision(3), vec![7]));
+
+        let mut nameless = update(4, since(3, &[]), vec![]);
+        unreadable(&mut nameless, &[None]);
+        replica.apply(nameless).unwrap();
+        assert_eq!(replica.held(), (Revision::EMPTY, vec![]));
+        replica.apply(update(5, Scope::Full, vec![])).unwrap();
+        assert_eq!(replica.held(), (Revision(5), vec![7]));
+    }
+
+    #[test]
+    fn a_state_of_unknown_hash_is_asked_for_again() {
+        let mut replica = Replica::default();
+        let mut kept = update(1, Scope::Full, vec![prefix(1)]);
+        kept.state_hash.clear();
+        replica.apply(kept).unwrap();
+        assert_eq!(replica.held(), (Revision::EMPTY, vec![]));
     }
 
     proptest! {

@@ -3,7 +3,7 @@
 //! leads back to the fleet. Every fault is found in one pass.
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet},
+    collections::{BTreeSet, HashMap},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     sync::Arc,
 };
@@ -13,6 +13,7 @@ use ipnet::IpNet;
 use crate::{
     fault::{Fault, StateFault},
     names::PoolName,
+    net_set::NetSet,
     resource::{App, Origin, OriginChoice, Pool, Resource, ResourceRef},
     route,
     state::{self, Resources},
@@ -42,31 +43,6 @@ pub fn faults(resources: &Resources, unreadable: &BTreeSet<ResourceRef>) -> Vec<
     }
     checker.conflicts();
     checker.faults
-}
-
-/// Networks that can be asked for one that contains another, in a step per
-/// prefix length in use and not per network.
-struct NetSet {
-    nets: HashSet<IpNet>,
-    lengths: BTreeSet<u8>,
-}
-
-impl NetSet {
-    fn new(nets: impl Iterator<Item = IpNet>) -> Self {
-        let nets: HashSet<IpNet> = nets.collect();
-        let lengths = nets.iter().map(IpNet::prefix_len).collect();
-        Self { nets, lengths }
-    }
-
-    /// The longest network of the set that contains `net`.
-    fn covering(&self, net: &IpNet) -> Option<IpNet> {
-        self.lengths
-            .range(..=net.prefix_len())
-            .rev()
-            .filter_map(|&len| IpNet::new(net.addr(), len).ok())
-            .map(|wider| wider.trunc())
-            .find(|wider| self.nets.contains(wider))
-    }
 }
 
 struct Checker<'a> {

@@ -5,13 +5,17 @@
 
 use std::{future::Future, time::Duration};
 
-use anyport_model::{backoff::Backoff, names::Revision, replica::Gap};
+use anyport_model::{
+    backoff::Backoff,
+    names::Revision,
+    replica::{Gap, Update},
+};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::{StreamExt, wrappers::ReceiverStream};
 use tonic::{Status, transport::Endpoint};
 
 use crate::{
-    convert::{ReadUpdate, read_update, write_timestamp},
+    convert::{read_update, write_timestamp},
     v1::{self, discovery_service_client::DiscoveryServiceClient, sync_request::Message},
 };
 
@@ -49,7 +53,8 @@ pub struct Origin {
 /// What became of an update.
 #[derive(Debug, Clone, Default)]
 pub struct Applied {
-    /// Resources of which an earlier version stays in use, each with why.
+    /// Every resource of which an earlier version stays in use or none, each
+    /// with why, not only those of this update.
     pub rejections: Vec<v1::Rejection>,
     /// W3C trace context of the work; empty: not traced.
     pub traceparent: String,
@@ -64,7 +69,7 @@ pub trait Subscriber: Send {
     /// acknowledgement means what it says.
     fn apply(
         &mut self,
-        update: ReadUpdate,
+        update: Update,
         origin: Origin,
     ) -> impl Future<Output = Result<Applied, Gap>> + Send;
 
@@ -211,14 +216,12 @@ impl<S: Subscriber> Session<'_, S> {
         };
         let read = read_update(wire)
             .map_err(|fault| Status::internal(format!("the update is unreadable: {fault}")))?;
-        let mut rejections = read.rejections.clone();
         let applied = self.subscriber.apply(read, origin).await?;
         self.applied_any = true;
-        rejections.extend(applied.rejections);
         Ok(v1::Ack {
             revision,
             state_hash,
-            rejections,
+            rejections: applied.rejections,
             applied_at: Some(write_timestamp(std::time::SystemTime::now())),
             traceparent: applied.traceparent,
         })

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::{
+    collections::BTreeSet,
     net::{IpAddr, SocketAddr},
     num::NonZeroU32,
     sync::Arc,
@@ -325,8 +326,9 @@ proptest! {
         let bad: Vec<_> = bad.into_iter().filter(|wire| read_resource(wire.clone()).is_err()).collect();
         let upserts = bad.iter().cloned().chain(good.iter().map(write_resource)).collect();
         let read = read_update(v1::Update { full: true, upserts, ..Default::default() }).unwrap();
-        prop_assert_eq!(read.update.upserts, good);
-        prop_assert_eq!(read.rejections.len(), bad.len());
+        prop_assert_eq!(read.upserts, good);
+        let names: BTreeSet<_> = bad.into_iter().map(|wire| read_resource(wire).unwrap_err().reference).collect();
+        prop_assert_eq!(read.unreadable.into_keys().collect::<BTreeSet<_>>(), names);
     }
 }
 

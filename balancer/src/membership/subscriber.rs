@@ -1,9 +1,12 @@
 //! The balancer's end of the configuration stream.
 
-use anyport_model::{names::Revision, replica::Gap, replica::Replica};
+use anyport_model::{
+    names::Revision,
+    replica::{Gap, Replica, Update},
+};
 use anyport_node::telemetry::{current_traceparent, set_parent};
 use anyport_proto::{
-    convert::{ReadUpdate, write_reference},
+    convert::{write_reference, write_rejections},
     sync::{self, Applied, Origin},
     v1,
 };
@@ -32,14 +35,18 @@ impl Subscriber {
 
     async fn take_into_use(&mut self) -> Vec<v1::Rejection> {
         let members = Members::of(&self.replica.resources);
-        let rejections = members.unprobed.iter().map(|(reference, reason)| {
+        let mut rejections = write_rejections(&self.replica);
+        for rejection in &rejections {
+            let resource = rejection.resource.as_ref().map(|r| r.name.as_str());
+            tracing::warn!(resource, "rejected: {}", rejection.reason);
+        }
+        rejections.extend(members.unprobed.iter().map(|(reference, reason)| {
             tracing::warn!(resource = %reference, "{reason}");
             v1::Rejection {
                 resource: Some(write_reference(reference)),
                 reason: reason.clone(),
             }
-        });
-        let rejections = rejections.collect();
+        }));
         let (pools, origins) = (members.pools.len(), members.targets.len());
         self.driver.configure(self.replica.revision, members).await;
         tracing::info!(
@@ -54,19 +61,15 @@ impl Subscriber {
 
 impl sync::Subscriber for Subscriber {
     fn held(&self) -> (Revision, Vec<u8>) {
-        (self.replica.revision, self.replica.state_hash.clone())
+        self.replica.held()
     }
 
-    async fn apply(&mut self, read: ReadUpdate, origin: Origin) -> Result<Applied, Gap> {
-        let revision = read.update.revision.0;
+    async fn apply(&mut self, update: Update, origin: Origin) -> Result<Applied, Gap> {
+        let revision = update.revision.0;
         let span = tracing::info_span!("apply_revision", revision);
         set_parent(&span, &origin.traceparent);
         async {
-            for rejection in &read.rejections {
-                let resource = rejection.resource.as_ref().map(|r| r.name.as_str());
-                tracing::warn!(resource, "rejected: {}", rejection.reason);
-            }
-            self.replica.apply(read.update)?;
+            self.replica.apply(update)?;
             let rejections = self.take_into_use().await;
             Ok(Applied {
                 rejections,

@@ -5,10 +5,13 @@
 //! 3. have the kernel steer what it says, and no longer what it does not say
 //!    (in the moment between, a connection to an app that is being removed is
 //!    reset instead of refused);
-//! 4. keep it on disk as the last known good;
+//! 4. keep on disk what is in use now, as the last known good, unless the
+//!    kernel refused it;
 //! 5. acknowledge.
 //!
-//! Open connections are never touched.
+//! Open connections go on, whatever becomes of their app; only those to an
+//! address of a prefix that is removed end with it, since the host no longer
+//! takes their packets for its own.
 
 use std::{
     future::Future,
@@ -18,24 +21,23 @@ use std::{
 
 use anyport_model::{
     names::Revision,
-    replica::{Gap, Replica},
+    replica::{Gap, Replica, Update},
 };
-use anyport_node::{
-    ready::Condition,
-    telemetry::{current_traceparent, set_parent},
-};
+use anyport_node::telemetry::{current_traceparent, set_parent};
 use anyport_proto::{
-    convert::{ReadUpdate, read_update, write_full_update},
+    convert::{read_update, write_full_update, write_rejections},
     sync::{Applied, Origin, Subscriber},
     v1,
 };
-use ipnet::IpNet;
-use tokio::sync::watch;
 use tracing::Instrument;
 
-use super::{Cache, CacheError};
+use super::{
+    Cache, CacheError,
+    in_use::{Configured, InUse, Source},
+};
 use crate::{
     kernel::{Desired, Kernel, KernelError},
+    protect::Protected,
     stats::Stats,
     table::{KernelNeeds, TableWriter},
 };
@@ -44,35 +46,6 @@ use crate::{
 /// this often, after a pause.
 const KERNEL_TRIES: u32 = 3;
 const KERNEL_PAUSE: Duration = Duration::from_millis(200);
-
-/// How far the agent is with its configuration.
-#[derive(Debug, Clone, Default)]
-pub struct Progress {
-    pub revision: Revision,
-    pub state_hash: Vec<u8>,
-    pub rejections: Vec<v1::Rejection>,
-    pub source: Source,
-    pub connected: bool,
-}
-
-/// Where the configuration in use came from.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Source {
-    #[default]
-    Nowhere,
-    LastKnownGood,
-    ConfigService,
-}
-
-impl Source {
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Source::Nowhere => "none",
-            Source::LastKnownGood => "last-known-good",
-            Source::ConfigService => "config-service",
-        }
-    }
-}
 
 /// The ports that the kernel's rules lead to.
 #[derive(Debug, Clone, Copy)]
@@ -88,9 +61,8 @@ pub struct Applier<K> {
     pub cache: Cache,
     pub stats: Arc<Stats>,
     pub ports: ListenerPorts,
-    /// Ready once a configuration is in use and the kernel steers by it.
-    pub ready: Condition,
-    pub progress: watch::Sender<Progress>,
+    pub protected: Protected,
+    pub in_use: Arc<InUse>,
     pub replica: Replica,
 }
 
@@ -117,50 +89,58 @@ impl<K: Kernel> Applier<K> {
         let Some(saved) = self.cache.load()? else {
             return Ok(());
         };
-        let read = match read_update(saved) {
-            Ok(read) => read,
+        let update = match read_update(saved) {
+            Ok(update) => update,
             Err(fault) => {
                 tracing::warn!(%fault, "the last known good configuration is not used");
                 return Ok(());
             }
         };
         // A full update has no base to miss.
-        if self.replica.apply(read.update).is_ok() {
-            let rejections = self.take_into_use().await;
-            self.conclude(Source::LastKnownGood, rejections);
+        if self.replica.apply(update).is_ok() {
+            self.take_into_use(Source::LastKnownGood).await;
         }
         Ok(())
     }
 
-    /// Publishes the table of what is held and has the kernel follow. Returns
-    /// what could not be done.
-    async fn take_into_use(&self) -> Vec<v1::Rejection> {
-        let (needs, mut rejections) = {
+    /// Publishes the table of what is held, has the kernel follow, and keeps
+    /// on disk what is in use then. Returns what is not.
+    async fn take_into_use(&mut self, source: Source) -> Vec<v1::Rejection> {
+        let protected = self.protected.addresses().await;
+        let replica = &self.replica;
+        let mut rejections = write_rejections(replica);
+        self.in_use.begin().await;
+        let (needs, in_use) = {
             let mut table = self.table.lock();
-            let mut prepared = table.prepare(self.replica.revision, &self.replica.resources);
-            let rejections = std::mem::take(&mut prepared.rejections);
+            table.protect(protected);
+            let mut prepared = table.prepare(replica.revision, &replica.resources);
+            rejections.append(&mut prepared.rejections);
             let needs = prepared.kernel.clone();
+            let in_use = std::mem::take(&mut prepared.in_use);
             table.publish(prepared);
-            (needs, rejections)
+            (needs, in_use)
         };
-        match self.steer(needs).await {
-            Ok(taken) => {
-                self.ready.set_ready();
-                rejections.extend(taken.into_iter().map(already_routed));
-            }
-            Err(error) => {
-                tracing::error!(%error, "the kernel does not steer as configured");
-                let reason = format!("kernel: {error}");
-                self.ready.set_not_ready(&reason);
-                let resource = None;
-                rejections.push(v1::Rejection { resource, reason });
-            }
+        let keep = (source == Source::ConfigService).then(|| {
+            // By the hash, the same state would not be sent again.
+            let whole = rejections.is_empty();
+            let hash = whole.then(|| replica.state_hash.clone());
+            write_full_update(replica.revision, hash.unwrap_or_default(), &in_use)
+        });
+        if let Err(error) = self.steer(needs).await {
+            tracing::error!(%error, "the kernel does not steer as configured");
         }
-        rejections
+        let configured = Configured {
+            revision: replica.revision,
+            state_hash: replica.state_hash.clone(),
+            source,
+            rejections,
+            keep,
+        };
+        self.in_use.conclude(configured).await
     }
 
-    /// Has the kernel steer. Returns prefixes that somebody else's route has.
-    async fn steer(&self, needs: KernelNeeds) -> Result<Vec<IpNet>, KernelError> {
+    /// Has the kernel steer.
+    async fn steer(&self, needs: KernelNeeds) -> Result<(), KernelError> {
         let span = tracing::info_span!(
             "kernel",
             prefixes = needs.prefixes.len(),
@@ -194,53 +174,17 @@ impl<K: Kernel> Applier<K> {
         span.record("routes_removed", applied.routes_removed);
         span.record("elements_added", applied.elements_added);
         span.record("elements_removed", applied.elements_removed);
-        Ok(applied.conflicts)
+        Ok(())
     }
 
-    /// Makes known what is in use now.
-    fn conclude(&self, source: Source, rejections: Vec<v1::Rejection>) {
-        let revision = self.replica.revision;
-        let as_gauge = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
-        self.stats.applied_revision.set(as_gauge(revision.0));
-        self.stats
-            .rejected_resources
-            .set(as_gauge(rejections.len() as u64));
-        self.progress.send_modify(|progress| {
-            progress.revision = revision;
-            progress.state_hash = self.replica.state_hash.clone();
-            progress.rejections = rejections;
-            progress.source = source;
-        });
-    }
-
-    /// Keeps what is held for a start without the config service. That it
-    /// could not be kept does not make it less in use.
-    async fn save(&self) {
-        let (cache, update) = (self.cache.clone(), write_full_update(&self.replica));
-        let saved = tokio::task::spawn_blocking(move || cache.save(&update)).await;
-        match saved {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::error!(%error, "the configuration is in use but not kept"),
-            Err(error) => tracing::error!(%error, "the configuration is in use but not kept"),
-        }
-    }
-
-    async fn apply_update(&mut self, update: ReadUpdate) -> Result<Applied, Gap> {
+    async fn apply_update(&mut self, update: Update) -> Result<Applied, Gap> {
         let start = Instant::now();
-        self.replica.apply(update.update)?;
+        self.replica.apply(update)?;
         let revision = self.replica.revision;
         self.stats
             .revision
             .set(i64::try_from(revision.0).unwrap_or(i64::MAX));
-        let rejections = self.take_into_use().await;
-        self.save().await;
-        let all = update
-            .rejections
-            .iter()
-            .chain(&rejections)
-            .cloned()
-            .collect();
-        self.conclude(Source::ConfigService, all);
+        let rejections = self.take_into_use(Source::ConfigService).await;
         self.stats.apply_time.observe(start.elapsed().as_secs_f64());
         tracing::info!(%revision, resources = self.replica.resources.len(), "configuration in use");
         Ok(Applied {
@@ -250,38 +194,23 @@ impl<K: Kernel> Applier<K> {
     }
 }
 
-/// The edge does not answer for a prefix that the host's owner has routed
-/// otherwise.
-fn already_routed(net: IpNet) -> v1::Rejection {
-    let reference = v1::ResourceRef {
-        kind: v1::Kind::Prefix.into(),
-        name: net.to_string(),
-    };
-    v1::Rejection {
-        resource: Some(reference),
-        reason: format!(
-            "the host's table local has a route of its own for {net}; remove it (ip route show table local {net}) and apply again"
-        ),
-    }
-}
-
 impl<K: Kernel> Subscriber for Applier<K> {
     fn held(&self) -> (Revision, Vec<u8>) {
-        (self.replica.revision, self.replica.state_hash.clone())
+        self.replica.held()
     }
 
     fn apply(
         &mut self,
-        update: ReadUpdate,
+        update: Update,
         origin: Origin,
     ) -> impl Future<Output = Result<Applied, Gap>> + Send {
-        let span = tracing::info_span!("apply_revision", revision = update.update.revision.0);
+        let span = tracing::info_span!("apply_revision", revision = update.revision.0);
         set_parent(&span, &origin.traceparent);
         self.apply_update(update).instrument(span)
     }
 
     fn connection(&mut self, state: Result<(), &tonic::Status>) {
-        let was = self.progress.borrow().connected;
+        let was = self.in_use.progress().borrow().connected;
         match state {
             Ok(()) => tracing::info!("connected to the config service"),
             Err(status) if was => tracing::warn!(
@@ -290,7 +219,9 @@ impl<K: Kernel> Subscriber for Applier<K> {
             ),
             Err(status) => tracing::debug!(reason = status.message(), "no config service"),
         }
-        self.progress
-            .send_modify(|progress| progress.connected = state.is_ok());
+        self.in_use.connected(state.is_ok());
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -22,7 +22,7 @@ pub struct Desired {
     /// Port of the agent's listener on 127.0.0.1.
     pub listener_v4: NonZeroU16,
     /// Port of the agent's listener on ::1; none where the host has no IPv6,
-    /// and then connections over IPv6 are answered with RST.
+    /// and then the host does not answer for prefixes of IPv6 either.
     pub listener_v6: Option<NonZeroU16>,
 }
 
@@ -94,6 +94,8 @@ impl From<&Claim> for Element {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Goal {
     pub(crate) routes: BTreeSet<IpNet>,
+    /// Prefixes of a family that nothing listens for.
+    pub(crate) without_listener: BTreeSet<IpNet>,
     pub(crate) elements: PerFamily<BTreeSet<Element>>,
     pub(crate) listeners: PerFamily<Option<NonZeroU16>>,
 }
@@ -105,13 +107,18 @@ impl From<&Desired> for Goal {
             let ip = Ip::of(claim.net.addr());
             elements.get_mut(ip).insert(Element::from(claim));
         }
+        let listeners = PerFamily {
+            v4: Some(desired.listener_v4),
+            v6: desired.listener_v6,
+        };
+        let prefixes = desired.prefixes.iter().map(IpNet::trunc);
+        let (routes, without_listener) =
+            prefixes.partition(|net| listeners.get(Ip::of(net.addr())).is_some());
         Self {
-            routes: desired.prefixes.iter().map(IpNet::trunc).collect(),
+            routes,
+            without_listener,
             elements,
-            listeners: PerFamily {
-                v4: Some(desired.listener_v4),
-                v6: desired.listener_v6,
-            },
+            listeners,
         }
     }
 }

@@ -63,6 +63,17 @@ impl KernelError {
                 && matches!(source.errno(), Some(libc::ENOENT | libc::EEXIST)))
     }
 
+    /// The kernel refused a route for what it is, not because of the state of
+    /// the host as a whole, which would refuse every other as well.
+    pub(crate) fn concerns_one_route(&self) -> bool {
+        let Self::Netlink { source, .. } = self else {
+            return false;
+        };
+        let of_the_host = [libc::EPERM, libc::ENETDOWN, libc::ENOMEM, libc::ENOBUFS];
+        let errno = source.errno();
+        !self.is_stale() && errno.is_some_and(|errno| !of_the_host.contains(&errno))
+    }
+
     /// The kernel found two elements of a set to overlap.
     pub(crate) fn is_clash(&self) -> bool {
         let Self::Netlink { source, .. } = self else {
@@ -90,9 +101,13 @@ fn chain(error: &nlink::Error) -> String {
 
 fn hint(error: &nlink::Error) -> &'static str {
     match error.errno() {
-        Some(libc::EPERM | libc::EACCES) => "; needs root (CAP_NET_ADMIN)",
+        Some(libc::EPERM) => "; needs root (CAP_NET_ADMIN)",
         Some(libc::EEXIST) if is_refused_batch(error) => {
             "; two of the claims overlap, and they must not"
+        }
+        // Of a route, this is what IPv6 says that is switched off on `lo`.
+        Some(libc::EACCES) => {
+            "; is IPv6 off? `sysctl net.ipv6.conf.all.disable_ipv6=0`; else needs root"
         }
         Some(libc::ENETDOWN) => "; is `lo` up? `ip link set lo up`",
         Some(libc::EOPNOTSUPP | libc::EPROTONOSUPPORT | libc::EAFNOSUPPORT) => {

@@ -17,8 +17,13 @@ use super::{
 /// [`FakeKernel`](super::FakeKernel).
 pub trait Kernel: Send + Sync + 'static {
     /// Makes the kernel do all of `desired`, and nothing else of ours. Returns
-    /// when it does.
+    /// when it does. A wish that is refused stays wanted, and is tried again
+    /// until another takes its place.
     fn apply(&self, desired: Desired) -> impl Future<Output = Result<Applied, KernelError>> + Send;
+
+    /// How the kernel stands to the newest wish, now and from now on. What
+    /// [`apply`](Self::apply) returned can be seen here before it returns.
+    fn standing(&self) -> watch::Receiver<Standing>;
 }
 
 /// Takes wishes to the [`Reconciler`](super::Reconciler). Cheap to clone; the
@@ -26,29 +31,46 @@ pub trait Kernel: Send + Sync + 'static {
 #[derive(Debug, Clone)]
 pub struct KernelHandle {
     wishes: mpsc::Sender<Wish>,
-    fault: watch::Receiver<Option<Arc<str>>>,
+    standing: watch::Receiver<Standing>,
 }
 
 impl KernelHandle {
-    pub(crate) fn channel() -> (Self, mpsc::Receiver<Wish>, watch::Sender<Option<Arc<str>>>) {
+    pub(crate) fn channel() -> (Self, mpsc::Receiver<Wish>, watch::Sender<Standing>) {
         // Each wish is the whole state, so there is no use in queueing many.
         let (wishes, incoming) = mpsc::channel(1);
-        let (faults, fault) = watch::channel(None);
-        (Self { wishes, fault }, incoming, faults)
+        let (stand, standing) = watch::channel(Standing::default());
+        (Self { wishes, standing }, incoming, stand)
     }
 
-    /// Why the kernel is not as wanted, as of the last look at it; for
-    /// readiness. `None` as long as nothing was wished for, too.
+    /// Why the kernel is not as wanted, as of the last look at it. `None` as
+    /// long as nothing was wished for, too.
     pub fn fault(&self) -> Option<Arc<str>> {
-        self.fault.borrow().clone()
+        self.standing.borrow().fault.clone()
     }
+}
+
+/// How the kernel stands to the newest wish, as of the last look at it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// Why it is not as wanted; `None` as long as nothing was wished for, too.
+    pub fault: Option<Arc<str>>,
+    /// What it goes without, by the last pass that had no fault.
+    pub conflicts: Vec<Conflict>,
+}
+
+/// A prefix that this host does not answer for; everything else was applied.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Conflict {
+    pub net: IpNet,
+    /// Why, and where there is something to do, what.
+    pub reason: String,
 }
 
 impl Kernel for KernelHandle {
     /// # Errors
     ///
     /// What the kernel refused. The table is then as it was before; routes may
-    /// have been added, and are taken back where an earlier wish was granted.
+    /// have been added.
     async fn apply(&self, desired: Desired) -> Result<Applied, KernelError> {
         let (reply, answer) = oneshot::channel();
         let wish = Wish { desired, reply };
@@ -57,6 +79,10 @@ impl Kernel for KernelHandle {
             .await
             .map_err(|_| KernelError::Ended)?;
         answer.await.map_err(|_| KernelError::Ended)?
+    }
+
+    fn standing(&self) -> watch::Receiver<Standing> {
+        self.standing.clone()
     }
 }
 
@@ -72,10 +98,8 @@ pub struct Applied {
     pub rules_written: usize,
     /// The whole table was made anew.
     pub table_created: bool,
-    /// Prefixes that could not be made local, because the local table has a
-    /// route for exactly that prefix which is not ours and does something
-    /// else, for example a broadcast address. Everything else was applied.
-    pub conflicts: Vec<IpNet>,
+    /// What could not be had.
+    pub conflicts: Vec<Conflict>,
 }
 
 impl From<&Plan> for Applied {

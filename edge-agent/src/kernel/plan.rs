@@ -13,6 +13,7 @@ use ipnet::IpNet;
 
 use super::{
     desired::{Element, Goal, Ip, PerFamily},
+    handle::Conflict,
     observed::{Content, Observed, ObservedRoute, ObservedRule, OurTable, Part, TableState},
 };
 
@@ -25,9 +26,10 @@ pub(crate) struct Plan {
     pub(crate) table: Vec<TableStep>,
     /// Least specific first.
     pub(crate) remove_routes: Vec<ObservedRoute>,
-    /// Prefixes that cannot be had: the local table holds a route for exactly
-    /// the prefix that is not ours and does not make it local.
-    pub(crate) conflicts: Vec<IpNet>,
+    /// Prefixes that cannot be had: there is no listener for their family, or
+    /// the local table holds a route for exactly the prefix that is not ours
+    /// and does not make it local, for example a broadcast address.
+    pub(crate) conflicts: Vec<Conflict>,
     /// How many objects of each kind are not as they should be.
     pub(crate) amiss: Amiss,
 }
@@ -129,6 +131,7 @@ pub(crate) fn plan_removal(observed: &Observed) -> Plan {
 }
 
 fn plan_routes(goal: &Goal, observed: &[ObservedRoute], plan: &mut Plan) {
+    plan.conflicts = goal.without_listener.iter().map(no_listener).collect();
     for &net in &goal.routes {
         let mut at_net = observed.iter().filter(|route| route.net == net);
         if at_net.clone().any(|route| route.ours && route.right) {
@@ -141,7 +144,11 @@ fn plan_routes(goal: &Goal, observed: &[ObservedRoute], plan: &mut Plan) {
             continue;
         }
         if foreign.next().is_some() {
-            plan.conflicts.push(net);
+            let reason = format!(
+                "the host's table local has a route of its own for {net}; remove it \
+                 (ip route show table local {net})"
+            );
+            plan.conflicts.push(Conflict { net, reason });
             continue;
         }
         plan.amiss.routes += 1;
@@ -168,7 +175,21 @@ fn plan_routes(goal: &Goal, observed: &[ObservedRoute], plan: &mut Plan) {
     plan.order_routes();
 }
 
+fn no_listener(&net: &IpNet) -> Conflict {
+    let reason = "the agent could not listen on ::1, so nothing would answer there; enable IPv6 \
+                  on `lo` (sysctl net.ipv6.conf.lo.disable_ipv6=0) and restart the agent"
+        .to_owned();
+    Conflict { net, reason }
+}
+
 impl Plan {
+    /// Takes note that routes were planned and could not be added.
+    pub(crate) fn go_without(&mut self, refused: Vec<Conflict>) {
+        let is_refused = |net| refused.iter().any(|conflict| conflict.net == net);
+        self.add_routes.retain(|step| !is_refused(step.net()));
+        self.conflicts.extend(refused);
+    }
+
     fn order_routes(&mut self) {
         self.add_routes
             .sort_by_key(|step| (std::cmp::Reverse(step.net().prefix_len()), step.net()));

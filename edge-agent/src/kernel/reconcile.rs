@@ -11,9 +11,12 @@
 //! local routing table or in our nftables table, and, since announcements can
 //! be lost, every few seconds. Our own changes are announced as well; the
 //! pass that follows finds nothing amiss. Drift is counted by comparing with
-//! what was wanted *before*, so a wish is never taken for a repair.
+//! what was granted *before*, so a wish is never taken for a repair.
+//!
+//! A wish that the kernel refuses stays wanted: each pass tries it again, and
+//! the edge heals by itself when the reason is gone.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use nlink::{
     Connection, Nftables, Route,
@@ -33,7 +36,7 @@ use super::{
     anyip,
     desired::{Desired, Goal},
     error::KernelError,
-    handle::{Applied, Drift, KernelHandle},
+    handle::{Applied, Conflict, Drift, KernelHandle, Standing},
     observed::Observed,
     plan::{Amiss, NotOurTable, Plan, plan, plan_anew},
     table,
@@ -69,12 +72,13 @@ pub(crate) struct Wish {
 pub struct Reconciler<F> {
     kernel: Netlink,
     wishes: mpsc::Receiver<Wish>,
-    fault: watch::Sender<Option<Arc<str>>>,
+    standing: watch::Sender<Standing>,
     on_repair: F,
-    goal: Option<Goal>,
-    /// The last wish failed half way, so what differs from the goal may be
-    /// our own doing.
-    unsettled: bool,
+    /// The newest wish, granted or not: what every pass works towards.
+    wanted: Option<Goal>,
+    /// As much of a wish as was granted: what drift is measured by. None after
+    /// a wish that failed half way, since what differs may be our own doing.
+    granted: Option<Goal>,
 }
 
 impl<F: FnMut(Drift, u64) + Send> Reconciler<F> {
@@ -93,14 +97,14 @@ impl<F: FnMut(Drift, u64) + Send> Reconciler<F> {
     ///
     /// Outside a tokio runtime.
     pub fn open(on_repair: F) -> Result<(KernelHandle, Self), KernelError> {
-        let (handle, wishes, fault) = KernelHandle::channel();
+        let (handle, wishes, standing) = KernelHandle::channel();
         let reconciler = Self {
             kernel: Netlink::open()?,
             wishes,
-            fault,
+            standing,
             on_repair,
-            goal: None,
-            unsettled: false,
+            wanted: None,
+            granted: None,
         };
         Ok((handle, reconciler))
     }
@@ -112,7 +116,8 @@ impl<F: FnMut(Drift, u64) + Send> Reconciler<F> {
     ///
     /// Where the kernel's announcements cannot be subscribed to.
     pub async fn run(mut self) -> Result<(), KernelError> {
-        let mut events = Events::subscribe(&self.kernel).await?;
+        let subscribed = Events::subscribe(&self.kernel).await;
+        let mut events = subscribed.inspect_err(|error| self.refused(error))?;
         let mut check = interval_at(Instant::now() + CHECK_EVERY, CHECK_EVERY);
         check.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut last_pass = Instant::now();
@@ -129,10 +134,7 @@ impl<F: FnMut(Drift, u64) + Send> Reconciler<F> {
                 biased;
                 wish = self.wishes.recv() => match wish {
                     None => return Ok(()),
-                    Some(wish) => {
-                        self.grant(wish).await;
-                        !self.unsettled
-                    }
+                    Some(wish) => self.grant(wish).await,
                 },
                 () = pass_due => self.verify().await,
                 _ = check.tick() => self.verify().await,
@@ -147,45 +149,75 @@ impl<F: FnMut(Drift, u64) + Send> Reconciler<F> {
         }
     }
 
-    async fn grant(&mut self, wish: Wish) {
-        let goal = Goal::from(&wish.desired);
-        let result = self.pass(&goal).await;
-        match &result {
-            Ok(_) => self.goal = Some(goal),
-            Err(_) => self.unsettled = true,
+    /// Whether the wish was granted. It stays wanted in any case.
+    async fn grant(&mut self, wish: Wish) -> bool {
+        let goal = self.wanted.insert(Goal::from(&wish.desired)).clone();
+        let result = self.pass(goal).await;
+        let granted = result.is_ok();
+        if !granted {
+            self.granted = None;
         }
         // Nobody waits any more: the wish is granted all the same.
         let _ = wish.reply.send(result);
+        granted
     }
 
-    /// Whether the kernel is now as the last granted wish wants it.
+    /// Whether the kernel is now as the newest wish wants it.
     async fn verify(&mut self) -> bool {
-        let Some(goal) = self.goal.clone() else {
-            self.unsettled = false;
-            return true;
-        };
-        self.pass(&goal).await.is_ok()
+        match self.wanted.clone() {
+            Some(goal) => self.pass(goal).await.is_ok(),
+            None => true,
+        }
     }
 
-    async fn pass(&mut self, goal: &Goal) -> Result<Applied, KernelError> {
-        let before = self.goal.as_ref().filter(|_| !self.unsettled);
-        let result = self.kernel.converge(goal, before).await;
+    async fn pass(&mut self, mut goal: Goal) -> Result<Applied, KernelError> {
+        let result = self.kernel.converge(&goal, self.granted.as_ref()).await;
         match result {
             Ok((applied, drift)) => {
-                self.unsettled = false;
-                self.fault.send_replace(None);
+                // What could not be had is not drift when it can be had later.
+                for conflict in &applied.conflicts {
+                    goal.routes.remove(&conflict.net);
+                }
+                self.granted = Some(goal);
+                self.stand(Standing {
+                    fault: None,
+                    conflicts: applied.conflicts.clone(),
+                });
                 self.report(drift);
                 Ok(applied)
             }
             Err(error) => {
-                let text: Arc<str> = error.to_string().into();
-                let news = self.fault.send_replace(Some(Arc::clone(&text)));
-                if news.as_deref() != Some(&*text) {
-                    warn!(error = %text, "kernel steering is not as wanted");
-                }
+                self.refused(&error);
                 Err(error)
             }
         }
+    }
+
+    fn refused(&self, error: &KernelError) {
+        let conflicts = self.standing.borrow().conflicts.clone();
+        self.stand(Standing {
+            fault: Some(error.to_string().into()),
+            conflicts,
+        });
+    }
+
+    /// Says how things stand, and logs what of it is new.
+    fn stand(&self, now: Standing) {
+        self.standing.send_if_modified(|standing| {
+            if *standing == now {
+                return false;
+            }
+            if let Some(fault) = now.fault.as_deref().filter(|_| standing.fault != now.fault) {
+                warn!(error = %fault, "kernel steering is not as wanted");
+            }
+            for conflict in &now.conflicts {
+                if !standing.conflicts.contains(conflict) {
+                    warn!(prefix = %conflict.net, reason = conflict.reason, "not answered for");
+                }
+            }
+            *standing = now;
+            true
+        });
     }
 
     fn report(&mut self, drift: Amiss) {
@@ -270,19 +302,28 @@ impl Netlink {
         make_plan: &mut impl FnMut(&Observed) -> Result<Plan, NotOurTable>,
     ) -> Result<Plan, KernelError> {
         let (generation, observed) = self.observe().await?;
-        let plan = make_plan(&observed).map_err(|NotOurTable| KernelError::ForeignTable)?;
-        self.carry_out(&plan, generation).await?;
+        let mut plan = make_plan(&observed).map_err(|NotOurTable| KernelError::ForeignTable)?;
+        let refused = self.carry_out(&plan, generation).await?;
+        plan.go_without(refused);
         Ok(plan)
     }
 
     /// Routes before the table and after it, so that whatever is steered is
-    /// local.
-    async fn carry_out(&self, plan: &Plan, generation: u32) -> Result<(), KernelError> {
+    /// local. Returns prefixes whose route the kernel refused; the rest is
+    /// done.
+    async fn carry_out(&self, plan: &Plan, generation: u32) -> Result<Vec<Conflict>, KernelError> {
+        let mut refused = Vec::new();
         for &step in &plan.add_routes {
-            let added = anyip::add(&self.routes, step).await;
-            added.map_err(|source| {
-                KernelError::netlink(format!("adding the local route {}", step.net()), source)
-            })?;
+            let net = step.net();
+            let Err(source) = anyip::add(&self.routes, step).await else {
+                continue;
+            };
+            let error = KernelError::netlink(format!("adding the local route {net}"), source);
+            if !error.concerns_one_route() {
+                return Err(error);
+            }
+            let reason = format!("this host cannot answer for it: {error}");
+            refused.push(Conflict { net, reason });
         }
         if !plan.table.is_empty() {
             let committed = table::commit(&self.nft, generation, &plan.table).await;
@@ -296,7 +337,7 @@ impl Netlink {
                 KernelError::netlink(format!("removing the local route {}", route.net), source)
             })?;
         }
-        Ok(())
+        Ok(refused)
     }
 }
 

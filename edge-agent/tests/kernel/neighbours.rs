@@ -1,8 +1,8 @@
 //! What others have in the kernel is left as it is.
 
-use anyport_edge_agent::kernel::{Kernel, KernelError, undo};
+use anyport_edge_agent::kernel::{Desired, Kernel, KernelError, undo};
 
-use crate::support::{Agent, Listeners, claim, on_edge, steered};
+use crate::support::{Agent, Listeners, PATIENCE, claim, on_edge, steered};
 
 #[test]
 fn foreign_tables_routes_and_rules_are_the_same_before_and_after() {
@@ -81,7 +81,11 @@ fn a_prefix_that_is_taken_otherwise_is_named() {
         ];
         let wish = listeners.wants(&["198.51.100.0/24", "203.0.113.0/24"], &claims);
         let applied = agent.apply(wish).await;
-        assert_eq!(applied.conflicts, ["198.51.100.0/24".parse().unwrap()]);
+        let [conflict] = &applied.conflicts[..] else {
+            panic!("{applied:?}");
+        };
+        assert_eq!(conflict.net, "198.51.100.0/24".parse().unwrap());
+        assert!(conflict.reason.contains("route of its own"), "{conflict:?}");
         assert_eq!(applied.routes_added, 1);
         before.assert_same(&edge.foreign_state());
         assert_eq!(edge.dial("203.0.113.9:80").await, steered("203.0.113.9:80"));
@@ -98,13 +102,15 @@ fn a_table_of_our_name_that_is_not_ours_is_left_alone() {
         let agent = Agent::start();
         let claims = [claim("198.51.100.0/24", "80")];
         let wish = listeners.wants(&["198.51.100.0/24"], &claims);
-        let error = agent.handle.apply(wish.clone()).await.unwrap_err();
+        let error = agent.handle.apply(wish).await.unwrap_err();
         assert!(matches!(error, KernelError::ForeignTable), "{error}");
         undo().await.unwrap();
         assert_eq!(edge.run("nft -a list ruleset"), before);
 
+        // The wish was refused, not forgotten.
         edge.run("nft delete table inet anyport");
-        agent.apply(wish).await;
+        agent.without_fault().await;
+        assert!(agent.repairs().is_empty(), "what heals is no repair");
         assert_eq!(
             edge.dial("198.51.100.7:80").await,
             steered("198.51.100.7:80")
@@ -136,5 +142,48 @@ fn a_table_of_another_layout_is_replaced() {
             );
             assert!(!edge.run("nft list table inet anyport").contains("old"));
         }
+    });
+}
+
+#[test]
+fn a_host_without_ipv6_serves_ipv4_and_names_the_prefix_that_it_does_not() {
+    on_edge(async |edge| {
+        let listeners = Listeners::open();
+        edge.run("sysctl -w net.ipv6.conf.all.disable_ipv6=1");
+        let agent = Agent::start();
+        let claims = [
+            claim("198.51.100.0/24", "80"),
+            claim("2001:db8:51::/48", "80"),
+        ];
+        let prefixes = ["198.51.100.0/24", "2001:db8:51::/48"];
+        let wish = listeners.wants(&prefixes, &claims);
+        let without_listener = Desired {
+            listener_v6: None,
+            ..wish.clone()
+        };
+        for (wish, why) in [
+            (without_listener, "listen on ::1"),
+            (wish, "IPv6 is disabled"),
+        ] {
+            let applied = agent.apply(wish).await;
+            let [conflict] = &applied.conflicts[..] else {
+                panic!("{applied:?}");
+            };
+            assert_eq!(conflict.net, "2001:db8:51::/48".parse().unwrap());
+            assert!(conflict.reason.contains(why), "{conflict:?}");
+            assert_eq!(agent.handle.fault(), None);
+            let v4 = "198.51.100.7:80";
+            assert_eq!(edge.dial(v4).await, steered(v4));
+        }
+
+        // When the host gets IPv6, the prefix comes without a new wish.
+        edge.run("sysctl -w net.ipv6.conf.all.disable_ipv6=0");
+        let mut standing = agent.handle.standing();
+        let whole = standing.wait_for(|standing| standing.conflicts.is_empty());
+        tokio::time::timeout(PATIENCE, whole)
+            .await
+            .unwrap()
+            .unwrap();
+        assert!(agent.repairs().is_empty(), "{:?}", agent.repairs());
     });
 }

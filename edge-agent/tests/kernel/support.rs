@@ -262,6 +262,16 @@ impl Agent {
         self.handle.apply(desired).await.unwrap()
     }
 
+    /// Waits until the kernel is as wanted.
+    pub(crate) async fn without_fault(&self) {
+        let mut standing = self.handle.standing();
+        let healed = standing.wait_for(|standing| standing.fault.is_none());
+        tokio::time::timeout(PATIENCE, healed)
+            .await
+            .unwrap()
+            .unwrap();
+    }
+
     pub(crate) fn repairs(&self) -> BTreeMap<Drift, u64> {
         self.repairs.lock().unwrap().clone()
     }

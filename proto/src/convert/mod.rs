@@ -17,4 +17,4 @@ pub use health::{read_pool_weights, write_pool_health, write_pool_weights};
 pub use reference::{read_kind, read_reference, write_kind, write_reference};
 pub use resource::{read_resource, write_resource};
 pub use time::{read_duration, write_duration, write_timestamp};
-pub use update::{ReadUpdate, read_update, write_full_update};
+pub use update::{read_update, write_full_update, write_rejections};

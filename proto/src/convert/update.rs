@@ -1,41 +1,23 @@
-use std::collections::BTreeSet;
-
 use anyport_model::{
     fault::Fault,
     names::Revision,
-    replica::{Replica, Scope, Update},
+    replica::{Rejected, Replica, Scope, Update},
+    state::Resources,
 };
 
 use super::{read_reference, read_resource, write_reference, write_resource};
 use crate::v1;
 
-/// An update as far as it could be read, and what could not.
-#[derive(Debug, Clone)]
-pub struct ReadUpdate {
-    pub update: Update,
-    /// To be said in the acknowledgement.
-    pub rejections: Vec<v1::Rejection>,
-}
-
 /// Reads an update; a resource that is wrong is rejected alone.
-pub fn read_update(wire: v1::Update) -> Result<ReadUpdate, Fault> {
-    let mut rejections = Vec::new();
-    let mut unreadable = BTreeSet::new();
+pub fn read_update(wire: v1::Update) -> Result<Update, Fault> {
+    let mut unreadable = Rejected::new();
     let mut upserts = Vec::with_capacity(wire.upserts.len());
     for resource in wire.upserts {
         match read_resource(resource) {
             Ok(resource) => upserts.push(resource),
             Err(bad) => {
-                rejections.push(v1::Rejection {
-                    resource: bad.reference.as_ref().map(write_reference),
-                    reason: bad
-                        .faults
-                        .iter()
-                        .map(Fault::to_string)
-                        .collect::<Vec<_>>()
-                        .join("; "),
-                });
-                unreadable.extend(bad.reference);
+                let faults: Vec<_> = bad.faults.iter().map(Fault::to_string).collect();
+                unreadable.insert(bad.reference, faults.join("; "));
             }
         }
     }
@@ -52,26 +34,38 @@ pub fn read_update(wire: v1::Update) -> Result<ReadUpdate, Fault> {
             removals: removals.collect::<Result<_, _>>()?,
         }
     };
-    Ok(ReadUpdate {
-        update: Update {
-            revision: Revision(wire.revision),
-            state_hash: wire.state_hash,
-            scope,
-            upserts,
-            unreadable,
-        },
-        rejections,
+    Ok(Update {
+        revision: Revision(wire.revision),
+        state_hash: wire.state_hash,
+        scope,
+        upserts,
+        unreadable,
     })
 }
 
-/// The whole of what a replica holds, as one update: what an edge keeps on
-/// disk as its last known good.
-pub fn write_full_update(replica: &Replica) -> v1::Update {
+/// What a replica could not read, to be said in every acknowledgement.
+pub fn write_rejections(replica: &Replica) -> Vec<v1::Rejection> {
+    let rejected = replica.rejected.iter();
+    let rejections = rejected.map(|(reference, reason)| v1::Rejection {
+        resource: reference.as_ref().map(write_reference),
+        reason: reason.clone(),
+    });
+    rejections.collect()
+}
+
+/// `resources` as one update: what an edge keeps on disk as its last known
+/// good. `state_hash` is empty where they are not exactly the state of
+/// `revision`.
+pub fn write_full_update(
+    revision: Revision,
+    state_hash: Vec<u8>,
+    resources: &Resources,
+) -> v1::Update {
     v1::Update {
-        revision: replica.revision.0,
-        state_hash: replica.state_hash.clone(),
+        revision: revision.0,
+        state_hash,
         full: true,
-        upserts: replica.resources.values().map(write_resource).collect(),
+        upserts: resources.values().map(write_resource).collect(),
         ..Default::default()
     }
 }
