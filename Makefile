@@ -20,7 +20,7 @@ demo: ## the main job, end to end, in network namespaces of its own (a minute, o
 	@scripts/setup build demo
 	@echo "building (a few minutes the first time)"
 	@cargo build --release --locked --quiet --bin anyport
-	@$(ROOT) target/release/anyport demo
+	@cargo run --release --locked --quiet --bin anyport -- demo
 
 test: ## every test: pure, real kernel, real etcd, real clients
 	@scripts/setup build test
@@ -36,7 +36,7 @@ bench: ## beside HAProxy and nginx on the same lab, as ratios (5 minutes, once b
 	@scripts/setup build bench
 	@echo "building (a few minutes the first time)"
 	@cargo build --release --locked --quiet --workspace --bins
-	@$(ROOT) target/release/anyport-bench
+	@cargo run --release --locked --quiet --bin anyport-bench
 
 build: ## the four programs, in target/release
 	@scripts/setup build
