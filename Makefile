@@ -11,6 +11,8 @@ export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER := $(ROOT)
 export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER := $(ROOT)
 endif
 
+PROGRAMS := $(or $(CARGO_TARGET_DIR),target)/release
+
 .PHONY: help demo test lint bench build
 
 help: ## this list
@@ -20,7 +22,7 @@ demo: ## the main job, end to end, in network namespaces of its own (a minute, o
 	@scripts/setup build demo
 	@echo "building (a few minutes the first time)"
 	@cargo build --release --locked --quiet --bin anyport
-	@cargo run --release --locked --quiet --bin anyport -- demo
+	@$(ROOT) $(PROGRAMS)/anyport demo
 
 test: ## every test: pure, real kernel, real etcd, real clients
 	@scripts/setup build test
@@ -36,7 +38,7 @@ bench: ## beside HAProxy and nginx on the same lab, as ratios (5 minutes, once b
 	@scripts/setup build bench
 	@echo "building (a few minutes the first time)"
 	@cargo build --release --locked --quiet --workspace --bins
-	@cargo run --release --locked --quiet --bin anyport-bench
+	@$(ROOT) $(PROGRAMS)/anyport-bench
 
 build: ## the four programs, in target/release
 	@scripts/setup build
