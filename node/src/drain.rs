@@ -163,6 +163,7 @@ impl StopSignals {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::pin::pin;
 
     #[tokio::test]
     async fn every_clone_sees_the_drain_begin() {
@@ -185,30 +186,33 @@ mod tests {
         assert!(second.is_started());
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn finished_returns_when_the_last_guard_is_dropped() {
         let drain = Drain::new();
         let (one, other) = (drain.guard(), drain.guard());
         drain.begin();
         drop(one);
-        let waiting = tokio::spawn({
-            let drain = drain.clone();
-            async move { drain.finished(Duration::from_secs(60)).await }
-        });
-        tokio::time::sleep(Duration::from_secs(1)).await;
-        assert!(!waiting.is_finished(), "one guard is still held");
+        let mut finished = pin!(drain.finished(Duration::from_secs(60)));
+        tokio::select! {
+            biased;
+            _ = &mut finished => panic!("one guard is still held"),
+            () = std::future::ready(()) => {}
+        }
         drop(other);
-        assert_eq!(waiting.await.expect("no panic"), Ok(()));
+        assert_eq!(finished.await, Ok(()));
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn finished_says_how_much_is_left_when_patience_ends() {
         let drain = Drain::new();
         let _held = drain.guard();
         drain.begin();
-        let limit = Duration::from_secs(30);
+        let limit = Duration::from_millis(30);
         let unfinished = drain.finished(limit).await.expect_err("a guard is held");
         assert_eq!(unfinished, Unfinished { left: 1, limit });
-        assert_eq!(unfinished.to_string(), "1 unfinished after 30s of draining");
+        assert_eq!(
+            unfinished.to_string(),
+            "1 unfinished after 30ms of draining"
+        );
     }
 }

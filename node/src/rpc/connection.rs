@@ -150,7 +150,7 @@ mod tests {
         cut: CancellationToken,
     }
 
-    async fn connected() -> Ends {
+    async fn connected(patience: Duration) -> Ends {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("bound");
         let client = TcpStream::connect(address).await.expect("it listens");
@@ -158,7 +158,7 @@ mod tests {
         let places = Arc::new(Semaphore::new(1));
         let permit = places.clone().try_acquire_owned().expect("one is free");
         let cut = CancellationToken::new();
-        let server = Connection::new(stream, cut.clone(), PATIENCE, permit);
+        let server = Connection::new(stream, cut.clone(), patience, permit);
         Ends {
             client,
             server,
@@ -167,9 +167,10 @@ mod tests {
         }
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_peer_that_never_speaks_is_given_up_and_its_place_is_free_again() {
-        let mut ends = connected().await;
+        let patience = Duration::from_millis(50);
+        let mut ends = connected(patience).await;
         // Almost the preface is not the preface.
         ends.client
             .write_all(&[0; FIRST_WORDS - 1])
@@ -184,28 +185,29 @@ mod tests {
             .expect_err("silent");
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
         assert_eq!(heard.len(), FIRST_WORDS - 1);
-        assert!(started.elapsed() >= PATIENCE);
+        assert!(started.elapsed() >= patience);
         assert_eq!(ends.places.available_permits(), 0);
         drop(ends.server);
         assert_eq!(ends.places.available_permits(), 1);
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_peer_that_has_spoken_may_be_silent() {
-        let mut ends = connected().await;
+        let patience = Duration::from_millis(10);
+        let mut ends = connected(patience).await;
         ends.client
             .write_all(&[0; FIRST_WORDS])
             .await
             .expect("sent");
         let mut heard = [0; FIRST_WORDS];
         ends.server.read_exact(&mut heard).await.expect("heard");
-        let more = tokio::time::timeout(100 * PATIENCE, ends.server.read_u8()).await;
+        let more = tokio::time::timeout(20 * patience, ends.server.read_u8()).await;
         more.expect_err("still waiting");
     }
 
     #[tokio::test]
     async fn cutting_wakes_a_reader() {
-        let mut ends = connected().await;
+        let mut ends = connected(PATIENCE).await;
         let (read, ()) = tokio::join!(ends.server.read_u8(), async { ends.cut.cancel() });
         let error = read.expect_err("cut");
         assert_eq!(error.kind(), io::ErrorKind::ConnectionAborted);
