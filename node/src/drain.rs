@@ -212,7 +212,7 @@ mod tests {
         assert_eq!(unfinished, Unfinished { left: 1, limit });
         assert_eq!(
             unfinished.to_string(),
-            "1 unfinished after 30ms of draining"
+            "1 unfinished after 0.03s of draining"
         );
     }
 }
