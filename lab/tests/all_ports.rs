@@ -10,12 +10,16 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyport_lab::cluster::{Cluster, Plan, Service};
+use anyport_lab::cluster::{Cluster, Plan, Service, Store};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
+
+anyport_lab::on_both_stores![
+    every_port_of_both_families_reaches_the_origin_through_one_listener_per_worker
+];
 
 const WORKERS: usize = 2;
 
@@ -41,10 +45,10 @@ apps:
     origin_pool: one
 "#;
 
-#[test]
-fn every_port_of_both_families_reaches_the_origin_through_one_listener_per_worker() {
+fn every_port_of_both_families_reaches_the_origin_through_one_listener_per_worker(store: Store) {
     let cluster = Cluster::start(Plan {
         workers: NonZeroUsize::new(WORKERS).unwrap(),
+        store,
         ..Plan::default()
     })
     .unwrap();

@@ -16,18 +16,7 @@ use anyport_lab::load::connect::{self, Close, Request};
 use anyport_lab::load::{Control, Failure, Load, Report};
 use socket2::SockRef;
 
-macro_rules! on_both_stores {
-    ($($scenario:ident),+ $(,)?) => {
-        mod embedded {
-            $(#[test] fn $scenario() { super::$scenario(super::Store::Embedded); })+
-        }
-        mod etcd {
-            $(#[test] fn $scenario() { super::$scenario(super::Store::Etcd); })+
-        }
-    };
-}
-
-on_both_stores![
+anyport_lab::on_both_stores![
     a_connection_goes_where_the_most_specific_app_says,
     the_next_origin_is_dialled_when_one_refuses,
     weights_decide_the_shares_and_new_weights_new_ones,

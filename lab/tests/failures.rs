@@ -17,18 +17,7 @@ use anyport_proto::v1::edge_service_client::EdgeServiceClient;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-macro_rules! on_both_stores {
-    ($($scenario:ident),+ $(,)?) => {
-        mod embedded {
-            $(#[test] fn $scenario() { super::$scenario(super::Store::Embedded); })+
-        }
-        mod etcd {
-            $(#[test] fn $scenario() { super::$scenario(super::Store::Etcd); })+
-        }
-    };
-}
-
-on_both_stores![
+anyport_lab::on_both_stores![
     without_the_config_service_the_edge_goes_on_and_catches_up_after,
     without_the_balancer_the_edge_goes_on_with_the_last_weights,
     an_edge_that_starts_alone_serves_its_last_known_good,

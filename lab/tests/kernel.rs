@@ -8,10 +8,17 @@ use std::net::SocketAddr;
 use std::num::{NonZeroU64, NonZeroUsize};
 use std::time::{Duration, Instant};
 
-use anyport_lab::cluster::{Cluster, PATIENCE, Plan, Service, eventually};
+use anyport_lab::cluster::{Cluster, PATIENCE, Plan, Service, Store, eventually};
 use anyport_lab::load::connect::{self, Close, Request};
 use anyport_lab::load::{Control, Failure, Load, pingpong};
 use anyport_netns::{Namespace, Topology, counters};
+
+anyport_lab::on_both_stores![
+    no_connection_is_ever_tracked,
+    what_others_own_is_the_same_before_during_and_after,
+    what_is_deleted_by_hand_is_back_within_a_second_and_counted_while_traffic_flows,
+    a_port_that_nobody_claims_is_refused_by_the_kernel_alone
+];
 
 const MANIFEST: &str = r#"
 prefixes:
@@ -26,6 +33,13 @@ apps:
 
 /// The routing protocol number of the agent's own routes.
 const OWN_ROUTES: &str = "proto 65";
+
+fn plan(store: Store) -> Plan {
+    Plan {
+        store,
+        ..Plan::default()
+    }
+}
 
 fn output(namespace: &Namespace, program: &str, arguments: &str) -> String {
     let mut command = namespace.command(program);
@@ -73,9 +87,8 @@ fn passes(control: &Control, more: u64) {
     });
 }
 
-#[test]
-fn no_connection_is_ever_tracked() {
-    let cluster = Cluster::start(Plan::default()).unwrap();
+fn no_connection_is_ever_tracked(store: Store) {
+    let cluster = Cluster::start(plan(store)).unwrap();
     let _origin = cluster.echo(0, "origin", [7000]).unwrap();
     cluster.apply(MANIFEST).unwrap();
     let edge = cluster.topology().edge();
@@ -117,8 +130,7 @@ fn foreign(edge: &Namespace) -> BTreeMap<String, String> {
     state
 }
 
-#[test]
-fn what_others_own_is_the_same_before_during_and_after() {
+fn what_others_own_is_the_same_before_during_and_after(store: Store) {
     let topology = Topology::new(1).unwrap();
     let edge = topology.edge().clone();
     for statement in [
@@ -143,7 +155,7 @@ fn what_others_own_is_the_same_before_during_and_after() {
         output(&edge, "ip", statement);
     }
     let before = foreign(&edge);
-    let mut cluster = Cluster::start_in(topology, Plan::default()).unwrap();
+    let mut cluster = Cluster::start_in(topology, plan(store)).unwrap();
     let _origin = cluster.echo(0, "origin", [7000]).unwrap();
     assert_eq!(foreign(&edge), before, "an agent without apps");
     cluster.apply(MANIFEST).unwrap();
@@ -183,11 +195,10 @@ fn own(edge: &Namespace) -> Result<String, String> {
     Ok(text)
 }
 
-#[test]
-fn what_is_deleted_by_hand_is_back_within_a_second_and_counted_while_traffic_flows() {
+fn what_is_deleted_by_hand_is_back_within_a_second_and_counted_while_traffic_flows(store: Store) {
     const HELD: usize = 10;
     const AT_ONCE: u64 = 2;
-    let cluster = Cluster::start(Plan::default()).unwrap();
+    let cluster = Cluster::start(plan(store)).unwrap();
     let _origin = cluster.echo(0, "origin", [7000]).unwrap();
     cluster.apply(MANIFEST).unwrap();
     let edge = cluster.topology().edge();
@@ -285,9 +296,8 @@ fn tcp_counters(namespace: &Namespace) -> BTreeMap<String, u64> {
     names.split(' ').map(str::to_owned).zip(values).collect()
 }
 
-#[test]
-fn a_port_that_nobody_claims_is_refused_by_the_kernel_alone() {
-    let cluster = Cluster::start(Plan::default()).unwrap();
+fn a_port_that_nobody_claims_is_refused_by_the_kernel_alone(store: Store) {
+    let cluster = Cluster::start(plan(store)).unwrap();
     let _origin = cluster.echo(0, "origin", [7000]).unwrap();
     cluster.apply(MANIFEST).unwrap();
     let edge = cluster.topology().edge();

@@ -11,8 +11,15 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use anyport_lab::cluster::{Cluster, PATIENCE, Plan, Service, eventually};
+use anyport_lab::cluster::{Cluster, PATIENCE, Plan, Service, Store, eventually};
 use anyport_netns::Namespace;
+
+anyport_lab::on_both_stores![
+    postgresql_is_queried,
+    redis_keeps_what_it_is_given,
+    openssh_speaks_first_and_carries_a_session,
+    nginx_serves_a_gibibyte_with_the_right_checksum
+];
 
 const MANIFEST: &str = r#"
 prefixes:
@@ -95,8 +102,12 @@ impl Drop for Running {
     }
 }
 
-fn cluster() -> Cluster {
-    let cluster = Cluster::start(Plan::default()).unwrap();
+fn cluster(store: Store) -> Cluster {
+    let plan = Plan {
+        store,
+        ..Plan::default()
+    };
+    let cluster = Cluster::start(plan).unwrap();
     cluster.apply(MANIFEST).unwrap();
     // Servers that give up root have to get at their files in it.
     let readable = fs::Permissions::from_mode(0o755);
@@ -129,10 +140,9 @@ fn text(output: Vec<u8>) -> String {
     String::from_utf8(output).unwrap().trim_end().to_owned()
 }
 
-#[test]
-fn postgresql_is_queried() {
+fn postgresql_is_queried(store: Store) {
     const PORT: u16 = 5432;
-    let cluster = cluster();
+    let cluster = cluster(store);
     let data = cluster.directory().join("postgresql");
     fs::create_dir(&data).unwrap();
     let id = |of: &str| {
@@ -207,10 +217,9 @@ fn postgresql_is_queried() {
     }
 }
 
-#[test]
-fn redis_keeps_what_it_is_given() {
+fn redis_keeps_what_it_is_given(store: Store) {
     const PORT: u16 = 5379;
-    let cluster = cluster();
+    let cluster = cluster(store);
     let mut command = origin(&cluster).command(program("redis-server", "redis-server"));
     command
         .current_dir(cluster.directory())
@@ -245,10 +254,9 @@ fn redis_keeps_what_it_is_given() {
     }
 }
 
-#[test]
-fn openssh_speaks_first_and_carries_a_session() {
+fn openssh_speaks_first_and_carries_a_session(store: Store) {
     const PORT: u16 = 5022;
-    let cluster = cluster();
+    let cluster = cluster(store);
     let file = |name: &str| cluster.directory().join(name).display().to_string();
     for key in ["host_key", "user_key"] {
         let output = Command::new(program("ssh-keygen", "openssh-client"))
@@ -337,10 +345,9 @@ fn large_file(path: &Path) {
     file.set_len(GIBIBYTE).unwrap();
 }
 
-#[test]
-fn nginx_serves_a_gibibyte_with_the_right_checksum() {
+fn nginx_serves_a_gibibyte_with_the_right_checksum(store: Store) {
     const PORT: u16 = 5080;
-    let cluster = cluster();
+    let cluster = cluster(store);
     let directory = cluster.directory().display().to_string();
     large_file(&cluster.directory().join("large"));
     let configuration = format!(

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use anyport_lab::cluster::{Cluster, PATIENCE, Plan, eventually};
+use anyport_lab::cluster::{Cluster, PATIENCE, Plan, Store, eventually};
 use anyport_netns::{Namespace, Topology};
 use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{
     TraceService, TraceServiceServer,
@@ -22,6 +22,11 @@ use opentelemetry_proto::tonic::trace::v1::Span;
 use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, async_trait};
+
+anyport_lab::on_both_stores![
+    an_apply_is_one_trace_from_the_command_to_the_kernel_and_back,
+    a_connection_is_a_trace_with_its_dial
+];
 
 const COLLECTOR: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 4317);
 
@@ -114,7 +119,7 @@ fn attribute(attributes: &[KeyValue], key: &str) -> Option<String> {
 }
 
 /// A cluster that exports to a collector.
-fn traced() -> (Cluster, Collector) {
+fn traced(store: Store) -> (Cluster, Collector) {
     let topology = Topology::new(1).unwrap();
     let collector = Collector::start(topology.edge());
     let environment = [
@@ -124,6 +129,7 @@ fn traced() -> (Cluster, Collector) {
     let environment = environment.map(|(name, value)| (name.to_owned(), value));
     let plan = Plan {
         environment: environment.into(),
+        store,
         ..Plan::default()
     };
     (Cluster::start_in(topology, plan).unwrap(), collector)
@@ -183,10 +189,9 @@ fn is_below(trace: &[(String, Span)], name: &str, ancestor: &str) -> bool {
     })
 }
 
-#[test]
-fn an_apply_is_one_trace_from_the_command_to_the_kernel_and_back() {
+fn an_apply_is_one_trace_from_the_command_to_the_kernel_and_back(store: Store) {
     const COMMAND: &str = "anyport: anyport apply";
-    let (cluster, collector) = traced();
+    let (cluster, collector) = traced(store);
     cluster.apply(MANIFEST).unwrap();
     let trace = eventually(PATIENCE, "the whole trace is there", || {
         let trace = whole_trace(&collector.received.all(), "anyport apply")?;
@@ -218,9 +223,8 @@ fn an_apply_is_one_trace_from_the_command_to_the_kernel_and_back() {
     assert_eq!(elsewhere.count(), 0, "one change, and more than one trace");
 }
 
-#[test]
-fn a_connection_is_a_trace_with_its_dial() {
-    let (cluster, collector) = traced();
+fn a_connection_is_a_trace_with_its_dial(store: Store) {
+    let (cluster, collector) = traced(store);
     let _origin = cluster.echo(0, "origin", [7000]).unwrap();
     cluster.apply(MANIFEST).unwrap();
     cluster.who("198.51.100.10:443".parse().unwrap()).unwrap();

@@ -4,7 +4,10 @@
 //! its edges each time one of them changed.
 //!
 //! An edge that was connected once is waited for to the end, wherever it is: one
-//! that goes away before it applied may have crashed on the very change.
+//! that goes away before it applied may have crashed on the very change. Where
+//! none is connected, one may be about to: a replica learns of edges on other
+//! replicas a moment after they connect, and one that has just started finds
+//! its edges coming back. So that is believed only after [`APPEAR`].
 
 use std::{
     collections::BTreeMap,
@@ -13,7 +16,7 @@ use std::{
 
 use anyport_model::backoff::Backoff;
 use anyport_proto::v1;
-use tokio::time::timeout_at;
+use tokio::time::{sleep_until, timeout_at};
 use tonic::{Code, Status};
 
 use super::{Context, changes::described};
@@ -21,6 +24,10 @@ use crate::{
     console::{Console, Mood, printable},
     failure::{Exit, Failure},
 };
+
+/// From the start of the wait, how long edges have to appear where none is
+/// connected.
+const APPEAR: Duration = Duration::from_secs(2);
 
 /// How many edges there must be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -110,17 +117,24 @@ async fn watch(
     let mut client = context.connection.client();
     let mut updates = client.watch_nodes(request).await?.into_inner();
     progress.begin_stream();
-    while let Some(update) = updates.message().await? {
+    let appear = tokio::time::Instant::from_std(begun + APPEAR);
+    loop {
+        let update = tokio::select! {
+            update = updates.message() => update?,
+            () = sleep_until(appear), if progress.is_done() => return Ok(()),
+        };
+        let Some(update) = update else {
+            return Err(Status::unavailable("the stream ended").into());
+        };
         for told in progress.observe(&update.nodes) {
             let line = told.line(&context.console, progress.revision, begun.elapsed());
             let written = context.console.line(line);
             written.map_err(|error| Broken::Output(error.into()))?;
         }
-        if progress.is_done() {
+        if progress.is_done() && progress.has_edges() {
             return Ok(());
         }
     }
-    Err(Status::unavailable("the stream ended").into())
 }
 
 /// How far the edges are.
@@ -219,6 +233,10 @@ impl Progress {
     fn is_done(&self) -> bool {
         let enough = self.needed == Edges::AnyNumber || !self.edges.is_empty();
         self.heard && enough && !self.edges.values().any(|edge| edge.state.is_behind())
+    }
+
+    fn has_edges(&self) -> bool {
+        !self.edges.is_empty()
     }
 
     /// What the end of the wait means.

@@ -17,6 +17,7 @@
 //!   process's log goes to the test's output.
 
 mod command;
+mod each;
 mod error;
 mod http;
 mod metrics;
@@ -95,7 +96,8 @@ static TURN: Mutex<()> = Mutex::new(());
 
 impl Cluster {
     /// Builds the programs, makes the network, starts everything and waits until all of it is
-    /// ready: the store answers, and the agent has the (empty) configuration.
+    /// ready: the store answers, the agent has the (empty) configuration, and the replica that
+    /// commands talk to knows of it.
     ///
     /// # Errors
     ///
@@ -136,6 +138,7 @@ impl Cluster {
         for service in services {
             cluster.wait_until_ready(*service)?;
         }
+        cluster.wait_until_listed()?;
         Ok(cluster)
     }
 
@@ -226,6 +229,21 @@ impl Cluster {
             service,
             last,
             log: self.log_tail(service),
+        })
+    }
+
+    /// With two replicas, the one that commands talk to hears of the agent, which is connected to
+    /// the other, a moment after that one does.
+    fn wait_until_listed(&self) -> Result<()> {
+        let listed = || match self.anyport(&["get", "edges", "edge1"]) {
+            Ok(said) if said.status == Some(0) => Ok(()),
+            Ok(said) => Err(said.to_string()),
+            Err(error) => Err(error::with_causes(&error)),
+        };
+        wait::until(PATIENCE, listed).map_err(|last| Error::NotReady {
+            service: Service::EdgeAgent,
+            last,
+            log: self.log_tail(Service::EdgeAgent),
         })
     }
 
