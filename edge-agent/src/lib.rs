@@ -16,6 +16,8 @@ mod control;
 mod listen;
 mod origin;
 mod protect;
+#[allow(dead_code, unused_imports)]
+mod proxy_protocol;
 mod stats;
 mod table;
 mod tcp;
