@@ -135,7 +135,6 @@ fn prefix(cidr: &str) -> v1::Resource {
     let cidr = cidr.to_owned();
     wire(v1::resource::Kind::Prefix(v1::Prefix {
         cidr,
-        ..Default::default()
     }))
 }
 
