@@ -13,7 +13,7 @@ endif
 
 PROGRAMS := $(or $(CARGO_TARGET_DIR),target)/release
 
-.PHONY: help demo test lint bench build
+.PHONY: help demo test lint bench fuzz build
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,10 @@ bench: ## beside HAProxy and nginx on the same lab, as ratios (5 minutes, once b
 	@echo "building (a few minutes the first time)"
 	@cargo build --release --locked --quiet --workspace --bins
 	@$(ROOT) $(PROGRAMS)/anyport-bench
+
+fuzz: ## every parser for FUZZ_SECONDS (600) each, from the committed corpus on
+	@scripts/setup build fuzz
+	@scripts/fuzz $(or $(FUZZ_SECONDS),600)
 
 build: ## the four programs, in target/release
 	@scripts/setup build

@@ -133,9 +133,7 @@ fn wire(kind: v1::resource::Kind) -> v1::Resource {
 
 fn prefix(cidr: &str) -> v1::Resource {
     let cidr = cidr.to_owned();
-    wire(v1::resource::Kind::Prefix(v1::Prefix {
-        cidr,
-    }))
+    wire(v1::resource::Kind::Prefix(v1::Prefix { cidr }))
 }
 
 fn pool(name: &str, origin: &str) -> v1::Resource {

@@ -1,0 +1,35 @@
+//! What must hold of every parser, whatever bytes it is given. `make fuzz` searches for bytes for
+//! which it does not; `make test` replays those that were found worth keeping, in `corpus/`.
+
+mod manifest;
+mod wire;
+
+/// A parser, and what must hold of it.
+#[derive(Debug, Clone, Copy)]
+pub struct Target {
+    /// Also the name of its folder in `corpus/`.
+    pub name: &'static str,
+    /// Panics where something does not hold.
+    pub check: fn(&[u8]),
+}
+
+/// Every target.
+pub const TARGETS: &[Target] = &[
+    Target {
+        name: "resource",
+        check: wire::resource,
+    },
+    Target {
+        name: "update",
+        check: wire::update,
+    },
+    Target {
+        name: "manifest",
+        check: manifest::manifest,
+    },
+];
+
+/// The target of a name.
+pub fn target(name: &str) -> Option<&'static Target> {
+    TARGETS.iter().find(|target| target.name == name)
+}
