@@ -18,7 +18,7 @@ use tokio::{sync::watch, task::JoinSet};
 use crate::{
     admin::Admin,
     config::Config,
-    control::{Applier, Cache, InUse, ListenerPorts, SharedTable, follow_weights, report},
+    control::{Applier, Cache, InUse, SharedTable, follow_weights, report},
     kernel::{Drift, Kernel, Reconciler},
     listen::{Listeners, Workers},
     protect::Protected,
@@ -55,10 +55,7 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
     });
     let table = SharedTable::new(writer);
     let listeners = Listeners::bind(config.workers())?;
-    let ports = ListenerPorts {
-        v4: listeners.port_v4,
-        v6: listeners.port_v6,
-    };
+    let ports = listeners.ports;
 
     let (kernel, reconciler) = Reconciler::open(count_repairs(Arc::clone(&stats)))?;
     tokio::spawn(async move {
@@ -78,7 +75,7 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
         table: table.clone(),
         cache,
         stats: Arc::clone(&stats),
-        ports,
+        listeners: ports,
         protected: Protected::new([&config.config_service, &config.balancer]),
         in_use: Arc::clone(&in_use),
         replica: Default::default(),

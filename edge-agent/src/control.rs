@@ -9,7 +9,7 @@ mod report;
 mod weights;
 
 pub use cache::{Cache, CacheError};
-pub use configuration::{Applier, ListenerPorts, SharedTable};
+pub use configuration::{Applier, SharedTable};
 pub use in_use::{InUse, Progress};
 pub use report::report;
 pub use weights::{Balancer, follow_weights};

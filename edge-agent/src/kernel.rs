@@ -29,7 +29,7 @@ mod reconcile;
 mod table;
 mod undo;
 
-pub use desired::Desired;
+pub use desired::{Desired, FamilyPorts, ListenerPorts};
 pub use doctor::{Finding, Severity, doctor};
 pub use error::KernelError;
 #[cfg(test)]

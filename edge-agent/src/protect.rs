@@ -125,6 +125,7 @@ mod tests {
 
     fn claim(net: &str) -> Claim {
         Claim {
+            transport: anyport_model::resource::Transport::Tcp,
             net: net.parse().unwrap(),
             ports: "80".parse().unwrap(),
         }

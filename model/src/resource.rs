@@ -1,7 +1,7 @@
 //! The kinds of thing that a user declares. Values of these types hold for
 //! themselves; whether they fit each other is [`crate::validate`]'s matter.
 
-use std::{fmt, net::SocketAddr, num::NonZeroU32, sync::Arc, time::Duration};
+use std::{fmt, net::SocketAddr, num::NonZeroU32, str::FromStr, sync::Arc, time::Duration};
 
 use ipnet::IpNet;
 
@@ -319,13 +319,38 @@ impl fmt::Debug for Weight {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Transport {
     Tcp,
+    Udp,
+}
+
+impl Transport {
+    pub const ALL: [Transport; 2] = [Transport::Tcp, Transport::Udp];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Transport::Tcp => "tcp",
+            Transport::Udp => "udp",
+        }
+    }
+}
+
+/// A text that is no [`Transport`].
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no transport; right is tcp or udp")]
+pub struct TransportError(String);
+
+impl FromStr for Transport {
+    type Err = TransportError;
+
+    fn from_str(text: &str) -> Result<Self, TransportError> {
+        let mut all = Transport::ALL.into_iter();
+        all.find(|transport| transport.as_str() == text)
+            .ok_or_else(|| TransportError(text.to_owned()))
+    }
 }
 
 impl fmt::Display for Transport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Transport::Tcp => "tcp",
-        })
+        f.pad(self.as_str())
     }
 }
 
@@ -368,6 +393,8 @@ pub struct Timeouts {
     pub connect: Duration,
     /// Without a byte in either direction.
     pub idle: Duration,
+    /// Without a datagram in either direction, for flows of UDP.
+    pub udp_idle: Duration,
 }
 
 impl Default for Timeouts {
@@ -375,6 +402,7 @@ impl Default for Timeouts {
         Self {
             connect: Duration::from_secs(5),
             idle: Duration::from_secs(3600),
+            udp_idle: Duration::from_secs(60),
         }
     }
 }

@@ -257,6 +257,22 @@ mod tests {
         assert_eq!((found[0].first, found[0].second), (0, 1));
     }
 
+    #[test]
+    fn apps_of_two_transports_share_ports_without_conflict() {
+        let tcp = app("tcp", "53", &["198.51.100.0/24"]);
+        let udp = Arc::new(App {
+            name: "udp".parse().unwrap(),
+            transport: Transport::Udp,
+            ..(*tcp).clone()
+        });
+        assert_eq!(conflicts(&[&tcp, &udp]), []);
+        let table = RouteTable::new(vec![tcp, udp]);
+        for transport in Transport::ALL {
+            let route = table.lookup(transport, "198.51.100.1:53".parse().unwrap());
+            assert_eq!(route.unwrap().app.name.as_str(), transport.as_str());
+        }
+    }
+
     fn any_apps() -> impl Strategy<Value = Vec<Arc<App>>> {
         let claim = (0u8..8, 28u8..=32, 1u16..30, 0u16..30);
         prop::collection::vec(claim, 0..10).prop_map(|claims| {

@@ -6,11 +6,16 @@ use std::collections::BTreeMap;
 
 use ipnet::IpNet;
 
-use crate::{ports::PortRange, resource::App};
+use crate::{
+    ports::PortRange,
+    resource::{App, Transport},
+};
 
-/// A rectangle of addresses × ports. Orders the less specific network first.
+/// A rectangle of addresses × ports of one transport. Orders by transport, and
+/// then the less specific network first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Claim {
+    pub transport: Transport,
     pub net: IpNet,
     pub ports: PortRange,
 }
@@ -18,6 +23,7 @@ pub struct Claim {
 /// The claims of one app, as declared.
 pub fn claims_of(app: &App) -> impl Iterator<Item = Claim> {
     app.edge_nets.iter().map(|&net| Claim {
+        transport: app.transport,
         net,
         ports: app.ports,
     })
@@ -29,20 +35,19 @@ pub fn claims_of(app: &App) -> impl Iterator<Item = Claim> {
 /// the ports that a network around it has already. Adjacent ranges of one
 /// network are joined. O(n log n) in the claims times the depth of nesting.
 pub fn disjoint_claims(claims: impl IntoIterator<Item = Claim>) -> Vec<Claim> {
-    let mut by_net: BTreeMap<IpNet, Vec<(u16, u16)>> = BTreeMap::new();
+    let mut by_net: BTreeMap<(Transport, IpNet), Vec<(u16, u16)>> = BTreeMap::new();
     for claim in claims {
         let ports = (claim.ports.first(), claim.ports.last());
-        by_net.entry(claim.net.trunc()).or_default().push(ports);
+        let key = (claim.transport, claim.net.trunc());
+        by_net.entry(key).or_default().push(ports);
     }
     let mut result = Vec::new();
-    // Networks around the present one with all ports claimed at or around
-    // them. `IpNet` orders a network before those inside it.
-    let mut around: Vec<(IpNet, Vec<(u16, u16)>)> = Vec::new();
-    for (net, ports) in by_net {
-        while around
-            .last()
-            .is_some_and(|(outer, _)| !outer.contains(&net))
-        {
+    // Networks around the present one, of the same transport, with all ports
+    // claimed at or around them. `IpNet` orders a network before those inside it.
+    let mut around: Vec<((Transport, IpNet), Vec<(u16, u16)>)> = Vec::new();
+    for ((transport, net), ports) in by_net {
+        let is_around = |(of, outer): (Transport, IpNet)| of == transport && outer.contains(&net);
+        while around.last().is_some_and(|(outer, _)| !is_around(*outer)) {
             around.pop();
         }
         let taken = around.last().map_or(&[][..], |(_, taken)| taken);
@@ -50,11 +55,15 @@ pub fn disjoint_claims(claims: impl IntoIterator<Item = Claim>) -> Vec<Claim> {
         for (first, last) in subtract(&own, taken) {
             // Both ends come from valid ranges or stand next to one inside it.
             if let Ok(ports) = PortRange::new(first, last) {
-                result.push(Claim { net, ports });
+                result.push(Claim {
+                    transport,
+                    net,
+                    ports,
+                });
             }
         }
         let all = union(own.iter().chain(taken).copied().collect());
-        around.push((net, all));
+        around.push(((transport, net), all));
     }
     result
 }
@@ -107,6 +116,7 @@ mod tests {
 
     fn claim(net: &str, ports: &str) -> Claim {
         Claim {
+            transport: Transport::Tcp,
             net: net.parse().unwrap(),
             ports: ports.parse().unwrap(),
         }
@@ -140,9 +150,22 @@ mod tests {
         assert_eq!(disjoint, [claim("2001:db8::/64", "*")]);
     }
 
+    #[test]
+    fn transports_do_not_share_their_ports() {
+        let udp = Claim {
+            transport: Transport::Udp,
+            ..claim("198.51.100.7/32", "53")
+        };
+        let disjoint = disjoint_claims([claim("198.51.100.0/24", "*"), udp]);
+        assert_eq!(disjoint, [claim("198.51.100.0/24", "*"), udp]);
+    }
+
     fn any_claim() -> impl Strategy<Value = Claim> {
         // A small world, so that claims do nest and overlap.
-        (0u8..8, 28u8..=32, 1u16..40, 0u16..40).prop_map(|(host, len, first, width)| Claim {
+        let transport = prop::sample::select(&Transport::ALL);
+        let numbers = (0u8..8, 28u8..=32, 1u16..40, 0u16..40);
+        (transport, numbers).prop_map(|(transport, (host, len, first, width))| Claim {
+            transport,
             net: IpNet::new(IpAddr::V4(Ipv4Addr::new(198, 51, 100, host)), len)
                 .unwrap()
                 .trunc(),
@@ -154,13 +177,15 @@ mod tests {
         #[test]
         fn covers_the_same_points_and_each_once(claims in prop::collection::vec(any_claim(), 0..12)) {
             let disjoint = disjoint_claims(claims.iter().copied());
-            for host in 0..16 {
+            for (transport, host) in Transport::ALL.into_iter().flat_map(|t| (0..16).map(move |h| (t, h))) {
                 let ip = IpAddr::V4(Ipv4Addr::new(198, 51, 100, host));
                 for port in 1..90 {
-                    let covers = |claim: &&Claim| claim.net.contains(&ip) && claim.ports.contains(port);
+                    let covers = |claim: &&Claim| {
+                        claim.transport == transport && claim.net.contains(&ip) && claim.ports.contains(port)
+                    };
                     let times = disjoint.iter().filter(covers).count();
                     let wanted = usize::from(claims.iter().any(|claim| covers(&claim)));
-                    prop_assert_eq!(times, wanted, "{} port {}", ip, port);
+                    prop_assert_eq!(times, wanted, "{}/{} port {}", transport, ip, port);
                 }
             }
         }

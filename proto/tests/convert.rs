@@ -169,7 +169,11 @@ fn app() -> impl Strategy<Value = Resource> {
                 ports,
                 edge_nets: nets.into_iter().collect(),
                 origin,
-                timeouts: Timeouts { connect, idle },
+                timeouts: Timeouts {
+                    connect,
+                    idle,
+                    ..Timeouts::default()
+                },
             }))
         })
 }

@@ -36,7 +36,7 @@ use super::{
     in_use::{Configured, InUse, Source},
 };
 use crate::{
-    kernel::{Desired, Kernel, KernelError},
+    kernel::{Desired, Kernel, KernelError, ListenerPorts},
     protect::Protected,
     stats::Stats,
     table::{KernelNeeds, TableWriter},
@@ -47,20 +47,14 @@ use crate::{
 const KERNEL_TRIES: u32 = 3;
 const KERNEL_PAUSE: Duration = Duration::from_millis(200);
 
-/// The ports that the kernel's rules lead to.
-#[derive(Debug, Clone, Copy)]
-pub struct ListenerPorts {
-    pub v4: std::num::NonZeroU16,
-    pub v6: Option<std::num::NonZeroU16>,
-}
-
 /// What the agent's parts do with configuration.
 pub struct Applier<K> {
     pub kernel: K,
     pub table: SharedTable,
     pub cache: Cache,
     pub stats: Arc<Stats>,
-    pub ports: ListenerPorts,
+    /// What the kernel steers to.
+    pub listeners: ListenerPorts,
     pub protected: Protected,
     pub in_use: Arc<InUse>,
     pub replica: Replica,
@@ -152,9 +146,8 @@ impl<K: Kernel> Applier<K> {
         );
         let desired = Desired {
             prefixes: needs.prefixes,
-            tcp_claims: needs.claims,
-            listener_v4: self.ports.v4,
-            listener_v6: self.ports.v6,
+            claims: needs.claims,
+            listeners: self.listeners,
         };
         let steered = async {
             let mut tries = 1;

@@ -7,7 +7,7 @@ use std::{
     num::NonZeroU16,
 };
 
-use anyport_model::steering::Claim;
+use anyport_model::{resource::Transport, steering::Claim};
 use ipnet::IpNet;
 
 /// The whole wish: everything of ours that is in the kernel and not in here
@@ -18,12 +18,25 @@ pub struct Desired {
     pub prefixes: Vec<IpNet>,
     /// What is steered to the listeners. The rectangles must not overlap: the
     /// kernel refuses a set of intervals that do.
-    pub tcp_claims: Vec<Claim>,
-    /// Port of the agent's listener on 127.0.0.1.
-    pub listener_v4: NonZeroU16,
-    /// Port of the agent's listener on ::1; none where the host has no IPv6,
-    /// and then the host does not answer for prefixes of IPv6 either.
-    pub listener_v6: Option<NonZeroU16>,
+    pub claims: Vec<Claim>,
+    pub listeners: ListenerPorts,
+}
+
+/// Where the agent listens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ListenerPorts {
+    /// On 127.0.0.1.
+    pub v4: FamilyPorts,
+    /// On ::1; none where the host has no IPv6, and then the host does not
+    /// answer for prefixes of IPv6 either.
+    pub v6: Option<FamilyPorts>,
+}
+
+/// The ports of the agent's listeners on one address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FamilyPorts {
+    pub tcp: NonZeroU16,
+    pub udp: NonZeroU16,
 }
 
 /// One of the two address families.
@@ -34,8 +47,6 @@ pub(crate) enum Ip {
 }
 
 impl Ip {
-    pub(crate) const BOTH: [Ip; 2] = [Ip::V4, Ip::V6];
-
     /// Where the agent listens, and the source that the host's own clients
     /// take towards an owned prefix.
     pub(crate) fn loopback(self) -> IpAddr {
@@ -50,25 +61,61 @@ impl Ip {
     }
 }
 
-/// One value for each address family.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct PerFamily<T> {
-    pub(crate) v4: T,
-    pub(crate) v6: T,
+/// What is steered alike: one transport over one address family.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Lane {
+    pub(crate) transport: Transport,
+    pub(crate) ip: Ip,
 }
 
-impl<T> PerFamily<T> {
-    pub(crate) fn get(&self, ip: Ip) -> &T {
-        match ip {
-            Ip::V4 => &self.v4,
-            Ip::V6 => &self.v6,
+impl Lane {
+    pub(crate) const ALL: [Lane; 4] = [
+        Lane::new(Transport::Tcp, Ip::V4),
+        Lane::new(Transport::Tcp, Ip::V6),
+        Lane::new(Transport::Udp, Ip::V4),
+        Lane::new(Transport::Udp, Ip::V6),
+    ];
+
+    pub(crate) const fn new(transport: Transport, ip: Ip) -> Self {
+        Self { transport, ip }
+    }
+}
+
+/// One value for each [`Lane`].
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct PerLane<T> {
+    tcp4: T,
+    tcp6: T,
+    udp4: T,
+    udp6: T,
+}
+
+impl<T> PerLane<T> {
+    pub(crate) fn from_fn(mut value: impl FnMut(Lane) -> T) -> Self {
+        let [tcp4, tcp6, udp4, udp6] = Lane::ALL.map(&mut value);
+        Self {
+            tcp4,
+            tcp6,
+            udp4,
+            udp6,
         }
     }
 
-    pub(crate) fn get_mut(&mut self, ip: Ip) -> &mut T {
-        match ip {
-            Ip::V4 => &mut self.v4,
-            Ip::V6 => &mut self.v6,
+    pub(crate) fn get(&self, lane: Lane) -> &T {
+        match (lane.transport, lane.ip) {
+            (Transport::Tcp, Ip::V4) => &self.tcp4,
+            (Transport::Tcp, Ip::V6) => &self.tcp6,
+            (Transport::Udp, Ip::V4) => &self.udp4,
+            (Transport::Udp, Ip::V6) => &self.udp6,
+        }
+    }
+
+    pub(crate) fn get_mut(&mut self, lane: Lane) -> &mut T {
+        match (lane.transport, lane.ip) {
+            (Transport::Tcp, Ip::V4) => &mut self.tcp4,
+            (Transport::Tcp, Ip::V6) => &mut self.tcp6,
+            (Transport::Udp, Ip::V4) => &mut self.udp4,
+            (Transport::Udp, Ip::V6) => &mut self.udp6,
         }
     }
 }
@@ -96,24 +143,31 @@ pub(crate) struct Goal {
     pub(crate) routes: BTreeSet<IpNet>,
     /// Prefixes of a family that nothing listens for.
     pub(crate) without_listener: BTreeSet<IpNet>,
-    pub(crate) elements: PerFamily<BTreeSet<Element>>,
-    pub(crate) listeners: PerFamily<Option<NonZeroU16>>,
+    pub(crate) elements: PerLane<BTreeSet<Element>>,
+    pub(crate) listeners: PerLane<Option<NonZeroU16>>,
 }
 
 impl From<&Desired> for Goal {
     fn from(desired: &Desired) -> Self {
-        let mut elements = PerFamily::<BTreeSet<Element>>::default();
-        for claim in &desired.tcp_claims {
-            let ip = Ip::of(claim.net.addr());
-            elements.get_mut(ip).insert(Element::from(claim));
+        let mut elements = PerLane::<BTreeSet<Element>>::default();
+        for claim in &desired.claims {
+            let lane = Lane::new(claim.transport, Ip::of(claim.net.addr()));
+            elements.get_mut(lane).insert(Element::from(claim));
         }
-        let listeners = PerFamily {
-            v4: Some(desired.listener_v4),
-            v6: desired.listener_v6,
+        let of_family = |ip| match ip {
+            Ip::V4 => Some(desired.listeners.v4),
+            Ip::V6 => desired.listeners.v6,
         };
+        let listeners = PerLane::from_fn(|lane| {
+            let ports = of_family(lane.ip)?;
+            Some(match lane.transport {
+                Transport::Tcp => ports.tcp,
+                Transport::Udp => ports.udp,
+            })
+        });
         let prefixes = desired.prefixes.iter().map(IpNet::trunc);
         let (routes, without_listener) =
-            prefixes.partition(|net| listeners.get(Ip::of(net.addr())).is_some());
+            prefixes.partition(|net| of_family(Ip::of(net.addr())).is_some());
         Self {
             routes,
             without_listener,

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, num::NonZeroU16};
 
 use ipnet::IpNet;
 
-use super::desired::{Element, Ip, PerFamily};
+use super::desired::{Element, Lane, PerLane};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Observed {
@@ -55,14 +55,14 @@ pub(crate) struct OurTable {
     /// Switched off (`flags dormant`).
     pub(crate) asleep: bool,
     pub(crate) chain: Part<()>,
-    pub(crate) sets: PerFamily<Part<Content>>,
+    pub(crate) sets: PerLane<Part<Content>>,
     pub(crate) rules: Vec<ObservedRule>,
 }
 
 impl OurTable {
     /// Version of what this module writes into the table. A table of another
     /// version, older or newer, is replaced as a whole.
-    pub(crate) const LAYOUT: u32 = 1;
+    pub(crate) const LAYOUT: u32 = 2;
 
     pub(crate) fn is_other_layout(&self) -> bool {
         self.layout != Some(Self::LAYOUT) || self.crowded
@@ -83,6 +83,6 @@ pub(crate) type Content = BTreeSet<Element>;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ObservedRule {
     pub(crate) handle: u64,
-    /// Family and listener port, if the rule is one that we would write.
-    pub(crate) steers: Option<(Ip, NonZeroU16)>,
+    /// What is steered and to which port, if the rule is one that we would write.
+    pub(crate) steers: Option<(Lane, NonZeroU16)>,
 }

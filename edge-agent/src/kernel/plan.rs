@@ -12,7 +12,7 @@ use std::{collections::BTreeSet, num::NonZeroU16};
 use ipnet::IpNet;
 
 use super::{
-    desired::{Element, Goal, Ip, PerFamily},
+    desired::{Element, Goal, Lane, PerLane},
     handle::Conflict,
     observed::{Content, Observed, ObservedRoute, ObservedRule, OurTable, Part, TableState},
 };
@@ -59,12 +59,12 @@ pub(crate) enum TableStep {
     DeleteRule(u64),
     DeleteChain,
     CreateChain,
-    DeleteSet(Ip),
-    CreateSet(Ip),
-    RemoveElements(Ip, Vec<Element>),
-    AddElements(Ip, Vec<Element>),
-    ReplaceRule(u64, Ip, NonZeroU16),
-    AddRule(Ip, NonZeroU16),
+    DeleteSet(Lane),
+    CreateSet(Lane),
+    RemoveElements(Lane, Vec<Element>),
+    AddElements(Lane, Vec<Element>),
+    ReplaceRule(u64, Lane, NonZeroU16),
+    AddRule(Lane, NonZeroU16),
 }
 
 /// Objects that differ from what is wanted, by kind. A missing table counts
@@ -200,24 +200,24 @@ impl Plan {
     fn create_table(&mut self, goal: &Goal) {
         self.table.push(TableStep::CreateTable);
         self.table.push(TableStep::CreateChain);
-        for ip in Ip::BOTH {
-            self.create_set(ip, goal.elements.get(ip));
+        for lane in Lane::ALL {
+            self.create_set(lane, goal.elements.get(lane));
         }
         self.add_rules(&goal.listeners);
     }
 
-    fn create_set(&mut self, ip: Ip, elements: &BTreeSet<Element>) {
-        self.table.push(TableStep::CreateSet(ip));
+    fn create_set(&mut self, lane: Lane, elements: &BTreeSet<Element>) {
+        self.table.push(TableStep::CreateSet(lane));
         if !elements.is_empty() {
             let all = elements.iter().copied().collect();
-            self.table.push(TableStep::AddElements(ip, all));
+            self.table.push(TableStep::AddElements(lane, all));
         }
     }
 
-    fn add_rules(&mut self, listeners: &PerFamily<Option<NonZeroU16>>) {
-        for ip in Ip::BOTH {
-            if let Some(port) = *listeners.get(ip) {
-                self.table.push(TableStep::AddRule(ip, port));
+    fn add_rules(&mut self, listeners: &PerLane<Option<NonZeroU16>>) {
+        for lane in Lane::ALL {
+            if let Some(port) = *listeners.get(lane) {
+                self.table.push(TableStep::AddRule(lane, port));
             }
         }
     }
@@ -227,9 +227,9 @@ impl Plan {
             self.amiss.tables = 1;
             self.table.push(TableStep::WakeTable);
         }
-        let sets_wrong = Ip::BOTH
+        let sets_wrong = Lane::ALL
             .into_iter()
-            .any(|ip| *table.sets.get(ip) == Part::Wrong);
+            .any(|lane| *table.sets.get(lane) == Part::Wrong);
         // A set that rules refer to cannot be deleted, a chain goes with its
         // rules: in both cases all rules are written anew.
         let rules_anew = match table.chain {
@@ -251,8 +251,8 @@ impl Plan {
                 true
             }
         };
-        for ip in Ip::BOTH {
-            self.mend_set(ip, goal.elements.get(ip), table.sets.get(ip));
+        for lane in Lane::ALL {
+            self.mend_set(lane, goal.elements.get(lane), table.sets.get(lane));
         }
         if rules_anew {
             self.add_rules(&goal.listeners);
@@ -261,16 +261,16 @@ impl Plan {
         }
     }
 
-    fn mend_set(&mut self, ip: Ip, wanted: &BTreeSet<Element>, set: &Part<Content>) {
+    fn mend_set(&mut self, lane: Lane, wanted: &BTreeSet<Element>, set: &Part<Content>) {
         match set {
             Part::Missing => {
                 self.amiss.sets += 1;
-                self.create_set(ip, wanted);
+                self.create_set(lane, wanted);
             }
             Part::Wrong => {
                 self.amiss.sets += 1;
-                self.table.push(TableStep::DeleteSet(ip));
-                self.create_set(ip, wanted);
+                self.table.push(TableStep::DeleteSet(lane));
+                self.create_set(lane, wanted);
             }
             Part::Right(content) => {
                 let gone: Vec<_> = content.difference(wanted).copied().collect();
@@ -279,10 +279,10 @@ impl Plan {
                 // Removal first: a claim may come in a new shape, and two
                 // elements that overlap are refused.
                 if !gone.is_empty() {
-                    self.table.push(TableStep::RemoveElements(ip, gone));
+                    self.table.push(TableStep::RemoveElements(lane, gone));
                 }
                 if !new.is_empty() {
-                    self.table.push(TableStep::AddElements(ip, new));
+                    self.table.push(TableStep::AddElements(lane, new));
                 }
             }
         }
@@ -290,25 +290,25 @@ impl Plan {
 
     fn mend_rules(&mut self, goal: &Goal, rules: &[ObservedRule]) {
         let mut kept = Vec::new();
-        for ip in Ip::BOTH {
-            let Some(port) = *goal.listeners.get(ip) else {
+        for lane in Lane::ALL {
+            let Some(port) = *goal.listeners.get(lane) else {
                 continue;
             };
-            let of_family = || {
-                let family = move |rule: &&ObservedRule| rule.steers.is_some_and(|s| s.0 == ip);
-                rules.iter().filter(family)
+            let of_lane = || {
+                let steers = move |rule: &&ObservedRule| rule.steers.is_some_and(|s| s.0 == lane);
+                rules.iter().filter(steers)
             };
-            let right = of_family().find(|rule| rule.steers == Some((ip, port)));
+            let right = of_lane().find(|rule| rule.steers == Some((lane, port)));
             if let Some(rule) = right {
                 kept.push(rule.handle);
-            } else if let Some(rule) = of_family().next() {
+            } else if let Some(rule) = of_lane().next() {
                 self.amiss.rules += 1;
                 kept.push(rule.handle);
                 self.table
-                    .push(TableStep::ReplaceRule(rule.handle, ip, port));
+                    .push(TableStep::ReplaceRule(rule.handle, lane, port));
             } else {
                 self.amiss.rules += 1;
-                self.table.push(TableStep::AddRule(ip, port));
+                self.table.push(TableStep::AddRule(lane, port));
             }
         }
         for rule in rules.iter().filter(|rule| !kept.contains(&rule.handle)) {

@@ -2,28 +2,33 @@
 //!
 //! ```text
 //! table inet anyport {
-//!     comment "anyport layout 1; kept as it is by the edge agent"
+//!     comment "anyport layout 2; kept as it is by the edge agent"
 //!     set tcp4 { type ipv4_addr . inet_service; flags interval; … }
 //!     set tcp6 { type ipv6_addr . inet_service; flags interval; … }
+//!     set udp4, udp6: the same for UDP
 //!     chain steer {
 //!         type filter hook prerouting priority mangle; policy accept;
 //!         meta l4proto tcp ip daddr . tcp dport @tcp4 tproxy ip to 127.0.0.1:PORT accept
 //!         meta l4proto tcp ip6 daddr . tcp dport @tcp6 tproxy ip6 to [::1]:PORT accept
+//!         … and the same two for UDP
 //!     }
 //! }
 //! ```
 //!
-//! Two lookups decide, however many claims there are. A packet that matches
-//! goes to the listener with its headers as they came; where the listener is
-//! gone, the expression does not match, and the stack answers RST. Rules
-//! therefore stay when the agent ends, and the next start replaces the port
-//! in place.
+//! One lookup decides, however many claims there are. A packet that matches
+//! goes to the listener with its headers as they came, unless a socket is
+//! connected to just its addresses and ports: that one is looked for first,
+//! which is how a flow of UDP keeps to its own socket. Where the listener is
+//! gone, the expression does not match, and the stack answers RST, or ICMP
+//! port unreachable. Rules therefore stay when the agent ends, and the next
+//! start replaces the port in place.
 //!
 //! The comment is our mark: a table of that name without it is someone
 //! else's. Table comments need Linux 5.10.
 
 use std::{collections::BTreeSet, net::IpAddr, num::NonZeroU16};
 
+use anyport_model::resource::Transport;
 use nix::sys::socket::{setsockopt, sockopt};
 use nlink::{
     Connection, Nftables,
@@ -35,7 +40,7 @@ use nlink::{
 };
 
 use super::{
-    desired::{Element, Ip, PerFamily},
+    desired::{Element, Ip, Lane, PerLane},
     error::KernelError,
     observed::{Content, ObservedRule, OurTable, Part, TableState},
     plan::TableStep,
@@ -83,17 +88,14 @@ pub(crate) async fn observe(
     let sets = sets.await.map_err(reading)?;
     let rules = netlink.list_rules(TABLE, Family::Inet);
     let rules = rules.await.map_err(reading)?;
-    let mut contents = PerFamily {
-        v4: Part::Missing,
-        v6: Part::Missing,
-    };
-    for ip in Ip::BOTH {
-        let Some(set) = sets.iter().find(|set| set.name == set_name(ip)) else {
+    let mut contents = PerLane::from_fn(|_| Part::Missing);
+    for lane in Lane::ALL {
+        let Some(set) = sets.iter().find(|set| set.name == set_name(lane)) else {
             continue;
         };
-        *contents.get_mut(ip) = if is_right_set(ip, set) {
-            let elements = netlink.list_set_elements(TABLE, set_name(ip), Family::Inet);
-            content(ip, &elements.await.map_err(reading)?)
+        *contents.get_mut(lane) = if is_right_set(lane, set) {
+            let elements = netlink.list_set_elements(TABLE, set_name(lane), Family::Inet);
+            content(lane, &elements.await.map_err(reading)?)
         } else {
             Part::Wrong
         };
@@ -103,7 +105,7 @@ pub(crate) async fn observe(
         crowded: chains.iter().any(|chain| chain.name != CHAIN)
             || sets
                 .iter()
-                .any(|set| !Ip::BOTH.map(set_name).contains(&set.name.as_str())),
+                .any(|set| !Lane::ALL.map(set_name).contains(&set.name.as_str())),
         asleep: table.flags & nlink::netlink::nftables::NFT_TABLE_F_DORMANT != 0,
         chain: match chains.iter().find(|chain| chain.name == CHAIN) {
             None => Part::Missing,
@@ -149,22 +151,22 @@ fn write(to: Transaction, step: &TableStep) -> nlink::Result<Transaction> {
                 .family(Family::Inet)
                 .base(base_chain()),
         ),
-        TableStep::DeleteSet(ip) => to.del_set(TABLE, set_name(*ip), Family::Inet),
-        TableStep::CreateSet(ip) => to.add_set(set(*ip)),
-        TableStep::RemoveElements(ip, elements) => {
-            let set = set(*ip);
+        TableStep::DeleteSet(lane) => to.del_set(TABLE, set_name(*lane), Family::Inet),
+        TableStep::CreateSet(lane) => to.add_set(set(*lane)),
+        TableStep::RemoveElements(lane, elements) => {
+            let set = set(*lane);
             (elements.chunks(ELEMENTS_PER_MESSAGE)).fold(to, |to, chunk| {
                 to.del_set_elements(&set, &wire_elements(chunk))
             })
         }
-        TableStep::AddElements(ip, elements) => {
-            let set = set(*ip);
+        TableStep::AddElements(lane, elements) => {
+            let set = set(*lane);
             (elements.chunks(ELEMENTS_PER_MESSAGE)).fold(to, |to, chunk| {
                 to.add_set_elements(&set, &wire_elements(chunk))
             })
         }
-        TableStep::ReplaceRule(handle, ip, port) => to.replace_rule(rule(*ip, *port), *handle),
-        TableStep::AddRule(ip, port) => to.add_rule(rule(*ip, *port)),
+        TableStep::ReplaceRule(handle, lane, port) => to.replace_rule(rule(*lane, *port), *handle),
+        TableStep::AddRule(lane, port) => to.add_rule(rule(*lane, *port)),
     })
 }
 
@@ -183,33 +185,40 @@ fn is_right_chain(chain: &ChainInfo) -> bool {
     chain.kind() == Some(ChainKind::Base(base_chain()))
 }
 
-fn set_name(ip: Ip) -> &'static str {
-    match ip {
-        Ip::V4 => "tcp4",
-        Ip::V6 => "tcp6",
+fn set_name(lane: Lane) -> &'static str {
+    match (lane.transport, lane.ip) {
+        (Transport::Tcp, Ip::V4) => "tcp4",
+        (Transport::Tcp, Ip::V6) => "tcp6",
+        (Transport::Udp, Ip::V4) => "udp4",
+        (Transport::Udp, Ip::V6) => "udp6",
     }
 }
 
-fn set_fields(ip: Ip) -> [PacketField; 2] {
-    match ip {
-        Ip::V4 => [PacketField::Ip4Daddr, PacketField::TcpDport],
-        Ip::V6 => [PacketField::Ip6Daddr, PacketField::TcpDport],
-    }
+fn set_fields(lane: Lane) -> [PacketField; 2] {
+    let address = match lane.ip {
+        Ip::V4 => PacketField::Ip4Daddr,
+        Ip::V6 => PacketField::Ip6Daddr,
+    };
+    let port = match lane.transport {
+        Transport::Tcp => PacketField::TcpDport,
+        Transport::Udp => PacketField::UdpDport,
+    };
+    [address, port]
 }
 
-fn key_type(ip: Ip) -> SetKeyType {
-    SetKeyType::Concat(set_fields(ip).map(PacketField::key_type).to_vec())
+fn key_type(lane: Lane) -> SetKeyType {
+    SetKeyType::Concat(set_fields(lane).map(PacketField::key_type).to_vec())
 }
 
-fn set(ip: Ip) -> Set {
-    Set::new(TABLE, set_name(ip))
+fn set(lane: Lane) -> Set {
+    Set::new(TABLE, set_name(lane))
         .family(Family::Inet)
-        .key_type(key_type(ip))
+        .key_type(key_type(lane))
         .interval()
 }
 
-fn is_right_set(ip: Ip, set: &SetInfo) -> bool {
-    let key = key_type(ip);
+fn is_right_set(lane: Lane, set: &SetInfo) -> bool {
+    let key = key_type(lane);
     set.key_type == key.type_id()
         && set.key_len == key.len()
         && set.flags == SetFlags::INTERVAL | SetFlags::CONCAT
@@ -217,11 +226,11 @@ fn is_right_set(ip: Ip, set: &SetInfo) -> bool {
         && set.size.is_none()
 }
 
-fn rule(ip: Ip, port: NonZeroU16) -> Rule {
+fn rule(lane: Lane, port: NonZeroU16) -> Rule {
     Rule::new(TABLE, CHAIN)
         .family(Family::Inet)
-        .match_concat_in_set(&set_fields(ip), set_name(ip))
-        .tproxy(Family::Inet, Some(ip.loopback()), Some(port.get()))
+        .match_concat_in_set(&set_fields(lane), set_name(lane))
+        .tproxy(Family::Inet, Some(lane.ip.loopback()), Some(port.get()))
         .accept()
 }
 
@@ -237,7 +246,13 @@ fn observed_rule(info: &RuleInfo) -> ObservedRule {
     });
     ObservedRule {
         handle: info.handle,
-        steers: target.filter(|&(ip, port)| *rule(ip, port).spec() == spec),
+        steers: target.and_then(|(ip, port)| {
+            let mut lanes = Transport::ALL
+                .map(|transport| Lane::new(transport, ip))
+                .into_iter();
+            let lane = lanes.find(|lane| *rule(*lane, port).spec() == spec)?;
+            Some((lane, port))
+        }),
     }
 }
 
@@ -261,17 +276,17 @@ fn octets(address: IpAddr) -> Vec<u8> {
 
 /// Wrong as a whole where an element is not a rectangle that we could name:
 /// a catch-all, say, which would steer everything.
-fn content(ip: Ip, elements: &[SetElement]) -> Part<Content> {
-    let elements: Option<BTreeSet<_>> = elements.iter().map(|e| read_element(ip, e)).collect();
+fn content(lane: Lane, elements: &[SetElement]) -> Part<Content> {
+    let elements: Option<BTreeSet<_>> = elements.iter().map(|e| read_element(lane, e)).collect();
     elements.map_or(Part::Wrong, Part::Right)
 }
 
-fn read_element(ip: Ip, element: &SetElement) -> Option<Element> {
+fn read_element(lane: Lane, element: &SetElement) -> Option<Element> {
     if element.is_catchall() || element.is_interval_end() {
         return None;
     }
-    let (first, first_port) = read_key(ip, element.key())?;
-    let (last, last_port) = read_key(ip, element.key_end().unwrap_or(element.key()))?;
+    let (first, first_port) = read_key(lane, element.key())?;
+    let (last, last_port) = read_key(lane, element.key_end().unwrap_or(element.key()))?;
     Some(Element {
         addresses: (first, last),
         ports: (first_port, last_port),
@@ -279,8 +294,8 @@ fn read_element(ip: Ip, element: &SetElement) -> Option<Element> {
 }
 
 /// An address, then a port, each padded to words of four bytes.
-fn read_key(ip: Ip, key: &[u8]) -> Option<(IpAddr, u16)> {
-    let (address, port) = match ip {
+fn read_key(lane: Lane, key: &[u8]) -> Option<(IpAddr, u16)> {
+    let (address, port) = match lane.ip {
         Ip::V4 => {
             let (address, port) = key.split_first_chunk::<4>()?;
             (IpAddr::from(*address), port)

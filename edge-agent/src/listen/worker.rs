@@ -67,11 +67,13 @@ async fn work(listeners: WorkerListeners, service: Arc<Service>, drain: Drain, l
         }
     };
     let v6 = async {
-        if let Some(listener) = listeners.v6 {
-            accept_on(listener).await;
+        if let Some(listeners) = listeners.v6 {
+            accept_on(listeners.tcp).await;
+            drop(listeners.udp);
         }
     };
-    tokio::join!(accept_on(listeners.v4), v6);
+    tokio::join!(accept_on(listeners.v4.tcp), v6);
+    drop(listeners.v4.udp);
     // The runtime ends with this future, and what is left of its connections
     // with it, which whoever began the drain reports.
     let _ = drain.finished(limit).await;

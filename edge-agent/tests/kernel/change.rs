@@ -138,7 +138,8 @@ fn a_restart_on_another_port_loses_no_connection() {
         assert_ne!(first.v4, second.v4);
         let agent = Agent::start();
         let applied = agent.apply(second.wants(&PREFIXES, &claims)).await;
-        assert_eq!(applied.rules_written, 2);
+        // One for each transport and family.
+        assert_eq!(applied.rules_written, 4);
         assert_eq!((applied.elements_added, applied.routes_added), (0, 0));
         let dialled = hammer.stop().await;
         assert!(dialled > 0);
@@ -162,7 +163,7 @@ fn a_host_that_loses_its_ipv6_listener_no_longer_answers_for_ipv6() {
         let agent = Agent::start();
         let mut wish = listeners.wants(&PREFIXES, &claims);
         agent.apply(wish.clone()).await;
-        wish.listener_v6 = None;
+        wish.listeners.v6 = None;
         let applied = agent.apply(wish).await;
         assert_eq!(applied.conflicts.len(), 1, "{applied:?}");
         assert_eq!(edge.dial(STAYS[0]).await, steered(STAYS[0]));

@@ -1,6 +1,6 @@
 //! What others have in the kernel is left as it is.
 
-use anyport_edge_agent::kernel::{Desired, Kernel, KernelError, undo};
+use anyport_edge_agent::kernel::{Kernel, KernelError, undo};
 
 use crate::support::{Agent, Listeners, PATIENCE, claim, on_edge, steered};
 
@@ -157,10 +157,8 @@ fn a_host_without_ipv6_serves_ipv4_and_names_the_prefix_that_it_does_not() {
         ];
         let prefixes = ["198.51.100.0/24", "2001:db8:51::/48"];
         let wish = listeners.wants(&prefixes, &claims);
-        let without_listener = Desired {
-            listener_v6: None,
-            ..wish.clone()
-        };
+        let mut without_listener = wish.clone();
+        without_listener.listeners.v6 = None;
         for (wish, why) in [
             (without_listener, "listen on ::1"),
             (wish, "IPv6 is disabled"),

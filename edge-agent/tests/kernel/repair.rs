@@ -10,6 +10,9 @@ use crate::support::{Agent, Answer, Edge, Listeners, claim, on_edge, steered};
 const V4: &str = "198.51.100.7:80";
 const V6: &str = "[2001:db8:51::7]:80";
 
+/// One rule for each transport and family.
+const RULES: u64 = 4;
+
 /// Breaks the set-up by `commands`, and expects each of `repairs`, nothing
 /// else, within a second of the last command, and the set-up as it was.
 fn broken_by(commands: &'static [&'static str], repairs: &'static [(Drift, u64)]) {
@@ -88,7 +91,10 @@ fn a_foreign_chain_in_our_table() {
 
 #[test]
 fn flushed_rules() {
-    broken_by(&["nft flush chain inet anyport steer"], &[(Drift::Rule, 2)]);
+    broken_by(
+        &["nft flush chain inet anyport steer"],
+        &[(Drift::Rule, RULES)],
+    );
 }
 
 #[test]
@@ -238,8 +244,8 @@ fn our_own_changes_are_not_taken_for_drift() {
         // What comes after our own announcements is drift, and is counted
         // once: by then every announcement of ours was looked into.
         edge.run("nft flush chain inet anyport steer");
-        agent.repaired(Drift::Rule, 2).await;
-        assert_eq!(agent.repairs(), BTreeMap::from([(Drift::Rule, 2)]));
+        agent.repaired(Drift::Rule, RULES).await;
+        assert_eq!(agent.repairs(), BTreeMap::from([(Drift::Rule, RULES)]));
     });
 }
 

@@ -135,7 +135,7 @@ fn ten_thousand_claims_are_applied_in_one_go() {
         assert_eq!(applied.elements_added, 12_000);
 
         // One fewer is one change, not ten thousand.
-        wish.tcp_claims.pop();
+        wish.claims.pop();
         let applied = agent.apply(wish).await;
         assert_eq!((applied.elements_added, applied.elements_removed), (0, 1));
 

@@ -10,8 +10,10 @@ use std::{
     time::Duration,
 };
 
-use anyport_edge_agent::kernel::{Applied, Desired, Drift, Kernel, KernelHandle, Reconciler};
-use anyport_model::steering::Claim;
+use anyport_edge_agent::kernel::{
+    Applied, Desired, Drift, FamilyPorts, Kernel, KernelHandle, ListenerPorts, Reconciler,
+};
+use anyport_model::{resource::Transport, steering::Claim};
 use anyport_netns::{Namespace, Topology};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{io::AsyncWriteExt, task::JoinHandle, time::Instant};
@@ -21,6 +23,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
 pub(crate) fn claim(net: &str, ports: &str) -> Claim {
     Claim {
+        transport: Transport::Tcp,
         net: net.parse().unwrap(),
         ports: ports.parse().unwrap(),
     }
@@ -200,10 +203,20 @@ impl Listeners {
     pub(crate) fn wants(&self, prefixes: &[&str], claims: &[Claim]) -> Desired {
         Desired {
             prefixes: prefixes.iter().map(|p| p.parse().unwrap()).collect(),
-            tcp_claims: claims.to_vec(),
-            listener_v4: self.v4,
-            listener_v6: Some(self.v6),
+            claims: claims.to_vec(),
+            listeners: ListenerPorts {
+                v4: for_both_transports(self.v4),
+                v6: Some(for_both_transports(self.v6)),
+            },
         }
+    }
+}
+
+/// Nothing listens for UDP here; the rules have to name some port.
+fn for_both_transports(port: NonZeroU16) -> FamilyPorts {
+    FamilyPorts {
+        tcp: port,
+        udp: port,
     }
 }
 

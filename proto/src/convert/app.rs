@@ -196,6 +196,7 @@ fn timeouts(faults: &mut Faults, wire: v1::Timeouts) -> Option<Timeouts> {
     Some(Timeouts {
         connect: connect?,
         idle: idle?,
+        ..default
     })
 }
 

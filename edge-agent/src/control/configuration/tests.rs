@@ -6,7 +6,11 @@ use anyport_node::ready::Readiness;
 use tokio::{sync::watch, task::JoinHandle};
 
 use super::*;
-use crate::{control::Progress, kernel::FakeKernel, table::TableWriter};
+use crate::{
+    control::Progress,
+    kernel::{FakeKernel, FamilyPorts},
+    table::TableWriter,
+};
 
 /// An agent without its data plane, and the config service's side of it.
 struct Agent {
@@ -39,8 +43,11 @@ impl Agent {
             table: SharedTable::new(TableWriter::new(Arc::clone(&stats))),
             cache,
             stats,
-            ports: ListenerPorts {
-                v4: std::num::NonZeroU16::MIN,
+            listeners: ListenerPorts {
+                v4: FamilyPorts {
+                    tcp: std::num::NonZeroU16::MIN,
+                    udp: std::num::NonZeroU16::MIN,
+                },
                 v6: None,
             },
             protected: Protected::new([&"http://203.0.113.5:7400".parse().unwrap()]),
@@ -281,7 +288,7 @@ async fn an_app_that_moved_to_an_unreadable_pool_is_served_as_before_also_after_
 
     let agent = agent.restart().await;
     assert_eq!(agent.pool_for(EDGE).as_deref(), Some("good"));
-    assert_eq!(agent.steered().tcp_claims.len(), 1);
+    assert_eq!(agent.steered().claims.len(), 1);
     assert_eq!(agent.applier.held(), (Revision::EMPTY, vec![]));
 }
 
@@ -293,9 +300,9 @@ async fn a_prefix_around_the_config_service_is_never_steered() {
     assert_eq!(agent.push(all, &[]).await, ["203.0.113.0/24"]);
     let good = ["198.51.100.0/24".parse().unwrap()];
     assert_eq!(agent.steered().prefixes, good);
-    assert!(agent.steered().tcp_claims.is_empty());
+    assert!(agent.steered().claims.is_empty());
 
     let agent = agent.restart().await;
     assert_eq!(agent.steered().prefixes, good);
-    assert!(agent.steered().tcp_claims.is_empty());
+    assert!(agent.steered().claims.is_empty());
 }

@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 
 use crate::kernel::{
     KernelError,
-    desired::Desired,
+    desired::{Desired, FamilyPorts, ListenerPorts},
     handle::{Applied, Kernel},
     reconcile::Reconciler,
 };
@@ -59,11 +59,17 @@ fn in_new_namespace() -> Probe {
 async fn steer() -> Result<Applied, KernelError> {
     let (handle, reconciler) = Reconciler::open(|_, _| {})?;
     // No prefixes: in a new namespace `lo` is down, and takes no routes.
+    let ports = FamilyPorts {
+        tcp: NonZeroU16::MIN,
+        udp: NonZeroU16::MIN,
+    };
     let desired = Desired {
         prefixes: Vec::new(),
-        tcp_claims: Vec::new(),
-        listener_v4: NonZeroU16::MIN,
-        listener_v6: Some(NonZeroU16::MIN),
+        claims: Vec::new(),
+        listeners: ListenerPorts {
+            v4: ports,
+            v6: Some(ports),
+        },
     };
     let twice = async {
         handle.apply(desired.clone()).await?;

@@ -3,10 +3,11 @@
 
 use std::net::IpAddr;
 
+use anyport_model::resource::Transport;
 use proptest::prelude::*;
 
 use super::*;
-use crate::kernel::observed::RouteKey;
+use crate::kernel::{desired::Ip, observed::RouteKey};
 
 /// Carries out a plan, and panics where the real kernel would refuse.
 fn carry_out(observed: &mut Observed, plan: &Plan) {
@@ -42,10 +43,7 @@ fn carry_out_step(state: &mut TableState, step: &TableStep) {
                 crowded: false,
                 asleep: false,
                 chain: Part::Missing,
-                sets: PerFamily {
-                    v4: Part::Missing,
-                    v6: Part::Missing,
-                },
+                sets: PerLane::from_fn(|_| Part::Missing),
                 rules: Vec::new(),
             });
             return;
@@ -77,30 +75,34 @@ fn carry_out_step(state: &mut TableState, step: &TableStep) {
             assert_eq!(table.chain, Part::Missing);
             table.chain = Part::Right(());
         }
-        TableStep::DeleteSet(ip) => {
+        TableStep::DeleteSet(lane) => {
             assert!(table.rules.is_empty(), "a set that rules refer to is busy");
-            assert_ne!(*table.sets.get(*ip), Part::Missing);
-            *table.sets.get_mut(*ip) = Part::Missing;
+            assert_ne!(*table.sets.get(*lane), Part::Missing);
+            *table.sets.get_mut(*lane) = Part::Missing;
         }
-        TableStep::CreateSet(ip) => {
-            assert_eq!(*table.sets.get(*ip), Part::Missing);
-            *table.sets.get_mut(*ip) = Part::Right(Content::new());
+        TableStep::CreateSet(lane) => {
+            assert_eq!(*table.sets.get(*lane), Part::Missing);
+            *table.sets.get_mut(*lane) = Part::Right(Content::new());
         }
-        TableStep::RemoveElements(ip, gone) => {
-            let content = content(table, *ip);
+        TableStep::RemoveElements(lane, gone) => {
+            let content = content(table, *lane);
             assert!(!gone.is_empty() && gone.iter().all(|e| content.remove(e)));
         }
-        TableStep::AddElements(ip, new) => {
-            let content = content(table, *ip);
+        TableStep::AddElements(lane, new) => {
+            let content = content(table, *lane);
             assert!(!new.is_empty() && new.iter().all(|e| content.insert(*e)));
         }
-        TableStep::ReplaceRule(handle, ip, port) => {
+        TableStep::ReplaceRule(handle, lane, port) => {
             let at = rule_at(&table.rules, *handle);
-            table.rules[at].steers = Some((*ip, *port));
+            table.rules[at].steers = Some((*lane, *port));
         }
-        TableStep::AddRule(ip, port) => {
+        TableStep::AddRule(lane, port) => {
             assert_eq!(table.chain, Part::Right(()));
-            assert_ne!(*table.sets.get(*ip), Part::Missing, "a rule needs its set");
+            assert_ne!(
+                *table.sets.get(*lane),
+                Part::Missing,
+                "a rule needs its set"
+            );
             let handle = 1 + table
                 .rules
                 .iter()
@@ -109,14 +111,14 @@ fn carry_out_step(state: &mut TableState, step: &TableStep) {
                 .unwrap_or(0);
             table.rules.push(ObservedRule {
                 handle,
-                steers: Some((*ip, *port)),
+                steers: Some((*lane, *port)),
             });
         }
     }
 }
 
-fn content(table: &mut OurTable, ip: Ip) -> &mut Content {
-    match table.sets.get_mut(ip) {
+fn content(table: &mut OurTable, lane: Lane) -> &mut Content {
+    match table.sets.get_mut(lane) {
         Part::Right(content) => content,
         other => panic!("elements of a set that is {other:?}"),
     }
@@ -163,16 +165,15 @@ fn goal(routes: &[&str], elements: &[Element], listener: u16) -> Goal {
     Goal {
         routes: routes.iter().map(|text| net(text)).collect(),
         without_listener: BTreeSet::new(),
-        elements: PerFamily {
-            v4: elements.iter().copied().collect(),
-            v6: Content::new(),
-        },
-        listeners: PerFamily {
-            v4: Some(port(listener)),
-            v6: Some(port(listener)),
-        },
+        elements: PerLane::from_fn(|lane| {
+            let filled = (lane == TCP4).then_some(elements);
+            filled.unwrap_or_default().iter().copied().collect()
+        }),
+        listeners: PerLane::from_fn(|_| Some(port(listener))),
     }
 }
+
+const TCP4: Lane = Lane::new(Transport::Tcp, Ip::V4);
 
 const NOTHING: Observed = Observed {
     routes: Vec::new(),
@@ -207,11 +208,9 @@ fn another_listener_port_replaces_rules_and_touches_nothing_else() {
         &before,
     );
     let plan = plan.expect("a plan");
-    let replaced = [
-        TableStep::ReplaceRule(1, Ip::V4, port(2000)),
-        TableStep::ReplaceRule(2, Ip::V6, port(2000)),
-    ];
-    assert_eq!(plan.table, replaced);
+    let replaced = (1..).zip(Lane::ALL);
+    let replaced = replaced.map(|(handle, lane)| TableStep::ReplaceRule(handle, lane, port(2000)));
+    assert_eq!(plan.table, replaced.collect::<Vec<_>>());
     assert!(plan.add_routes.is_empty() && plan.remove_routes.is_empty());
 }
 
@@ -220,8 +219,8 @@ fn a_claim_comes_and_goes_by_itself() {
     let before = after(&goal(&[], &[element(1, 80), element(2, 80)], 1));
     let plan = plan(&goal(&[], &[element(2, 80), element(3, 80)], 1), &before);
     let steps = [
-        TableStep::RemoveElements(Ip::V4, vec![element(1, 80)]),
-        TableStep::AddElements(Ip::V4, vec![element(3, 80)]),
+        TableStep::RemoveElements(TCP4, vec![element(1, 80)]),
+        TableStep::AddElements(TCP4, vec![element(3, 80)]),
     ];
     assert_eq!(plan.expect("a plan").table, steps);
 }
@@ -295,19 +294,26 @@ fn any_part<T: Clone + std::fmt::Debug>(
     ]
 }
 
-fn any_ip() -> impl Strategy<Value = Ip> {
-    prop_oneof![Just(Ip::V4), Just(Ip::V6)]
+fn any_lane() -> impl Strategy<Value = Lane> {
+    prop::sample::select(&Lane::ALL)
+}
+
+fn per_lane<T: Clone + std::fmt::Debug + 'static>(
+    one: impl Fn() -> BoxedStrategy<T>,
+) -> impl Strategy<Value = PerLane<T>> {
+    let four = prop::collection::vec(one(), Lane::ALL.len());
+    four.prop_map(|mut four| PerLane::from_fn(|_| four.remove(0)))
 }
 
 fn any_table() -> impl Strategy<Value = OurTable> {
     let layout =
         prop_oneof![1 => Just(None), 1 => Just(Some(9)), 8 => Just(Some(OurTable::LAYOUT))];
-    let sets = (any_part(any_content()), any_part(any_content()));
-    let steers = prop::option::of((any_ip(), (1u16..4).prop_map(port)));
+    let sets = per_lane(|| any_part(any_content()).boxed());
+    let steers = prop::option::of((any_lane(), (1u16..4).prop_map(port)));
     let rules = prop::collection::vec(steers, 0..5);
     let flags = (prop::bool::weighted(0.1), prop::bool::weighted(0.1));
     (layout, flags, any_part(Just(())), sets, rules).prop_map(
-        |(layout, (crowded, asleep), chain, (v4, v6), rules)| OurTable {
+        |(layout, (crowded, asleep), chain, sets, rules)| OurTable {
             layout,
             crowded,
             asleep,
@@ -319,7 +325,7 @@ fn any_table() -> impl Strategy<Value = OurTable> {
                     .collect(),
             },
             chain,
-            sets: PerFamily { v4, v6 },
+            sets,
         },
     )
 }
@@ -344,22 +350,16 @@ fn any_observed() -> impl Strategy<Value = Observed> {
 
 fn any_goal() -> impl Strategy<Value = Goal> {
     let routes = prop::sample::subsequence(NETS.to_vec(), 0..=NETS.len());
-    let listener = prop::option::of((1u16..4).prop_map(port));
     (
         routes,
-        any_content(),
-        any_content(),
-        (1u16..4).prop_map(port),
-        listener,
+        per_lane(|| any_content().boxed()),
+        per_lane(|| prop::option::of((1u16..4).prop_map(port)).boxed()),
     )
-        .prop_map(|(routes, v4, v6, listener_v4, listener_v6)| Goal {
+        .prop_map(|(routes, elements, listeners)| Goal {
             routes: routes.into_iter().map(net).collect(),
             without_listener: BTreeSet::new(),
-            elements: PerFamily { v4, v6 },
-            listeners: PerFamily {
-                v4: Some(listener_v4),
-                v6: listener_v6,
-            },
+            elements,
+            listeners,
         })
 }
 
@@ -396,12 +396,12 @@ proptest! {
         let TableState::Ours(table) = &reached.table else { panic!("no table") };
         let mut steers: Vec<_> = table.rules.iter().map(|rule| rule.steers).collect();
         steers.sort();
-        let wanted: Vec<_> = Ip::BOTH.into_iter()
-            .filter_map(|ip| Some(Some((ip, (*goal.listeners.get(ip))?))))
+        let wanted: Vec<_> = Lane::ALL.into_iter()
+            .filter_map(|lane| Some(Some((lane, (*goal.listeners.get(lane))?))))
             .collect();
         prop_assert_eq!(steers, wanted);
-        for ip in Ip::BOTH {
-            prop_assert_eq!(table.sets.get(ip), &Part::Right(goal.elements.get(ip).clone()));
+        for lane in Lane::ALL {
+            prop_assert_eq!(table.sets.get(lane), &Part::Right(goal.elements.get(lane).clone()));
         }
 
         // What is not ours is as it was.
@@ -428,10 +428,10 @@ proptest! {
         let plan = plan(&to, &start).expect("a plan");
         for step in &plan.table {
             let touches = match step {
-                TableStep::RemoveElements(ip, gone) => {
-                    gone.iter().any(|element| to.elements.get(*ip).contains(element))
+                TableStep::RemoveElements(lane, gone) => {
+                    gone.iter().any(|element| to.elements.get(*lane).contains(element))
                 }
-                TableStep::ReplaceRule(_, ip, _) => from.listeners.get(*ip) == to.listeners.get(*ip),
+                TableStep::ReplaceRule(_, lane, _) => from.listeners.get(*lane) == to.listeners.get(*lane),
                 TableStep::AddElements(..) | TableStep::AddRule(..) | TableStep::DeleteRule(_) => false,
                 _ => true,
             };
