@@ -453,7 +453,6 @@ mod tests {
     use super::*;
     use anyport_model::{
         ports::PortRange,
-        resource::Timeouts,
         weights::{OriginHealth, OriginWeight},
     };
 
@@ -478,14 +477,12 @@ mod tests {
     }
 
     fn app(name: &str, ports: &str, origin: OriginChoice) -> Resource {
-        Resource::App(Arc::new(App {
-            name: name.parse().unwrap(),
-            transport: Transport::Tcp,
-            ports: ports.parse().unwrap(),
-            edge_nets: vec!["198.51.100.0/24".parse().unwrap()],
+        Resource::App(Arc::new(App::new(
+            name.parse().unwrap(),
+            ports.parse().unwrap(),
+            vec!["198.51.100.0/24".parse().unwrap()],
             origin,
-            timeouts: Timeouts::default(),
-        }))
+        )))
     }
 
     fn to_pool(name: &str) -> OriginChoice {

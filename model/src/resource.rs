@@ -367,6 +367,25 @@ pub struct App {
     pub timeouts: Timeouts,
 }
 
+impl App {
+    /// An app on TCP, everything else as where a manifest leaves it out.
+    pub fn new(
+        name: AppName,
+        ports: PortRange,
+        edge_nets: Vec<IpNet>,
+        origin: OriginChoice,
+    ) -> Self {
+        Self {
+            name,
+            transport: Transport::Tcp,
+            ports,
+            edge_nets,
+            origin,
+            timeouts: Timeouts::default(),
+        }
+    }
+}
+
 /// Where an app's connections go.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum OriginChoice {

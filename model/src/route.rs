@@ -193,19 +193,17 @@ fn push(segments: &mut Vec<Segment>, first: u32, last: u32, app: usize) {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::resource::{OriginChoice, Timeouts};
+    use crate::resource::OriginChoice;
     use proptest::prelude::*;
     use std::net::Ipv4Addr;
 
     fn app(name: &str, ports: &str, nets: &[&str]) -> Arc<App> {
-        Arc::new(App {
-            name: name.parse().unwrap(),
-            transport: Transport::Tcp,
-            ports: ports.parse().unwrap(),
-            edge_nets: nets.iter().map(|net| net.parse().unwrap()).collect(),
-            origin: OriginChoice::Direct(Vec::new()),
-            timeouts: Timeouts::default(),
-        })
+        Arc::new(App::new(
+            name.parse().unwrap(),
+            ports.parse().unwrap(),
+            nets.iter().map(|net| net.parse().unwrap()).collect(),
+            OriginChoice::Direct(Vec::new()),
+        ))
     }
 
     fn taken_by(table: &RouteTable, destination: &str) -> Option<String> {

@@ -193,7 +193,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::ports::{PortMap, PortRange};
-    use crate::resource::{DirectOrigin, Policy, Prefix, Timeouts, Transport, Weight};
+    use crate::resource::{DirectOrigin, Policy, Prefix, Weight};
 
     fn prefix(cidr: &str) -> Resource {
         Resource::Prefix(Prefix::new(cidr.parse().unwrap()).unwrap())
@@ -219,14 +219,12 @@ mod tests {
         let ports: PortRange = ports.parse().unwrap();
         let port = PortMap::new(ports, "80".parse().unwrap()).unwrap();
         let ip = origin.parse().unwrap();
-        Resource::App(Arc::new(App {
-            name: name.parse().unwrap(),
-            transport: Transport::Tcp,
+        Resource::App(Arc::new(App::new(
+            name.parse().unwrap(),
             ports,
-            edge_nets: vec![net.parse().unwrap()],
-            origin: OriginChoice::Direct(vec![DirectOrigin { ip, port }]),
-            timeouts: Timeouts::default(),
-        }))
+            vec![net.parse().unwrap()],
+            OriginChoice::Direct(vec![DirectOrigin { ip, port }]),
+        )))
     }
 
     fn said(list: Vec<Resource>) -> Vec<String> {

@@ -14,7 +14,7 @@ use anyport_model::{
     ports::{PortMap, PortRange},
     resource::{
         App, Check, DirectOrigin, Monitor, Origin, OriginChoice, Policy, Pool, Prefix, Resource,
-        Thresholds, Timeouts, Transport, Weight,
+        Thresholds, Timeouts, Weight,
     },
 };
 use anyport_proto::{
@@ -163,17 +163,14 @@ fn app() -> impl Strategy<Value = Resource> {
         duration(second, 7 * 24 * 3600 * second),
     )
         .prop_map(|(name, nets, (ports, origin), connect, idle)| {
+            let name = name.parse().unwrap();
             Resource::App(Arc::new(App {
-                name: name.parse().unwrap(),
-                transport: Transport::Tcp,
-                ports,
-                edge_nets: nets.into_iter().collect(),
-                origin,
                 timeouts: Timeouts {
                     connect,
                     idle,
                     ..Timeouts::default()
                 },
+                ..App::new(name, ports, nets.into_iter().collect(), origin)
             }))
         })
 }

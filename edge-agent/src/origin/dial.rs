@@ -207,9 +207,7 @@ mod tests {
     use crate::table::TableWriter;
     use anyport_model::{
         names::Revision,
-        resource::{
-            App, Origin, OriginChoice, Policy, Pool, Resource, Timeouts, Transport, Weight,
-        },
+        resource::{App, Origin, OriginChoice, Policy, Pool, Resource, Timeouts, Weight},
     };
     use std::net::Ipv4Addr;
     use tokio::net::TcpListener;
@@ -247,18 +245,19 @@ mod tests {
             origins: origins.iter().enumerate().map(origin).collect(),
         }));
         let app = Resource::App(Arc::new(App {
-            name: "app".parse().unwrap(),
-            transport: Transport::Tcp,
-            ports: "*".parse().unwrap(),
-            edge_nets: vec!["198.51.100.0/24".parse().unwrap()],
-            origin: OriginChoice::Pool {
-                pool: "pool".parse().unwrap(),
-                port: None,
-            },
             timeouts: Timeouts {
                 connect,
                 ..Timeouts::default()
             },
+            ..App::new(
+                "app".parse().unwrap(),
+                "*".parse().unwrap(),
+                vec!["198.51.100.0/24".parse().unwrap()],
+                OriginChoice::Pool {
+                    pool: "pool".parse().unwrap(),
+                    port: None,
+                },
+            )
         }));
         let resources = [pool, app].map(|r| (r.reference(), r)).into();
         let prepared = writer.prepare(Revision(1), &resources);
