@@ -1,8 +1,12 @@
 //! Puts one agent together and runs it to the end of its drain.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    io,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use anyport_node::{
     admin::AdminServer,
     boot::log_config,
@@ -19,16 +23,24 @@ use crate::{
     admin::Admin,
     config::Config,
     control::{Applier, Cache, InUse, SharedTable, follow_weights, report},
+    handover::{
+        self, Estate, Generations, HandedOver, Key, Notice, Offering, Standstill, Start, StateLock,
+        notify,
+    },
     kernel::{Drift, Kernel, Reconciler},
     listen::{Listeners, Workers},
+    live::Live,
     protect::Protected,
     stats::Stats,
     table::TableWriter,
     tcp::Service,
 };
 
-/// Runs an edge agent until `drain` begins and its connections have ended or
-/// run out of time.
+/// A successor waits this long for the balancer's weights before it serves.
+const WEIGHTS_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Runs an edge agent until `drain` begins or another agent has taken
+/// over, and its connections have ended or run out of time.
 ///
 /// # Errors
 /// What keeps it from starting: flags that do not fit, an address or state
@@ -40,11 +52,25 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
     let name = config.node_name()?;
     let identity = config.tls.load()?;
     let cache = Cache::open(&config.state_dir)?;
+    let begun = tokio::select! {
+        begun = handover::begin(&config.state_dir, name.as_str()) => begun?,
+        () = drain.started() => return Ok(()),
+    };
+    let (lock, mut predecessor) = match begun {
+        Start::First(lock) => (lock, None),
+        Start::Successor(mut predecessor) => (predecessor.state_lock()?, Some(predecessor)),
+    };
     let registry = Registry::new();
     let readiness = Readiness::new();
     let stats = Arc::new(Stats::new(&registry)?);
-    let server = Server::bind("--listen", config.listen, &identity)?;
-    let admin = AdminServer::bind("--admin", config.admin, &identity)?;
+    let mut inherited = |key| {
+        let fd = predecessor.as_mut()?.estate.take(key)?;
+        Some(std::net::TcpListener::from(fd))
+    };
+    let grpc = inherited(Key::Grpc);
+    let server = Server::bind_or_inherit("--listen", config.listen, &identity, grpc)?;
+    let pages = inherited(Key::Admin);
+    let admin = AdminServer::bind_or_inherit("--admin", config.admin, &identity, pages)?;
     let replicas = endpoints(&config.config_service, &identity)?;
     let balancers = channels(&config.balancer, &identity)?;
 
@@ -54,11 +80,19 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
         stats: Arc::clone(&stats),
     });
     let table = SharedTable::new(writer);
-    let listeners = Listeners::bind(config.workers())?;
+    let listeners = match &mut predecessor {
+        None => Listeners::bind(config.workers())?,
+        Some(predecessor) => {
+            let listeners = Listeners::inherit(config.workers(), &mut predecessor.estate)?;
+            predecessor.check_nothing_is_left()?;
+            listeners
+        }
+    };
     let ports = listeners.ports;
+    let estate = estate(&lock, &server, &admin, &listeners).context("duplicating descriptors")?;
 
     let (kernel, reconciler) = Reconciler::open(count_repairs(Arc::clone(&stats)))?;
-    tokio::spawn(async move {
+    let reconciling = tokio::spawn(async move {
         if let Err(error) = reconciler.run().await {
             tracing::error!(%error, "kernel state is no longer watched");
         }
@@ -70,26 +104,93 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
         Arc::clone(&stats),
         readiness.condition("configuration", "none was received yet"),
     ));
+    let (live, orders) = Live::of_workers(config.workers());
+    let configuring = Arc::default();
     let mut applier = Applier {
-        kernel,
+        kernel: kernel.clone(),
         table: table.clone(),
         cache,
         stats: Arc::clone(&stats),
         listeners: ports,
         protected: Protected::new([&config.config_service, &config.balancer]),
         in_use: Arc::clone(&in_use),
+        live,
+        configuring: Arc::clone(&configuring),
         replica: Default::default(),
     };
-    // Workers first: what the kernel still steers from the last run is served
-    // from the moment that the rules lead to the new listeners.
     let connections = drain.child();
-    let workers = Workers::start(
-        listeners.workers,
-        &service,
-        &connections,
-        config.drain_timeout,
-    )?;
-    applier.restore().await?;
+    let start_workers = || {
+        Workers::start(
+            listeners.workers,
+            orders,
+            &service,
+            &connections,
+            config.drain_timeout,
+        )
+    };
+    let workers = match &predecessor {
+        // Workers first: what the kernel still steers from the last run is
+        // served from the moment that the rules lead to the new listeners.
+        None => {
+            let workers = start_workers()?;
+            applier.restore().await?;
+            workers
+        }
+        // What waits in the listeners' queues needs its app.
+        Some(predecessor) => {
+            applier.restore().await?;
+            if let Some(fault) = kernel.fault() {
+                bail!(
+                    "the running edge agent goes on, because the kernel refuses this one: {fault}"
+                );
+            }
+            predecessor.check_revision(in_use.progress().borrow().revision)?;
+            start_workers()?
+        }
+    };
+
+    // A task each: none of them may hold up another.
+    let mut control = JoinSet::new();
+    let (followed, mut followed_seen) = watch::channel(None);
+    let weights = follow_weights(balancers, name.to_string(), table, followed);
+    control.spawn(weights);
+    let mut generations = Generations::default();
+    if let Some(predecessor) = predecessor {
+        // The predecessor knows which origins are down. Without a balancer so
+        // does nobody.
+        let known = followed_seen.wait_for(Option::is_some);
+        let _ = tokio::time::timeout(WEIGHTS_PATIENCE, known).await;
+        let replaced = tokio::select! {
+            replaced = predecessor.replace() => replaced,
+            () = drain.started() => Ok(generations.clone()),
+        };
+        match replaced {
+            Ok(known) => generations = known,
+            Err(error) => {
+                // It has accepted, so it has connections of its own to end.
+                connections.begin();
+                join(workers, &connections).await?;
+                return Err(error.into());
+            }
+        }
+    }
+    let offering = if config.hand_over {
+        let standstill = Standstill {
+            configuring,
+            kernel,
+            progress: in_use.progress(),
+        };
+        let offering = Offering::open(
+            &config.state_dir,
+            name.as_str(),
+            estate,
+            generations,
+            standstill,
+        );
+        Some(offering.context("--state-dir: listening for a successor")?)
+    } else {
+        None
+    };
 
     let admin = admin.spawn(registry, readiness.clone(), drain.clone());
     tracing::info!(listen = %server.address(), admin = %admin.address(), "edge agent started");
@@ -99,7 +200,6 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
         region: config.region.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
     };
-    let (followed, followed_seen) = watch::channel(None);
     let about = Admin {
         name: name.to_string(),
         region: config.region.clone(),
@@ -110,9 +210,6 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
         progress: in_use.progress(),
         balancer: followed_seen.clone(),
     };
-    // A task each: none of them may hold up another.
-    let mut control = JoinSet::new();
-    control.spawn(follow_weights(balancers, name.to_string(), table, followed));
     control.spawn(report(stats, name.to_string(), followed_seen));
     control.spawn(async move { in_use.follow_kernel().await });
     control.spawn(async move {
@@ -120,19 +217,77 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
         let (_keep, no_reports) = watch::channel(None);
         sync::follow(replicas, who, no_reports, &mut applier).await;
     });
+    notify(Notice::Ready);
+
     let server = server
         .descriptors(DESCRIPTORS)
         .service(v1::edge_service_server::EdgeServiceServer::new(about));
-    let served = server.serve(&readiness, &drain).await;
-    drain.begin();
-    if let Err(unfinished) = connections.finished(config.drain_timeout).await {
-        tracing::warn!(%unfinished, "connections are cut");
+    let serving = drain.child();
+    let served = async {
+        let served = server.serve(&readiness, &serving).await;
+        serving.begin();
+        served
+    };
+    // What this agent gives up, whichever way it ends, it gives up here.
+    let ending = async {
+        let handed_over = tokio::select! {
+            () = serving.started() => None,
+            handed_over = taken(offering) => Some(handed_over),
+        };
+        serving.begin();
+        connections.begin();
+        let Some(handed_over) = handed_over else {
+            notify(Notice::Stopping);
+            return Some((admin, control, lock));
+        };
+        let successor = handed_over.successor();
+        control.shutdown().await;
+        reconciling.abort();
+        // Aborted or ended, it is over.
+        let _ = reconciling.await;
+        drop((admin, lock, handed_over));
+        let open = service.stats.open_connections();
+        tracing::info!(successor, open, "handed over; finishing open connections");
+        None
+    };
+    // What is not handed over is kept until the last connection has ended.
+    let (served, _kept) = tokio::join!(served, ending);
+    join(workers, &connections).await?;
+    served.context("gRPC server")
+}
+
+/// A descriptor of everything that a successor needs.
+fn estate(
+    lock: &StateLock,
+    server: &Server,
+    admin: &AdminServer,
+    listeners: &Listeners,
+) -> io::Result<Estate> {
+    let own = [
+        (Key::StateLock, lock.duplicate()?),
+        (Key::Grpc, server.listener().try_clone_to_owned()?),
+        (Key::Admin, admin.listener().try_clone_to_owned()?),
+    ];
+    Ok(own.into_iter().chain(listeners.duplicates()?).collect())
+}
+
+/// Without an offer, it is never taken.
+async fn taken(offering: Option<Offering>) -> HandedOver {
+    match offering {
+        Some(offering) => offering.taken().await,
+        None => std::future::pending().await,
     }
+}
+
+/// Waits for the workers, which end with their last connection.
+async fn join(workers: Workers, connections: &Drain) -> anyhow::Result<()> {
     tokio::task::spawn_blocking(move || workers.join())
         .await
         .context("waiting for the workers")?;
-    control.abort_all();
-    served.context("gRPC server")
+    if let Err(unfinished) = connections.finished(Duration::ZERO).await {
+        tracing::warn!(%unfinished, "connections are cut");
+    }
+    Ok(())
 }
 
 fn count_repairs(stats: Arc<Stats>) -> impl FnMut(Drift, u64) + Send {

@@ -61,15 +61,19 @@ pub struct Config {
     #[arg(long, env = "ANYPORT_WORKERS", value_name = "N")]
     pub workers: Option<NonZeroUsize>,
 
-    /// How long open connections may go on after SIGTERM, in seconds
+    /// How long open connections may go on at most after SIGTERM or a
+    /// hand-over, in seconds [default: each app's own timeouts.drain]
     #[arg(
         long,
         env = "ANYPORT_DRAIN_TIMEOUT",
         value_name = "SECONDS",
-        default_value = "30",
         value_parser = seconds
     )]
-    pub drain_timeout: Duration,
+    pub drain_timeout: Option<Duration>,
+
+    /// Hands over to the next agent that starts on the same state directory
+    #[arg(skip = true)]
+    pub hand_over: bool,
 
     #[command(flatten)]
     pub tls: TlsArgs,

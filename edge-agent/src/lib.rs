@@ -13,7 +13,9 @@ mod admin;
 mod app;
 mod config;
 mod control;
+mod handover;
 mod listen;
+mod live;
 mod origin;
 mod protect;
 #[allow(dead_code, unused_imports)]

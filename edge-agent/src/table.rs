@@ -3,18 +3,20 @@
 //! it; readers never wait.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     net::{IpAddr, SocketAddr},
     sync::Arc,
+    time::Duration,
 };
 
 use anyport_model::{
+    disabled::without_disabled,
     names::{AppName, PoolName, Revision},
     pick::Wheel,
     ports::PortMap,
     resource::{
-        App, DirectOrigin, Origin, OriginChoice, Policy, Pool, Prefix, Resource, ResourceRef,
-        Transport, Weight,
+        App, DirectOrigin, Disable, Origin, OriginChoice, Policy, Pool, Prefix, Resource,
+        ResourceRef, Transport, Weight,
     },
     route::RouteTable,
     state::Resources,
@@ -26,6 +28,7 @@ use arc_swap::ArcSwap;
 use ipnet::IpNet;
 
 use crate::{
+    live::AppKey,
     protect::Answered,
     stats::{AppStats, OriginStats, PoolId, PoolStats, Stats},
 };
@@ -87,14 +90,34 @@ pub struct Target<'a> {
 }
 
 impl Snapshot {
-    /// Where a connection to `destination` goes; `None`: no app takes it.
+    /// Where a connection to `destination` goes; `None`: no app takes it, or
+    /// one that is disabled.
     pub fn target(&self, destination: SocketAddr) -> Option<Target<'_>> {
         let route = self.routes.lookup(Transport::Tcp, destination)?;
         let app = self.apps.get(route.index)?;
+        if app.app.disable.is_some() {
+            return None;
+        }
         let chain = app.chain.iter().filter_map(|&index| self.pools.get(index));
         let up = chain.clone().find(|pool| pool.state != PoolState::Down);
         let pool = up.or_else(|| chain.clone().next())?;
         Some(Target { app, pool })
+    }
+}
+
+impl Snapshot {
+    /// How long each app's open connections may go on once a drain began.
+    pub fn drain_windows(&self) -> HashMap<AppKey, Duration> {
+        let windows = self.apps.iter();
+        let windows = windows.map(|entry| (AppKey::of(&entry.stats), entry.app.timeouts.drain));
+        windows.collect()
+    }
+
+    /// Apps that are disabled and whose open connections are not to go on.
+    pub fn to_close(&self) -> HashSet<AppKey> {
+        let apps = self.apps.iter();
+        let to_close = apps.filter(|entry| entry.app.disable == Some(Disable::CloseNow));
+        to_close.map(|entry| AppKey::of(&entry.stats)).collect()
     }
 }
 
@@ -128,7 +151,7 @@ pub struct TableWriter {
 
 /// A new table, made and not yet in use.
 pub struct Prepared {
-    snapshot: Snapshot,
+    pub snapshot: Snapshot,
     pub kernel: KernelNeeds,
     /// Apps that could not be served as they are and prefixes that must not be
     /// answered for, each with why.
@@ -200,9 +223,11 @@ impl TableWriter {
             in_use.remove(&ResourceRef::Prefix(*prefix));
         }
         let served = || apps.iter().map(|entry| &entry.app);
-        let claims = served().flat_map(|app| claims_of(app));
+        let enabled = served().filter(|app| app.disable.is_none());
+        let claims = enabled.flat_map(|app| claims_of(app));
+        let claims = disjoint_claims(claims.filter(|claim| answered.covers(claim)));
         let kernel = KernelNeeds {
-            claims: disjoint_claims(claims.filter(|claim| answered.covers(claim))),
+            claims: without_disabled(claims, served().map(Arc::as_ref)),
             prefixes: answered.prefixes,
         };
         let snapshot = Snapshot {

@@ -13,6 +13,8 @@
 
 pub mod backoff;
 pub mod diff;
+pub mod disabled;
+pub mod drain;
 pub mod fault;
 pub mod health;
 pub mod names;

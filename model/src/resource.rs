@@ -365,6 +365,8 @@ pub struct App {
     pub edge_nets: Vec<IpNet>,
     pub origin: OriginChoice,
     pub timeouts: Timeouts,
+    /// Set: the app takes no connections, and its ports look closed.
+    pub disable: Option<Disable>,
 }
 
 impl App {
@@ -382,6 +384,25 @@ impl App {
             edge_nets,
             origin,
             timeouts: Timeouts::default(),
+            disable: None,
+        }
+    }
+}
+
+/// What becomes of the open connections of an app that is disabled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Disable {
+    /// They go on to their end.
+    KeepOpen,
+    /// They are reset at once, both sides.
+    CloseNow,
+}
+
+impl Disable {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Disable::KeepOpen => "keep",
+            Disable::CloseNow => "now",
         }
     }
 }
@@ -414,6 +435,8 @@ pub struct Timeouts {
     pub idle: Duration,
     /// Without a datagram in either direction, for flows of UDP.
     pub udp_idle: Duration,
+    /// Once the edge agent was asked to end.
+    pub drain: Duration,
 }
 
 impl Default for Timeouts {
@@ -422,6 +445,7 @@ impl Default for Timeouts {
             connect: Duration::from_secs(5),
             idle: Duration::from_secs(3600),
             udp_idle: Duration::from_secs(60),
+            drain: Duration::from_secs(30),
         }
     }
 }

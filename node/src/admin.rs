@@ -4,7 +4,11 @@
 //! certificate, and it keeps answering while the service drains: that is when
 //! someone wants to look.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    net::SocketAddr,
+    os::fd::{AsFd, BorrowedFd},
+    sync::Arc,
+};
 
 use axum::{
     Router,
@@ -55,7 +59,21 @@ impl AdminServer {
         address: SocketAddr,
         identity: &Identity,
     ) -> Result<Self, ListenError> {
-        let bound = listen::bind(flag, address, identity, Protection::None)?;
+        Self::bind_or_inherit(flag, address, identity, None)
+    }
+
+    /// As [`bind`](Self::bind), on a listener that another process handed over
+    /// where it listens at that address.
+    ///
+    /// # Errors
+    /// As [`bind`](Self::bind).
+    pub fn bind_or_inherit(
+        flag: &'static str,
+        address: SocketAddr,
+        identity: &Identity,
+        inherited: Option<std::net::TcpListener>,
+    ) -> Result<Self, ListenError> {
+        let bound = listen::bind(flag, address, identity, Protection::None, inherited)?;
         let failed = |source| ListenError::Bind {
             flag,
             address,
@@ -69,6 +87,11 @@ impl AdminServer {
     /// Where it listens; the port is the real one where 0 was asked for.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// The listener, to hand it over to another process.
+    pub fn listener(&self) -> BorrowedFd<'_> {
+        self.listener.as_fd()
     }
 
     /// Answers until the handle is dropped.

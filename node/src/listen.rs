@@ -35,18 +35,22 @@ pub(crate) enum Protection {
 }
 
 /// Listens on `address`, which the user gave with `flag`, unless that would offer
-/// clear text to the network.
+/// clear text to the network. A listener that was `inherited` is used where it
+/// listens there already, and closed otherwise.
 pub(crate) fn bind(
     flag: &'static str,
     address: SocketAddr,
     identity: &Identity,
     protection: Protection,
+    inherited: Option<TcpListener>,
 ) -> Result<TcpListener, ListenError> {
     match protection {
         Protection::WhenConfigured => identity.check_listen(flag, address)?,
         Protection::None => identity.check_clear_text(flag, address)?,
     }
-    let bound = TcpListener::bind(address).and_then(|listener| {
+    let inherited = inherited.filter(|listener| listens_at(listener, address));
+    let listener = inherited.map_or_else(|| TcpListener::bind(address), Ok);
+    let bound = listener.and_then(|listener| {
         listener.set_nonblocking(true)?;
         Ok(listener)
     });
@@ -54,6 +58,13 @@ pub(crate) fn bind(
         flag,
         address,
         source,
+    })
+}
+
+fn listens_at(listener: &TcpListener, address: SocketAddr) -> bool {
+    listener.local_addr().is_ok_and(|own| {
+        let any_port = address.port() == 0;
+        own.ip() == address.ip() && (any_port || own.port() == address.port())
     })
 }
 
@@ -76,9 +87,10 @@ mod tests {
     fn a_taken_port_is_named_with_its_flag() {
         let clear = Identity::none();
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
-        let first = bind("--listen", any, &clear, Protection::WhenConfigured).expect("a free port");
+        let first =
+            bind("--listen", any, &clear, Protection::WhenConfigured, None).expect("a free port");
         let taken = first.local_addr().expect("bound");
-        let error = bind("--admin", taken, &clear, Protection::None)
+        let error = bind("--admin", taken, &clear, Protection::None, None)
             .expect_err("taken")
             .to_string();
         assert!(
@@ -86,5 +98,19 @@ mod tests {
             "{error}"
         );
         assert!(error.contains("another process listens there"), "{error}");
+    }
+
+    #[test]
+    fn an_inherited_listener_is_used_where_it_listens_as_asked() {
+        let clear = Identity::none();
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        let first = TcpListener::bind(any).expect("a free port");
+        let taken = first.local_addr().expect("bound");
+        let copy = || Some(first.try_clone().expect("a descriptor"));
+        let again = bind("--admin", taken, &clear, Protection::None, copy()).expect("adopted");
+        assert_eq!(again.local_addr().expect("bound"), taken);
+        let elsewhere = SocketAddr::from(([127, 0, 0, 2], 0));
+        let other = bind("--admin", elsewhere, &clear, Protection::None, copy()).expect("bound");
+        assert_ne!(other.local_addr().expect("bound"), taken);
     }
 }

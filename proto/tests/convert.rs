@@ -13,8 +13,8 @@ use std::{
 use anyport_model::{
     ports::{PortMap, PortRange},
     resource::{
-        App, Check, DirectOrigin, Monitor, Origin, OriginChoice, Policy, Pool, Prefix, Resource,
-        Thresholds, Timeouts, Weight,
+        App, Check, DirectOrigin, Disable, Monitor, Origin, OriginChoice, Policy, Pool, Prefix,
+        Resource, Thresholds, Timeouts, Weight,
     },
 };
 use anyport_proto::{
@@ -161,18 +161,27 @@ fn app() -> impl Strategy<Value = Resource> {
         origin,
         duration(second / 100, 60 * second),
         duration(second, 7 * 24 * 3600 * second),
+        duration(Duration::ZERO, 24 * 3600 * second),
+        prop::option::of(prop::sample::select(&[
+            Disable::KeepOpen,
+            Disable::CloseNow,
+        ])),
     )
-        .prop_map(|(name, nets, (ports, origin), connect, idle)| {
-            let name = name.parse().unwrap();
-            Resource::App(Arc::new(App {
-                timeouts: Timeouts {
-                    connect,
-                    idle,
-                    ..Timeouts::default()
-                },
-                ..App::new(name, ports, nets.into_iter().collect(), origin)
-            }))
-        })
+        .prop_map(
+            |(name, nets, (ports, origin), connect, idle, drain, disable)| {
+                let name = name.parse().unwrap();
+                Resource::App(Arc::new(App {
+                    timeouts: Timeouts {
+                        connect,
+                        idle,
+                        drain,
+                        ..Timeouts::default()
+                    },
+                    disable,
+                    ..App::new(name, ports, nets.into_iter().collect(), origin)
+                }))
+            },
+        )
 }
 
 fn resource() -> impl Strategy<Value = Resource> {
@@ -257,9 +266,10 @@ fn wire() -> impl Strategy<Value = v1::Resource> {
                 origin_direct: direct,
                 origin_port,
                 timeouts: Some(v1::Timeouts {
-                    connect: None,
                     idle,
+                    ..Default::default()
                 }),
+                disable: None,
             })
         },
     );
@@ -510,7 +520,7 @@ fn every_fault_names_its_field() {
             an_app(|a| {
                 a.timeouts = Some(v1::Timeouts {
                     connect: seconds(61),
-                    idle: None,
+                    ..Default::default()
                 })
             }),
             "timeouts.connect",
@@ -518,11 +528,24 @@ fn every_fault_names_its_field() {
         (
             an_app(|a| {
                 a.timeouts = Some(v1::Timeouts {
-                    connect: None,
                     idle: seconds(0),
+                    ..Default::default()
                 })
             }),
             "timeouts.idle",
+        ),
+        (
+            an_app(|a| {
+                a.timeouts = Some(v1::Timeouts {
+                    drain: seconds(24 * 3600 + 1),
+                    ..Default::default()
+                })
+            }),
+            "timeouts.drain",
+        ),
+        (
+            an_app(|a| a.disable = Some(v1::Disable { close: 3 })),
+            "disable.close",
         ),
     ] {
         assert_eq!(fields(kind.clone()), [field], "{kind:?}");
@@ -539,6 +562,7 @@ fn all_faults_of_a_resource_are_found_at_once() {
         a.timeouts = Some(v1::Timeouts {
             connect: seconds(-1),
             idle: seconds(-1),
+            drain: seconds(-1),
         });
     });
     assert_eq!(
@@ -550,7 +574,8 @@ fn all_faults_of_a_resource_are_found_at_once() {
             "edge_ips[1]",
             "origin_direct",
             "timeouts.connect",
-            "timeouts.idle"
+            "timeouts.idle",
+            "timeouts.drain"
         ]
     );
 }

@@ -10,7 +10,7 @@ use std::{
 };
 
 use anyport_model::{
-    resource::{App, OriginChoice, Pool, Resource, Transport},
+    resource::{App, Disable, OriginChoice, Pool, Resource, Transport},
     route::RouteTable,
     steering::{Claim, claims_of},
 };
@@ -127,6 +127,19 @@ impl World {
             self.explain_refusal(console, address)?;
             return Err(Failure::refused(format_args!("{title} would be refused")));
         };
+        if let Some(disable) = route.app.disable {
+            let refused = console.paint("refused", Mood::Bad);
+            let name = &route.app.name;
+            console.line(format_args!("{title}: {refused}"))?;
+            console.line(format_args!(
+                "  app {name} has it and is disabled, so the port looks closed; {}",
+                match disable {
+                    Disable::KeepOpen => "its open connections go on",
+                    Disable::CloseNow => "its open connections were reset",
+                }
+            ))?;
+            return Err(Failure::refused(format_args!("{title} would be refused")));
+        }
         let name = console.paint(&route.app.name, Mood::Good);
         console.line(format_args!("{title}: app {name}"))?;
         self.explain_claims(console, address, route.app)?;

@@ -188,8 +188,12 @@ fn row(kind: &Wire) -> Vec<Cell> {
             } else {
                 format!("pool {}", app.origin_pool)
             };
+            let name = match app.disable {
+                Some(_) => format!("{} (disabled)", app.name),
+                None => app.name.clone(),
+            };
             vec![
-                Cell::from(&app.name),
+                Cell::from(name),
                 Cell::from(&app.protocol),
                 Cell::from(join(app.edge_ips.iter().cloned())),
                 Cell::from(origin),

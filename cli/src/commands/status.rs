@@ -3,7 +3,6 @@
 
 use std::{collections::BTreeSet, time::SystemTime};
 
-use anyport_model::resource::Kind;
 use anyport_proto::v1::{self, resource::Kind as Wire};
 use serde::Serialize;
 
@@ -42,13 +41,14 @@ struct Status {
     edges: Vec<Node>,
     balancers: Vec<Node>,
     pools: Vec<PoolHealth>,
+    disabled_apps: Vec<String>,
 }
 
 pub async fn run(args: Args, mut context: Context) -> Result<(), Failure> {
     let connection = &context.connection;
     let (nodes, listed) = tokio::try_join!(
         connection.nodes(v1::NodeRole::Unspecified),
-        connection.list(Some(Kind::Pool))
+        connection.list(None)
     )?;
     let status = Status::new(connection.url().to_string(), &nodes, &listed.resources);
     match args.output {
@@ -82,6 +82,7 @@ impl Status {
             edges: Node::of_role(nodes, v1::NodeRole::Edge),
             balancers: Node::of_role(nodes, v1::NodeRole::Balancer),
             pools: pools.collect(),
+            disabled_apps: declared.iter().filter_map(disabled).collect(),
         }
     }
 
@@ -98,6 +99,12 @@ impl Status {
         }
         print_nodes(console, "edge", &self.edges, now)?;
         print_nodes(console, "balancer", &self.balancers, now)?;
+        if !self.disabled_apps.is_empty() {
+            console.line("")?;
+            let apps = self.disabled_apps.join(", ");
+            let line = console.paint(format_args!("disabled apps: {apps}"), Mood::Notable);
+            console.line(line)?;
+        }
         for pool in &self.pools {
             console.line("")?;
             let words = console.paint(pool.words(), pool.mood());
@@ -119,6 +126,14 @@ impl Status {
             }
         }
         Ok(())
+    }
+}
+
+/// The name of an app that takes no connections.
+fn disabled(resource: &v1::Resource) -> Option<String> {
+    match &resource.kind {
+        Some(Wire::App(app)) if app.disable.is_some() => Some(app.name.clone()),
+        _ => None,
     }
 }
 

@@ -164,7 +164,9 @@ async fn start(
         state_dir: directory.join("edge"),
         steering: Steering::Tproxy,
         workers: None,
-        drain_timeout: DRAIN_LIMIT,
+        drain_timeout: Some(DRAIN_LIMIT),
+        // The other services of this process would stay behind.
+        hand_over: false,
         tls: tls.clone(),
     };
     let edge = anyport_edge_agent::run(edge, drain.clone());

@@ -209,6 +209,10 @@ fn app(fields: &mut Fields<'_, '_>) -> v1::App {
         timeouts: fields.mapping("timeouts", "timeouts", |timeouts| v1::Timeouts {
             connect: timeouts.duration("connect"),
             idle: timeouts.duration("idle"),
+            drain: timeouts.duration("drain"),
+        }),
+        disable: fields.mapping("disable", "disable", |disable| v1::Disable {
+            close: disable.choice::<v1::disable::Close>("close"),
         }),
     };
     fields.spoil_together(&["origin_pool", "origin_direct", "origin_port"]);

@@ -40,7 +40,8 @@ apps:
     edge_ips: [198.51.100.10, 2001:db8:51::10]
     origin_pool: game
     origin_port: 7000
-    timeouts: { connect: 5s, idle: 1h }
+    timeouts: { connect: 5s, idle: 1h, drain: 2m }
+    disable: { close: now }
   - name: range
     protocol: tcp/*
     edge_ips: [198.51.100.11]
@@ -103,6 +104,10 @@ fn every_field_arrives_in_its_message() {
             timeouts: Some(v1::Timeouts {
                 connect: seconds(5, 0),
                 idle: seconds(3600, 0),
+                drain: seconds(120, 0),
+            }),
+            disable: Some(v1::Disable {
+                close: v1::disable::Close::Now.into(),
             }),
             ..Default::default()
         }))
@@ -156,7 +161,7 @@ m.yaml:14: pools[0].origins[0].enabled: is the text "yes"; right is true or fals
 m.yaml:14: pools[0].origins[0].adress: an origin has no field "adress" in this version of Anyport; did you mean address?
 m.yaml:15: pools[0].origins[1]: is the text "b"; right is an origin as a mapping, FIELD: VALUE
 m.yaml:18: apps[0].edge_ips: is the text "198.51.100.10"; right is a list: ["198.51.100.10"]
-m.yaml:19: apps[0].tls: an app has no field "tls" in this version of Anyport; its fields are name, protocol, edge_ips, origin_pool, origin_direct, origin_port, timeouts
+m.yaml:19: apps[0].tls: an app has no field "tls" in this version of Anyport; its fields are name, protocol, edge_ips, origin_pool, origin_direct, origin_port, timeouts, disable
 m.yaml:20: apps[1]: is a list; right is an app as a mapping, FIELD: VALUE
 m.yaml:21: poools: a manifest has no field "poools" in this version of Anyport; did you mean pools?
 m.yaml:22: certificates: a manifest has no field "certificates" in this version of Anyport; its fields are prefixes, monitors, pools, apps
@@ -390,7 +395,8 @@ fn any_pool() -> impl Strategy<Value = Kind> {
 
 fn any_app() -> impl Strategy<Value = Kind> {
     let texts = || prop::collection::vec(any_text(), 0..4);
-    let timeouts = prop::option::of((any_duration(), any_duration()));
+    let timeouts = prop::option::of((any_duration(), any_duration(), any_duration()));
+    let disable = prop::option::of(0..3i32);
     (
         any_text(),
         any_text(),
@@ -399,9 +405,19 @@ fn any_app() -> impl Strategy<Value = Kind> {
         texts(),
         any_text(),
         timeouts,
+        disable,
     )
         .prop_map(
-            |(name, protocol, edge_ips, origin_pool, origin_direct, origin_port, timeouts)| {
+            |(
+                name,
+                protocol,
+                edge_ips,
+                origin_pool,
+                origin_direct,
+                origin_port,
+                timeouts,
+                disable,
+            )| {
                 Kind::App(v1::App {
                     name,
                     protocol,
@@ -409,7 +425,12 @@ fn any_app() -> impl Strategy<Value = Kind> {
                     origin_pool,
                     origin_direct,
                     origin_port,
-                    timeouts: timeouts.map(|(connect, idle)| v1::Timeouts { connect, idle }),
+                    timeouts: timeouts.map(|(connect, idle, drain)| v1::Timeouts {
+                        connect,
+                        idle,
+                        drain,
+                    }),
+                    disable: disable.map(|close| v1::Disable { close }),
                 })
             },
         )

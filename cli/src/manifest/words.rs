@@ -24,6 +24,11 @@ impl Word for v1::Policy {
     ];
 }
 
+impl Word for v1::disable::Close {
+    const NOUN: &'static str = "way to treat open connections";
+    const WORDS: &'static [(&'static str, Self)] = &[("keep", Self::Keep), ("now", Self::Now)];
+}
+
 /// The word for a value of an enum; `None` for the unspecified one.
 pub fn word<T: Word>(value: i32) -> Option<String> {
     let known = T::WORDS

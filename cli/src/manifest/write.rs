@@ -106,6 +106,8 @@ pub struct App {
     origin_port: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     timeouts: Option<Timeouts>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    disable: Option<Disable>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -114,6 +116,14 @@ struct Timeouts {
     connect: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     idle: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    drain: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+struct Disable {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    close: Option<String>,
 }
 
 impl Document {
@@ -210,6 +220,10 @@ impl From<&v1::App> for App {
             timeouts: wire.timeouts.as_ref().map(|timeouts| Timeouts {
                 connect: timeouts.connect.map(write_wire_duration),
                 idle: timeouts.idle.map(write_wire_duration),
+                drain: timeouts.drain.map(write_wire_duration),
+            }),
+            disable: wire.disable.map(|disable| Disable {
+                close: word::<v1::disable::Close>(disable.close),
             }),
         }
     }

@@ -37,6 +37,7 @@ use super::{
 };
 use crate::{
     kernel::{Desired, Kernel, KernelError, ListenerPorts},
+    live::Live,
     protect::Protected,
     stats::Stats,
     table::{KernelNeeds, TableWriter},
@@ -57,6 +58,9 @@ pub struct Applier<K> {
     pub listeners: ListenerPorts,
     pub protected: Protected,
     pub in_use: Arc<InUse>,
+    pub live: Live,
+    /// Held while a configuration is taken into use.
+    pub configuring: Arc<tokio::sync::Mutex<()>>,
     pub replica: Replica,
 }
 
@@ -111,7 +115,10 @@ impl<K: Kernel> Applier<K> {
             rejections.append(&mut prepared.rejections);
             let needs = prepared.kernel.clone();
             let in_use = std::mem::take(&mut prepared.in_use);
+            // What is accepted after it is published is turned away already.
+            let to_close = prepared.snapshot.to_close();
             table.publish(prepared);
+            self.live.close(to_close);
             (needs, in_use)
         };
         let keep = (source == Source::ConfigService).then(|| {
@@ -172,6 +179,8 @@ impl<K: Kernel> Applier<K> {
 
     async fn apply_update(&mut self, update: Update) -> Result<Applied, Gap> {
         let start = Instant::now();
+        let configuring = Arc::clone(&self.configuring);
+        let _configuring = configuring.lock().await;
         self.replica.apply(update)?;
         let revision = self.replica.revision;
         self.stats

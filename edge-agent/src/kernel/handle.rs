@@ -4,7 +4,7 @@
 use std::{future::Future, sync::Arc};
 
 use ipnet::IpNet;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Mutex, OwnedMutexGuard, mpsc, oneshot, watch};
 
 use super::{
     desired::Desired,
@@ -32,14 +32,30 @@ pub trait Kernel: Send + Sync + 'static {
 pub struct KernelHandle {
     wishes: mpsc::Sender<Wish>,
     standing: watch::Receiver<Standing>,
+    turn: Turn,
 }
 
+/// Held by whoever looks at the kernel and changes it.
+pub(crate) type Turn = Arc<Mutex<()>>;
+
 impl KernelHandle {
-    pub(crate) fn channel() -> (Self, mpsc::Receiver<Wish>, watch::Sender<Standing>) {
+    pub(crate) fn channel() -> (Self, mpsc::Receiver<Wish>, watch::Sender<Standing>, Turn) {
         // Each wish is the whole state, so there is no use in queueing many.
         let (wishes, incoming) = mpsc::channel(1);
         let (stand, standing) = watch::channel(Standing::default());
-        (Self { wishes, standing }, incoming, stand)
+        let turn = Turn::default();
+        let handle = Self {
+            wishes,
+            standing,
+            turn: Arc::clone(&turn),
+        };
+        (handle, incoming, stand, turn)
+    }
+
+    /// Once what is under way is done, the kernel is left as it is, whatever
+    /// others change and whatever is wished for, until the guard is dropped.
+    pub async fn pause(&self) -> OwnedMutexGuard<()> {
+        Arc::clone(&self.turn).lock_owned().await
     }
 
     /// Why the kernel is not as wanted, as of the last look at it. `None` as

@@ -36,7 +36,7 @@ use super::{
     anyip,
     desired::{Desired, Goal},
     error::KernelError,
-    handle::{Applied, Conflict, Drift, KernelHandle, Standing},
+    handle::{Applied, Conflict, Drift, KernelHandle, Standing, Turn},
     observed::Observed,
     plan::{Amiss, NotOurTable, Plan, plan, plan_anew},
     table,
@@ -73,6 +73,7 @@ pub struct Reconciler<F> {
     kernel: Netlink,
     wishes: mpsc::Receiver<Wish>,
     standing: watch::Sender<Standing>,
+    turn: Turn,
     on_repair: F,
     /// The newest wish, granted or not: what every pass works towards.
     wanted: Option<Goal>,
@@ -97,11 +98,12 @@ impl<F: FnMut(Drift, u64) + Send> Reconciler<F> {
     ///
     /// Outside a tokio runtime.
     pub fn open(on_repair: F) -> Result<(KernelHandle, Self), KernelError> {
-        let (handle, wishes, standing) = KernelHandle::channel();
+        let (handle, wishes, standing, turn) = KernelHandle::channel();
         let reconciler = Self {
             kernel: Netlink::open()?,
             wishes,
             standing,
+            turn,
             on_repair,
             wanted: None,
             granted: None,
@@ -171,7 +173,10 @@ impl<F: FnMut(Drift, u64) + Send> Reconciler<F> {
     }
 
     async fn pass(&mut self, mut goal: Goal) -> Result<Applied, KernelError> {
-        let result = self.kernel.converge(&goal, self.granted.as_ref()).await;
+        let result = {
+            let _turn = self.turn.lock().await;
+            self.kernel.converge(&goal, self.granted.as_ref()).await
+        };
         match result {
             Ok((applied, drift)) => {
                 // What could not be had is not drift when it can be had later.

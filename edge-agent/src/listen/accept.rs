@@ -6,7 +6,10 @@ use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 use anyport_node::drain::Drain;
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::tcp::{Service, serve};
+use crate::{
+    live::Place,
+    tcp::{Service, serve},
+};
 
 /// Out of descriptors or memory, accepting again at once would only spin;
 /// waiting connections stay in the kernel's queue.
@@ -43,7 +46,8 @@ async fn accept_all(listener: TcpListener, service: Arc<Service>, drain: &Drain)
 }
 
 fn take(service: &Arc<Service>, client: TcpStream, peer: SocketAddr, drain: &Drain) {
-    tokio::spawn(serve(Arc::clone(service), client, peer, drain.guard()));
+    let (service, guard) = (Arc::clone(service), drain.guard());
+    Place::take().spawn(|place| serve(service, client, peer, place, guard));
 }
 
 fn is_starved(error: &io::Error) -> bool {

@@ -8,16 +8,19 @@
 
 use std::{
     io,
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket},
     num::NonZeroU16,
-    os::fd::AsFd,
+    os::fd::{AsFd, OwnedFd},
     time::Duration,
 };
 
 use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, TcpKeepalive, Type};
 
-use crate::kernel::{FamilyPorts, ListenerPorts};
+use crate::{
+    handover::{Estate, Family, Key},
+    kernel::{FamilyPorts, ListenerPorts},
+};
 
 /// Asked of the kernel, which cuts it to `net.core.somaxconn`.
 const BACKLOG: i32 = 65535;
@@ -33,15 +36,16 @@ pub const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
     .with_interval(Duration::from_secs(15))
     .with_retries(6);
 
-/// The listeners of one worker.
-#[derive(Debug)]
+/// The listeners of one worker: those of each family, one or, after a hand-over
+/// from an agent that had more workers, several.
+#[derive(Debug, Default)]
 pub struct WorkerListeners {
-    pub v4: FamilyListeners,
+    pub v4: Vec<FamilyListeners>,
     /// None on a host without IPv6.
-    pub v6: Option<FamilyListeners>,
+    pub v6: Vec<FamilyListeners>,
 }
 
-/// The listeners of one worker on one loopback address.
+/// A listener for each transport on one loopback address.
 #[derive(Debug)]
 pub struct FamilyListeners {
     pub tcp: TcpListener,
@@ -73,27 +77,170 @@ fn hint(error: &io::Error) -> &'static str {
     }
 }
 
+/// A socket that was handed over is none that this agent can use.
+#[derive(Debug, thiserror::Error)]
+pub enum InheritError {
+    #[error("the socket that came as {key} {what}")]
+    Unfit { key: Key, what: &'static str },
+    #[error("reading the socket that came as {key}: {source}")]
+    Unreadable { key: Key, source: io::Error },
+    #[error("no {family} listeners came")]
+    Missing { family: &'static str },
+    #[error("{tcp} listeners of TCP and {udp} of UDP came")]
+    Unpaired { tcp: usize, udp: usize },
+    #[error(transparent)]
+    More(#[from] ListenerError),
+}
+
 impl Listeners {
-    /// Binds `workers` listeners per family.
+    /// Binds `workers` listeners per family and transport.
     pub fn bind(workers: usize) -> Result<Self, ListenerError> {
-        let (v4, ports_v4) = family(workers, SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?;
-        let (mut v6, ports_v6) = match family(workers, SocketAddr::from((Ipv6Addr::LOCALHOST, 0))) {
-            Ok((listeners, ports)) => (listeners, Some(ports)),
-            Err(error) if no_ipv6(&error.source) => (Vec::new(), None),
-            Err(error) => return Err(error),
-        };
-        v6.reverse();
-        let workers = v4
-            .into_iter()
-            .map(|v4| WorkerListeners { v4, v6: v6.pop() });
-        Ok(Self {
-            workers: workers.collect(),
-            ports: ListenerPorts {
-                v4: ports_v4,
-                v6: ports_v6,
-            },
-        })
+        let v4 = FamilyGroup::bind(workers, Ipv4Addr::LOCALHOST.into())?;
+        Ok(Self::spread(workers, v4, bind_v6(workers)?))
     }
+
+    /// Takes over the listeners of another agent, all of them: clients may wait
+    /// in the queue of each. Where there are fewer than `workers`, more are
+    /// bound to the same ports.
+    pub fn inherit(workers: usize, estate: &mut Estate) -> Result<Self, InheritError> {
+        let v4 = FamilyGroup::inherit(workers, Family::V4, estate)?;
+        let v4 = v4.ok_or(InheritError::Missing { family: "IPv4" })?;
+        let v6 = match FamilyGroup::inherit(workers, Family::V6, estate)? {
+            Some(v6) => Some(v6),
+            // The host had no IPv6 when that agent started.
+            None => bind_v6(workers)?,
+        };
+        Ok(Self::spread(workers, v4, v6))
+    }
+
+    fn spread(workers: usize, v4: FamilyGroup, v6: Option<FamilyGroup>) -> Self {
+        let count = workers.max(1);
+        let ports = ListenerPorts {
+            v4: v4.ports,
+            v6: v6.as_ref().map(|v6| v6.ports),
+        };
+        let mut workers: Vec<_> = (0..count).map(|_| WorkerListeners::default()).collect();
+        for (number, pair) in v4.pairs.into_iter().enumerate() {
+            workers[number % count].v4.push(pair);
+        }
+        for (number, pair) in v6.into_iter().flat_map(|v6| v6.pairs).enumerate() {
+            workers[number % count].v6.push(pair);
+        }
+        Self { workers, ports }
+    }
+
+    /// A descriptor of each, for a successor.
+    pub fn duplicates(&self) -> io::Result<Vec<(Key, OwnedFd)>> {
+        let of_v4 = self.workers.iter().flat_map(|worker| &worker.v4);
+        let of_v6 = self.workers.iter().flat_map(|worker| &worker.v6);
+        let of_v4 = of_v4.enumerate().map(|(n, pair)| (Family::V4, n, pair));
+        let of_v6 = of_v6.enumerate().map(|(n, pair)| (Family::V6, n, pair));
+        let mut all = Vec::new();
+        for (family, number, FamilyListeners { tcp, udp }) in of_v4.chain(of_v6) {
+            all.push((Key::Tcp(family, number), tcp.as_fd().try_clone_to_owned()?));
+            all.push((Key::Udp(family, number), udp.as_fd().try_clone_to_owned()?));
+        }
+        Ok(all)
+    }
+}
+
+/// All listeners on one loopback address.
+struct FamilyGroup {
+    pairs: Vec<FamilyListeners>,
+    ports: FamilyPorts,
+}
+
+impl FamilyGroup {
+    fn bind(count: usize, ip: IpAddr) -> Result<Self, ListenerError> {
+        let any_port = SocketAddr::new(ip, 0);
+        let (tcp, tcp_port) = group(count, any_port, tcp_listener)?;
+        let (udp, udp_port) = group(count, any_port, udp_socket)?;
+        let ports = FamilyPorts {
+            tcp: tcp_port,
+            udp: udp_port,
+        };
+        let pairs = pairs(tcp, udp);
+        Ok(Self { pairs, ports })
+    }
+
+    /// None where none of the family came.
+    fn inherit(
+        count: usize,
+        family: Family,
+        estate: &mut Estate,
+    ) -> Result<Option<Self>, InheritError> {
+        let ip = match family {
+            Family::V4 => IpAddr::from(Ipv4Addr::LOCALHOST),
+            Family::V6 => IpAddr::from(Ipv6Addr::LOCALHOST),
+        };
+        let tcp = estate.take_all(|key| matches!(key, Key::Tcp(of, _) if of == family));
+        let udp = estate.take_all(|key| matches!(key, Key::Udp(of, _) if of == family));
+        if tcp.len() != udp.len() {
+            let (tcp, udp) = (tcp.len(), udp.len());
+            return Err(InheritError::Unpaired { tcp, udp });
+        }
+        let (tcp, tcp_port) = inherited(ip, Type::STREAM, tcp)?;
+        let (udp, udp_port) = inherited(ip, Type::DGRAM, udp)?;
+        let (Some(tcp_port), Some(udp_port)) = (tcp_port, udp_port) else {
+            return Ok(None);
+        };
+        let mut tcp: Vec<TcpListener> = tcp.into_iter().map(Into::into).collect();
+        let mut udp: Vec<UdpSocket> = udp.into_iter().map(Into::into).collect();
+        for _ in tcp.len()..count {
+            tcp.push(tcp_listener(SocketAddr::new(ip, tcp_port.get()))?);
+            udp.push(udp_socket(SocketAddr::new(ip, udp_port.get()))?);
+        }
+        let ports = FamilyPorts {
+            tcp: tcp_port,
+            udp: udp_port,
+        };
+        let pairs = pairs(tcp, udp);
+        Ok(Some(Self { pairs, ports }))
+    }
+}
+
+fn pairs(tcp: Vec<TcpListener>, udp: Vec<UdpSocket>) -> Vec<FamilyListeners> {
+    let pairs = tcp.into_iter().zip(udp);
+    pairs.map(|(tcp, udp)| FamilyListeners { tcp, udp }).collect()
+}
+
+/// None on a host without IPv6.
+fn bind_v6(workers: usize) -> Result<Option<FamilyGroup>, ListenerError> {
+    match FamilyGroup::bind(workers, Ipv6Addr::LOCALHOST.into()) {
+        Ok(group) => Ok(Some(group)),
+        Err(error) if no_ipv6(&error.source) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Checks that these are what they came as, and gives the port that they share.
+fn inherited(
+    ip: IpAddr,
+    kind: Type,
+    fds: Vec<(Key, OwnedFd)>,
+) -> Result<(Vec<Socket>, Option<NonZeroU16>), InheritError> {
+    let mut port = None;
+    let mut sockets = Vec::with_capacity(fds.len());
+    for (key, fd) in fds {
+        let unreadable = |source| InheritError::Unreadable { key, source };
+        let unfit = |what| InheritError::Unfit { key, what };
+        let socket = Socket::from(fd);
+        if socket.r#type().map_err(unreadable)? != kind {
+            return Err(unfit("is of another kind"));
+        }
+        if kind == Type::STREAM && !socket.is_listener().map_err(unreadable)? {
+            return Err(unfit("does not listen"));
+        }
+        let address = socket.local_addr().map_err(unreadable)?.as_socket();
+        let address = address.filter(|address| address.ip() == ip);
+        let own = address.and_then(|address| NonZeroU16::new(address.port()));
+        let own = own.ok_or_else(|| unfit("is bound to another address"))?;
+        if *port.get_or_insert(own) != own {
+            return Err(unfit("is bound to another port than the others"));
+        }
+        sockets.push(socket);
+    }
+    Ok((sockets, port))
 }
 
 fn no_ipv6(error: &io::Error) -> bool {
@@ -101,22 +248,6 @@ fn no_ipv6(error: &io::Error) -> bool {
         error.raw_os_error(),
         Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL)
     )
-}
-
-/// `count` listeners for each transport on one loopback address.
-fn family(
-    count: usize,
-    address: SocketAddr,
-) -> Result<(Vec<FamilyListeners>, FamilyPorts), ListenerError> {
-    let (tcp, tcp_port) = group(count, address, tcp_listener)?;
-    let (udp, udp_port) = group(count, address, udp_socket)?;
-    let pairs = tcp.into_iter().zip(udp);
-    let listeners = pairs.map(|(tcp, udp)| FamilyListeners { tcp, udp });
-    let ports = FamilyPorts {
-        tcp: tcp_port,
-        udp: udp_port,
-    };
-    Ok((listeners.collect(), ports))
 }
 
 /// `count` sockets on one port, which the first of them is given.

@@ -1,13 +1,20 @@
 //! Worker threads: one event loop each, with listeners of its own. A
 //! connection stays on the worker that accepted it.
 
-use std::{io, sync::Arc, thread, time::Duration};
+use std::{io, pin::pin, sync::Arc, thread, time::Duration};
 
 use anyport_node::drain::Drain;
-use tokio::{net::TcpListener, runtime};
+use futures_util::future::join_all;
+use tokio::{net::TcpListener, runtime, time::timeout};
 
 use super::{accept::accept, sockets::WorkerListeners};
-use crate::tcp::Service;
+use crate::{
+    live::{self, Orders, Windows},
+    tcp::Service,
+};
+
+/// Connections that were told to close are gone in no time.
+const LAST_MOMENT: Duration = Duration::from_secs(5);
 
 /// The worker threads of an agent.
 pub struct Workers {
@@ -23,24 +30,36 @@ pub struct WorkerError {
 }
 
 impl Workers {
-    /// Starts one worker per set of listeners. They accept until the drain
-    /// begins and end when the last connection has, or `limit` after.
+    /// Starts one worker per set of listeners, each with its orders. They accept until the drain
+    /// begins, close what is left when each app's time for it is over, at most
+    /// `limit` where there is one, and end when the last connection has.
     pub fn start(
         listeners: Vec<WorkerListeners>,
+        orders: Vec<Orders>,
         service: &Arc<Service>,
         drain: &Drain,
-        limit: Duration,
+        limit: Option<Duration>,
     ) -> Result<Self, WorkerError> {
         let mut threads = Vec::with_capacity(listeners.len());
-        for (index, listeners) in listeners.into_iter().enumerate() {
+        let workers = listeners.into_iter().zip(orders).enumerate();
+        for (index, (listeners, orders)) in workers {
             let failed = |source| WorkerError { index, source };
             let runtime = runtime::Builder::new_current_thread()
                 .enable_io()
                 .enable_time()
                 .build()
                 .map_err(failed)?;
-            let (service, drain) = (Arc::clone(service), drain.clone());
-            let body = move || runtime.block_on(work(listeners, service, drain, limit));
+            let worker = Worker {
+                service: Arc::clone(service),
+                drain: drain.clone(),
+                limit,
+            };
+            let body = move || {
+                runtime.block_on(async {
+                    tokio::spawn(live::obey(orders));
+                    worker.work(listeners).await;
+                });
+            };
             let thread = thread::Builder::new().name(format!("worker-{index}"));
             threads.push(thread.spawn(body).map_err(failed)?);
         }
@@ -56,25 +75,37 @@ impl Workers {
     }
 }
 
-async fn work(listeners: WorkerListeners, service: Arc<Service>, drain: Drain, limit: Duration) {
-    let accept_on = |listener: std::net::TcpListener| {
-        let (service, drain) = (Arc::clone(&service), drain.clone());
-        async move {
-            match TcpListener::from_std(listener) {
-                Ok(listener) => accept(listener, service, drain).await,
-                Err(error) => tracing::error!(%error, "a worker cannot use its listener"),
-            }
+struct Worker {
+    service: Arc<Service>,
+    drain: Drain,
+    limit: Option<Duration>,
+}
+
+impl Worker {
+    async fn work(self, listeners: WorkerListeners) {
+        let pairs = listeners.v4.into_iter().chain(listeners.v6);
+        let (tcp, udp): (Vec<_>, Vec<_>) = pairs.map(|pair| (pair.tcp, pair.udp)).unzip();
+        join_all(tcp.into_iter().map(|listener| self.accept_on(listener))).await;
+        drop(udp);
+        let ended = self.drain.finished(Duration::MAX);
+        let mut ended = pin!(ended);
+        let windows = Windows {
+            of_apps: self.service.table.load().drain_windows(),
+            limit: self.limit,
+        };
+        tokio::select! {
+            _ = &mut ended => return,
+            () = live::close_over(&windows) => {}
         }
-    };
-    let v6 = async {
-        if let Some(listeners) = listeners.v6 {
-            accept_on(listeners.tcp).await;
-            drop(listeners.udp);
+        // The runtime ends with this future, and what is left of its
+        // connections with it, which whoever began the drain reports.
+        let _ = timeout(LAST_MOMENT, ended).await;
+    }
+
+    async fn accept_on(&self, listener: std::net::TcpListener) {
+        match TcpListener::from_std(listener) {
+            Ok(listener) => accept(listener, Arc::clone(&self.service), self.drain.clone()).await,
+            Err(error) => tracing::error!(%error, "a worker cannot use its listener"),
         }
-    };
-    tokio::join!(accept_on(listeners.v4.tcp), v6);
-    drop(listeners.v4.udp);
-    // The runtime ends with this future, and what is left of its connections
-    // with it, which whoever began the drain reports.
-    let _ = drain.finished(limit).await;
+    }
 }

@@ -15,6 +15,7 @@ use tracing::{Instrument, Span, field};
 
 use super::relay::{Ended, relay};
 use crate::{
+    live::{Closing, Place},
     origin::{Dialled, NoOrigin, dial},
     stats::{AppStats, Stats},
     table::Snapshot,
@@ -29,30 +30,38 @@ pub struct Service {
 /// A connection that an app has taken, as it is accounted: closed once, also
 /// where its task is dropped.
 struct Account {
+    // Before `app`, which it names.
+    place: Place,
     app: Arc<AppStats>,
     start: Instant,
-    status: Status,
+    status: Option<Status>,
 }
 
 impl Account {
-    fn open(app: Arc<AppStats>) -> Self {
+    fn open(app: Arc<AppStats>, place: Place) -> Self {
         app.opened();
+        place.belongs_to(&app);
         Self {
+            place,
             app,
             start: Instant::now(),
-            // The drain ran out of time.
-            status: Status::Closed,
+            status: None,
         }
     }
 
     fn close(mut self, status: Status) {
-        self.status = status;
+        self.status = Some(status);
     }
 }
 
 impl Drop for Account {
     fn drop(&mut self) {
-        self.app.closed(self.status, self.start.elapsed());
+        let status = self.status.unwrap_or_else(|| {
+            let why = self.place.closing().map_or("", Closing::as_str);
+            record(Status::Closed, why);
+            Status::Closed
+        });
+        self.app.closed(status, self.start.elapsed());
     }
 }
 
@@ -62,8 +71,15 @@ struct Joined {
     idle: Duration,
 }
 
-/// Serves an accepted connection to its end. `guard` is held as long.
-pub async fn serve(service: Arc<Service>, client: TcpStream, peer: SocketAddr, guard: DrainGuard) {
+/// Serves an accepted connection to its end. `place` and `guard` are held as
+/// long.
+pub async fn serve(
+    service: Arc<Service>,
+    client: TcpStream,
+    peer: SocketAddr,
+    place: Place,
+    guard: DrainGuard,
+) {
     // The kernel steered the connection here without rewriting it, so the
     // local address is the one that the client dialled.
     let Ok(destination) = client.local_addr() else {
@@ -86,14 +102,16 @@ pub async fn serve(service: Arc<Service>, client: TcpStream, peer: SocketAddr, g
         status = field::Empty,
         reason = field::Empty,
     );
-    live(&service, client, destination).instrument(span).await;
+    live(&service, client, destination, place)
+        .instrument(span)
+        .await;
     drop(guard);
 }
 
-async fn live(service: &Service, client: TcpStream, destination: SocketAddr) {
+async fn live(service: &Service, client: TcpStream, destination: SocketAddr, place: Place) {
     // Boxed, so that the memory of the dial is given back before the relay,
     // which may be idle for hours.
-    let Some((account, joined)) = Box::pin(join(service, destination)).await else {
+    let Some((account, joined)) = Box::pin(join(service, destination, place)).await else {
         service.stats.unclaimed.inc();
         reset(&client);
         return;
@@ -112,10 +130,11 @@ async fn live(service: &Service, client: TcpStream, destination: SocketAddr) {
 async fn join(
     service: &Service,
     destination: SocketAddr,
+    place: Place,
 ) -> Option<(Account, Result<Joined, NoOrigin>)> {
     let table = service.table.load_full();
     let target = table.target(destination)?;
-    let account = Account::open(Arc::clone(&target.app.stats));
+    let account = Account::open(Arc::clone(&target.app.stats), place);
     let span = Span::current();
     span.record("app", target.app.app.name.as_str());
     span.record("pool", target.pool.id.label());
@@ -187,7 +206,7 @@ fn reset(client: &TcpStream) {
 mod tests {
     use super::*;
 
-    fn size_of_result<A, B, C, D, F>(_: impl Fn(A, B, C, D) -> F) -> usize {
+    fn size_of_result<A, B, C, D, E, F>(_: impl Fn(A, B, C, D, E) -> F) -> usize {
         size_of::<F>()
     }
 

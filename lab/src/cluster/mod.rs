@@ -16,6 +16,7 @@
 //! - **A failed test shows the logs.** When a cluster is dropped by a panic, the end of every
 //!   process's log goes to the test's output.
 
+mod beside;
 mod command;
 mod each;
 mod error;
@@ -37,6 +38,7 @@ use std::time::Duration;
 use anyport_netns::Topology;
 use tempfile::TempDir;
 
+pub use beside::Beside;
 pub use command::Said;
 pub use error::{Error, Result};
 pub use metrics::Metrics;
@@ -253,6 +255,12 @@ impl Cluster {
     ///
     /// Where it cannot be started.
     pub fn spawn(&mut self, service: Service) -> Result<()> {
+        let process = self.start_process(service)?;
+        self.processes.insert(service, process);
+        Ok(())
+    }
+
+    fn start_process(&self, service: Service) -> Result<Process> {
         let mut command = self
             .topology
             .edge()
@@ -265,12 +273,15 @@ impl Cluster {
                 .map(|(name, value)| (name, value)),
         );
         command.args(service.arguments(&self.plan, self.directory.path()));
-        let process = Process::spawn(command, &self.log_path(service)).map_err(|source| {
+        Process::spawn(command, &self.log_path(service)).map_err(|source| {
             let what = format!("starting {service}");
             Error::io(what, source)
-        })?;
-        self.processes.insert(service, process);
-        Ok(())
+        })
+    }
+
+    /// How many workers an agent gets that is started from now on.
+    pub fn set_workers(&mut self, workers: NonZeroUsize) {
+        self.plan.workers = workers;
     }
 
     /// Applies a manifest with `anyport apply --wait`, through the first replica.

@@ -50,10 +50,15 @@ impl Process {
 
     /// SIGTERM; returns when it is gone, with its exit status if it had one.
     pub(super) fn terminate(&mut self, limit: Duration) -> io::Result<Option<i32>> {
-        let id = i32::try_from(self.pid()).map_err(io::Error::other)?;
-        // Not waited for yet, so the id cannot have become another's.
-        kill(Pid::from_raw(id), Signal::SIGTERM)?;
+        self.signal(Signal::SIGTERM)?;
         self.end_within(limit).map(|status| status.code())
+    }
+
+    pub(super) fn signal(&self, signal: Signal) -> io::Result<()> {
+        let id = i32::try_from(self.pid()).map_err(io::Error::other)?;
+        // Not waited for yet, so the id cannot have become another's; where it
+        // has been, there is no such process.
+        Ok(kill(Pid::from_raw(id), signal)?)
     }
 
     /// Waits for it to end by itself.

@@ -5,6 +5,7 @@ use std::{
     future::Future,
     io,
     net::SocketAddr,
+    os::fd::{AsFd, BorrowedFd},
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -95,7 +96,22 @@ impl Server {
         address: SocketAddr,
         identity: &Identity,
     ) -> Result<Self, ListenError> {
-        let bound = listen::bind(flag, address, identity, Protection::WhenConfigured)?;
+        Self::bind_or_inherit(flag, address, identity, None)
+    }
+
+    /// As [`bind`](Self::bind), on a listener that another process handed over
+    /// where it listens at that address.
+    ///
+    /// # Errors
+    /// As [`bind`](Self::bind).
+    pub fn bind_or_inherit(
+        flag: &'static str,
+        address: SocketAddr,
+        identity: &Identity,
+        inherited: Option<std::net::TcpListener>,
+    ) -> Result<Self, ListenError> {
+        let protection = Protection::WhenConfigured;
+        let bound = listen::bind(flag, address, identity, protection, inherited)?;
         let failed = |source| ListenError::Bind {
             flag,
             address,
@@ -117,6 +133,11 @@ impl Server {
     /// Where it listens; the port is the real one where 0 was asked for.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// The listener, to hand it over to another process.
+    pub fn listener(&self) -> BorrowedFd<'_> {
+        self.listener.as_fd()
     }
 
     /// Offers a generated service. Its health follows readiness under its own name.

@@ -6,7 +6,7 @@ use std::{
 
 use anyport_model::{
     ports::{PortMap, PortRange},
-    resource::{App, DirectOrigin, Kind, OriginChoice, Timeouts, Transport},
+    resource::{App, DirectOrigin, Disable, Kind, OriginChoice, Timeouts, Transport},
 };
 use ipnet::IpNet;
 
@@ -27,6 +27,7 @@ pub(super) fn read(wire: v1::App) -> Result<App, Unreadable> {
     let edge_ports = protocol.map(|(_, ports)| ports);
     let origin = origin(&mut faults, &wire, edge_ports);
     let timeouts = timeouts(&mut faults, wire.timeouts.unwrap_or_default());
+    let disable = disable(&mut faults, wire.disable);
     let app = (|| {
         let (transport, ports) = protocol?;
         Some(App {
@@ -36,6 +37,7 @@ pub(super) fn read(wire: v1::App) -> Result<App, Unreadable> {
             edge_nets: edge_nets?,
             origin: origin?,
             timeouts: timeouts?,
+            disable: disable?,
         })
     })();
     let reference = super::reference::of_message(Kind::App, &wire.name);
@@ -193,11 +195,37 @@ fn timeouts(faults: &mut Faults, wire: v1::Timeouts) -> Option<Timeouts> {
     let connect = faults.duration("timeouts.connect", wire.connect, default.connect, bounds);
     let bounds = second..=7 * 24 * 3600 * second;
     let idle = faults.duration("timeouts.idle", wire.idle, default.idle, bounds);
+    let bounds = Duration::ZERO..=24 * 3600 * second;
+    let drain = faults.duration("timeouts.drain", wire.drain, default.drain, bounds);
     Some(Timeouts {
         connect: connect?,
         idle: idle?,
+        drain: drain?,
         ..default
     })
+}
+
+fn disable(faults: &mut Faults, wire: Option<v1::Disable>) -> Option<Option<Disable>> {
+    use v1::disable::Close;
+    let Some(wire) = wire else {
+        return Some(None);
+    };
+    let close = faults.take("disable.close", Close::try_from(wire.close))?;
+    Some(Some(match close {
+        Close::Unspecified | Close::Keep => Disable::KeepOpen,
+        Close::Now => Disable::CloseNow,
+    }))
+}
+
+fn write_disable(disable: Disable) -> v1::Disable {
+    use v1::disable::Close;
+    let close = match disable {
+        Disable::KeepOpen => Close::Keep,
+        Disable::CloseNow => Close::Now,
+    };
+    v1::Disable {
+        close: close.into(),
+    }
 }
 
 pub(super) fn write(app: &App) -> v1::App {
@@ -221,7 +249,9 @@ pub(super) fn write(app: &App) -> v1::App {
         timeouts: Some(v1::Timeouts {
             connect: Some(write_duration(app.timeouts.connect)),
             idle: Some(write_duration(app.timeouts.idle)),
+            drain: Some(write_duration(app.timeouts.drain)),
         }),
+        disable: app.disable.map(write_disable),
     }
 }
 

@@ -39,6 +39,8 @@ impl Agent {
         ));
         let following = Arc::clone(&in_use);
         let mut applier = Applier {
+            live: Live::of_workers(0).0,
+            configuring: Arc::default(),
             kernel: Arc::clone(&kernel),
             table: SharedTable::new(TableWriter::new(Arc::clone(&stats))),
             cache,

@@ -1,0 +1,192 @@
+//! The side of the agent that runs: answers successors, until one of them
+//! serves.
+
+use std::{
+    os::fd::{AsFd, BorrowedFd},
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
+
+use anyport_model::names::Revision;
+use tokio::sync::{Mutex, OwnedMutexGuard, watch};
+
+use super::{
+    SOCKET,
+    estate::Estate,
+    generations::Generations,
+    key::Key,
+    sys::FDS_MAX,
+    wire::{Door, Message, PROMPTLY, Wire, WireError},
+};
+use crate::{control::Progress, kernel::KernelHandle};
+
+/// From the offer until the successor serves: it reads its configuration and
+/// looks at the kernel. An agent stands still that long at most.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// After a peer that could not be accepted, for want of descriptors as a rule.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// The parts that have to leave everything as it is while a successor starts.
+pub struct Standstill {
+    /// Held by whoever takes a configuration into use.
+    pub configuring: Arc<Mutex<()>>,
+    pub kernel: KernelHandle,
+    pub progress: watch::Receiver<Progress>,
+}
+
+/// Dropping it lets them go on.
+struct Still {
+    _configuration: OwnedMutexGuard<()>,
+    _kernel: OwnedMutexGuard<()>,
+    revision: Revision,
+}
+
+impl Standstill {
+    /// Waits until what is under way is done.
+    async fn stand_still(&self) -> Still {
+        let configuration = Arc::clone(&self.configuring).lock_owned().await;
+        let kernel = self.kernel.pause().await;
+        Still {
+            _configuration: configuration,
+            _kernel: kernel,
+            revision: self.progress.borrow().revision,
+        }
+    }
+}
+
+/// What an agent offers to its successor.
+pub struct Offering {
+    door: Door,
+    name: String,
+    estate: Estate,
+    generations: Generations,
+    standstill: Standstill,
+}
+
+impl Offering {
+    /// Listens for successors in the state directory, which the caller owns.
+    pub fn open(
+        directory: &Path,
+        name: &str,
+        estate: Estate,
+        generations: Generations,
+        standstill: Standstill,
+    ) -> std::io::Result<Self> {
+        Ok(Self {
+            door: Door::open(&directory.join(SOCKET))?,
+            name: name.to_owned(),
+            estate,
+            generations,
+            standstill,
+        })
+    }
+
+    /// Completes when a successor serves and was told that all is its own. The
+    /// caller then gives up everything that the successor has, and drops what
+    /// this returns to say so.
+    pub async fn taken(self) -> HandedOver {
+        loop {
+            let wire = match self.door.accept().await {
+                Ok(wire) => wire,
+                Err(error) => {
+                    tracing::warn!(%error, "a hand-over was asked for and refused");
+                    tokio::time::sleep(PAUSE).await;
+                    continue;
+                }
+            };
+            let pid = wire.pid();
+            match self.hand_over(&wire).await {
+                Ok(still) => {
+                    return HandedOver {
+                        pid,
+                        _still: still,
+                        _wire: wire,
+                    };
+                }
+                Err(error) => tracing::warn!(
+                    successor = pid, %error,
+                    "the hand-over was broken off; this edge agent goes on"
+                ),
+            }
+        }
+    }
+
+    async fn hand_over(&self, wire: &Wire) -> Result<Still, WireError> {
+        let (hello, _) = wire.receive(PROMPTLY).await?;
+        let Message::Hello {
+            name,
+            program_version,
+        } = hello
+        else {
+            return Err(out_of_turn(&hello));
+        };
+        if let Some(reason) = self.refusal(&name) {
+            let refused = Message::Refused {
+                reason: reason.clone(),
+            };
+            wire.send(&refused, &[])?;
+            return Err(WireError::Malformed(reason));
+        }
+        tracing::info!(successor = wire.pid(), %program_version, "a successor takes over");
+        let still = self.standstill.stand_still().await;
+        self.offer(wire, still.revision)?;
+        match wire.receive(PATIENCE).await?.0 {
+            Message::Serving => {}
+            other => return Err(out_of_turn(&other)),
+        }
+        wire.send(&Message::Yours, &[])?;
+        Ok(still)
+    }
+
+    fn refusal(&self, name: &str) -> Option<String> {
+        if name != self.name {
+            return Some(format!(
+                "the agent that uses this state directory is named {:?}, not {name:?}; \
+                 two agents need a directory each",
+                self.name
+            ));
+        }
+        self.generations.crowded()
+    }
+
+    fn offer(&self, wire: &Wire, revision: Revision) -> Result<(), WireError> {
+        let generations = self.generations.list();
+        let earlier = generations
+            .iter()
+            .map(|(pid, process)| (Key::Generation(*pid), process.as_fd()));
+        let goods: Vec<(Key, BorrowedFd<'_>)> = self.estate.iter().chain(earlier).collect();
+        let offer = Message::Offer {
+            program_version: env!("CARGO_PKG_VERSION").to_owned(),
+            revision: revision.0,
+            descriptors: goods.len(),
+        };
+        wire.send(&offer, &[])?;
+        for part in goods.chunks(FDS_MAX) {
+            let keys = part.iter().map(|(key, _)| key.to_string()).collect();
+            let fds: Vec<_> = part.iter().map(|(_, fd)| *fd).collect();
+            wire.send(&Message::Goods { keys }, &fds)?;
+        }
+        Ok(())
+    }
+}
+
+/// A successor serves. Until this is dropped it waits for everything to be
+/// given up.
+pub struct HandedOver {
+    pid: i32,
+    // In this order: the connection ends last.
+    _still: Still,
+    _wire: Wire,
+}
+
+impl HandedOver {
+    pub fn successor(&self) -> i32 {
+        self.pid
+    }
+}
+
+pub(super) fn out_of_turn(message: &Message) -> WireError {
+    WireError::Malformed(format!("{message:?} is out of turn"))
+}

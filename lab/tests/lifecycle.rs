@@ -1,0 +1,478 @@
+//! An agent is upgraded, drained, reconfigured and told to close, and nobody is cut off but who
+//! should be. Needs root.
+
+#![allow(clippy::unwrap_used)]
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::num::{NonZeroU64, NonZeroUsize};
+use std::path::PathBuf;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyport_lab::cluster::{Beside, Cluster, PATIENCE, Plan, Service, eventually};
+use anyport_lab::load::connect::{self, Close, Request};
+use anyport_lab::load::{Control, Load, Report, RunError, pingpong};
+use nix::sys::signal::Signal;
+use socket2::{Domain, SockAddr, Socket, Type};
+
+const EDGE: Service = Service::EdgeAgent;
+
+/// A port of the app `held`, and one of the app `new`.
+const HELD: &str = "198.51.100.10:443";
+const NEW: &str = "198.51.100.10:80";
+
+/// Starting an agent takes a moment, and a loaded machine several.
+const LONG: Duration = Duration::from_secs(60);
+
+fn at(target: &str) -> SocketAddr {
+    target.parse().unwrap()
+}
+
+/// The apps `held` and `new`; `extra` is what else `held` says.
+fn manifest(extra: &str) -> String {
+    format!(
+        r#"
+prefixes:
+  - cidr: 198.51.100.0/24
+  - cidr: 203.0.113.0/24
+apps:
+  - {{ name: held, protocol: tcp/443, edge_ips: [198.51.100.10], origin_direct: ["tcp://10.0.2.2:7000"], {extra} }}
+  - {{ name: new, protocol: tcp/80, edge_ips: [198.51.100.10], origin_direct: ["tcp://10.0.2.2:7000"] }}
+"#
+    )
+}
+
+fn cluster() -> Cluster {
+    Cluster::start(Plan::default()).unwrap()
+}
+
+type Run = JoinHandle<anyport_netns::Result<Result<Report, RunError>>>;
+
+/// Conversations that last, and new connections without end.
+struct Traffic(Vec<(Control, Run)>);
+
+impl Traffic {
+    fn start(cluster: &Cluster, held: usize, pause: Duration) -> Self {
+        let client = cluster.topology().client();
+        let load = |target, count, control: &Control| Load {
+            connections: NonZeroUsize::new(count).unwrap(),
+            duration: Duration::from_secs(600),
+            timeout: LONG,
+            control: control.clone(),
+            ..Load::on(at(target))
+        };
+        let conversations = Control::default();
+        let plan = pingpong::Plan {
+            load: load(HELD, held, &conversations),
+            bytes: NonZeroU64::new(100).unwrap(),
+            pause,
+        };
+        let run = client.spawn_thread(move || pingpong::run(&plan)).unwrap();
+        let opened = conversations.clone();
+        let mut runs = vec![(conversations, run)];
+        eventually(LONG, "all conversations are open", || {
+            let opened = opened.opened();
+            (opened == held as u64).then_some(()).ok_or(opened)
+        });
+        let arrivals = Control::default();
+        let plan = connect::Plan {
+            load: load(NEW, 2, &arrivals),
+            request: Request::Echo(NonZeroU64::new(100).unwrap()),
+            close: Close::Reset,
+        };
+        let run = client.spawn_thread(move || connect::run(&plan)).unwrap();
+        runs.push((arrivals, run));
+        let traffic = Self(runs);
+        traffic.passes();
+        traffic
+    }
+
+    /// A good deal more of each went through, and nothing ever failed.
+    fn passes(&self) {
+        for (control, _) in &self.0 {
+            let from = control.operations();
+            eventually(LONG, "the traffic goes on", || {
+                let done = control.operations() - from;
+                (done >= 100).then_some(()).ok_or(done)
+            });
+            assert_eq!(control.failures(), 0);
+        }
+    }
+
+    /// Ends it: not one connection was lost.
+    fn all_was_well(self) {
+        for (control, run) in self.0 {
+            control.stop();
+            let report = run.join().unwrap().unwrap().unwrap();
+            assert_eq!(report.failed(), 0, "{report}");
+        }
+    }
+}
+
+fn log_says(cluster: &Cluster, text: &str, times: usize) {
+    eventually(LONG, text, || {
+        let log = cluster.log(EDGE);
+        let found = log.matches(text).count();
+        (found >= times).then_some(()).ok_or(found)
+    });
+}
+
+/// Starts a new agent, which takes over; gives the one before.
+fn upgrade(cluster: &mut Cluster) -> Beside {
+    let before = cluster.log(EDGE).matches("has taken over").count();
+    let successor = cluster.spawn_beside(EDGE).unwrap();
+    log_says(cluster, "has taken over", before + 1);
+    let old = cluster.succeed(successor).unwrap();
+    cluster.wait_until_ready(EDGE).unwrap();
+    old
+}
+
+fn descriptors(pid: u32) -> usize {
+    std::fs::read_dir(format!("/proc/{pid}/fd"))
+        .unwrap()
+        .count()
+}
+
+/// Waits until the agent is connected to all that it connects to, and counts.
+fn settled_descriptors(cluster: &Cluster) -> usize {
+    eventually(LONG, "the edge is known", || {
+        let said = cluster.anyport(&["get", "edges", "edge1"]).unwrap();
+        (said.status == Some(0)).then_some(()).ok_or(said)
+    });
+    let pid = cluster.pid(EDGE).unwrap();
+    let (mut last, mut since) = (0, Instant::now());
+    eventually(LONG, "the number of descriptors settles", || {
+        let now = descriptors(pid);
+        if now != last {
+            (last, since) = (now, Instant::now());
+        }
+        (since.elapsed() > Duration::from_secs(2))
+            .then_some(now)
+            .ok_or(now)
+    })
+}
+
+fn echoes(stream: &mut TcpStream) {
+    stream.write_all(b"still here").unwrap();
+    let mut back = [0; 10];
+    stream.read_exact(&mut back).unwrap();
+    assert_eq!(&back, b"still here");
+}
+
+fn is_refused(cluster: &Cluster, target: &str) {
+    let error = format!("{:?}", cluster.dial(at(target)).unwrap_err());
+    assert!(error.contains("refused"), "{target}: {error}");
+}
+
+#[test]
+fn two_upgrades_under_load_lose_no_connection_and_no_descriptor() {
+    const CONNECTIONS: usize = 5000;
+    let mut cluster = cluster();
+    let _origin = cluster.echo(0, "a", [7000]).unwrap();
+    cluster
+        .apply(&manifest("timeouts: { drain: 10m }"))
+        .unwrap();
+    let fresh = settled_descriptors(&cluster);
+    let traffic = Traffic::start(&cluster, CONNECTIONS, Duration::from_secs(5));
+    let mut first = upgrade(&mut cluster);
+    traffic.passes();
+    let mut second = upgrade(&mut cluster);
+    traffic.passes();
+    assert!(
+        !first.has_ended() && !second.has_ended(),
+        "they hold connections"
+    );
+    // The newest one is the edge: what is applied now it applies.
+    cluster.apply(&manifest("timeouts: { drain: 9m }")).unwrap();
+    traffic.passes();
+    traffic.all_was_well();
+    for old in [&mut first, &mut second] {
+        assert_eq!(old.end_within(LONG).unwrap(), Some(0));
+    }
+    assert_eq!(settled_descriptors(&cluster), fresh);
+    cluster.who(at(NEW)).unwrap();
+}
+
+#[test]
+fn workers_may_be_fewer_or_more_after_an_upgrade() {
+    let mut cluster = cluster();
+    let _origin = cluster.echo(0, "a", [7000]).unwrap();
+    cluster
+        .apply(&manifest("timeouts: { drain: 10m }"))
+        .unwrap();
+    let traffic = Traffic::start(&cluster, 50, Duration::from_millis(200));
+    let mut old = Vec::new();
+    for workers in [1, 3, 2] {
+        cluster.set_workers(NonZeroUsize::new(workers).unwrap());
+        old.push(upgrade(&mut cluster));
+        traffic.passes();
+    }
+    // A fourth earlier one may still go on, and with that it is enough.
+    old.push(upgrade(&mut cluster));
+    let mut one_more = cluster.spawn_beside(EDGE).unwrap();
+    assert_eq!(one_more.end_within(LONG).unwrap(), Some(1));
+    let log = cluster.log(EDGE);
+    assert!(log.contains("4 earlier agents still finish"), "{log}");
+    traffic.passes();
+    traffic.all_was_well();
+    for agent in &mut old {
+        assert_eq!(agent.end_within(LONG).unwrap(), Some(0));
+    }
+    upgrade(&mut cluster);
+    cluster.who(at(NEW)).unwrap();
+}
+
+/// A successor that speaks as far as the test wants.
+struct Impostor(Socket);
+
+impl Impostor {
+    fn connect(cluster: &Cluster) -> Self {
+        let path: PathBuf = cluster.directory().join("edge-agent/handover.sock");
+        let socket = Socket::new(Domain::UNIX, Type::SEQPACKET, None).unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        eventually(LONG, "the agent listens for a successor", || {
+            socket.connect(&SockAddr::unix(&path).unwrap())
+        });
+        Self(socket)
+    }
+
+    fn say(&self, json: &str) {
+        let length = u32::try_from(json.len()).unwrap().to_be_bytes();
+        let message = [b"APHO\0\x01", &length[..], json.as_bytes()].concat();
+        self.0.send(&message).unwrap();
+    }
+
+    fn hello(&self) {
+        self.say(r#"{"say":"hello","name":"edge1","program_version":"9"}"#);
+    }
+
+    /// The next message; its descriptors are not wanted, so the kernel closes them.
+    fn hear(&self) -> String {
+        let mut buffer = vec![0; 1 << 16];
+        let length = (&self.0).read(&mut buffer).unwrap();
+        String::from_utf8_lossy(&buffer[..length]).into_owned()
+    }
+}
+
+#[test]
+fn a_successor_that_dies_leaves_the_agent_as_it_was() {
+    let mut cluster = cluster();
+    let _origin = cluster.echo(0, "a", [7000]).unwrap();
+    cluster
+        .apply(&manifest("timeouts: { drain: 10m }"))
+        .unwrap();
+    let agent = cluster.pid(EDGE).unwrap();
+    let fresh = settled_descriptors(&cluster);
+    let traffic = Traffic::start(&cluster, 50, Duration::from_millis(200));
+    let mut drain = 10;
+    let mut goes_on = |cluster: &Cluster, what: &str| {
+        traffic.passes();
+        // Standing still for a successor has an end too.
+        drain += 1;
+        let applied = cluster.apply(&manifest(&format!("timeouts: {{ drain: {drain}m }}")));
+        applied.unwrap_or_else(|error| panic!("{what}: {error:?}"));
+    };
+    Impostor::connect(&cluster);
+    goes_on(&cluster, "it said nothing");
+    Impostor::connect(&cluster).say("nonsense");
+    goes_on(&cluster, "it said nonsense");
+    Impostor::connect(&cluster).hello();
+    goes_on(&cluster, "it died asking");
+    let stranger = Impostor::connect(&cluster);
+    stranger.say(r#"{"say":"hello","name":"edge2","program_version":"9"}"#);
+    assert!(stranger.hear().contains("named \\\"edge1\\\""));
+    goes_on(&cluster, "it had another name");
+    let holder = Impostor::connect(&cluster);
+    holder.hello();
+    assert!(holder.hear().contains(r#""say":"offer""#));
+    assert!(holder.hear().contains("tcp/v4/0"));
+    drop(holder);
+    goes_on(&cluster, "it died with the sockets");
+    // A real one, killed sooner or later on its way.
+    for round in 0..8u32 {
+        let mut successor = cluster.spawn_beside(EDGE).unwrap();
+        std::thread::sleep(Duration::from_millis(u64::from(15 * round)));
+        successor.signal(Signal::SIGKILL).unwrap();
+        successor.end_within(PATIENCE).unwrap();
+        if cluster.log(EDGE).contains("handed over; finishing") {
+            // It was the agent already.
+            break;
+        }
+        goes_on(&cluster, "it was killed");
+        assert_eq!(cluster.pid(EDGE).unwrap(), agent);
+    }
+    if !cluster.log(EDGE).contains("handed over; finishing") {
+        upgrade(&mut cluster);
+        traffic.passes();
+        traffic.all_was_well();
+        assert_eq!(settled_descriptors(&cluster), fresh);
+    }
+}
+
+/// Connections that say nothing, and when each is closed.
+fn closings(streams: &mut Vec<TcpStream>, start: Instant, within: Duration) -> Vec<Duration> {
+    let mut times = Vec::new();
+    for stream in streams.iter() {
+        stream.set_nonblocking(true).unwrap();
+    }
+    while !streams.is_empty() {
+        assert!(start.elapsed() < within, "{} are still open", streams.len());
+        streams.retain_mut(|stream| match stream.read(&mut [0]) {
+            Err(error) if error.kind() == ErrorKind::WouldBlock => true,
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => {
+                times.push(start.elapsed());
+                false
+            }
+            other => panic!("neither open nor reset: {other:?}"),
+        });
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    times
+}
+
+#[test]
+fn a_drain_closes_evenly_over_the_second_half_of_its_window() {
+    const CONNECTIONS: usize = 600;
+    let window = Duration::from_secs(8);
+    let mut cluster = cluster();
+    let origin = cluster.echo(0, "a", [7000]).unwrap();
+    cluster.apply(&manifest("timeouts: { drain: 8s }")).unwrap();
+    let mut held: Vec<_> = (0..CONNECTIONS)
+        .map(|_| cluster.dial(at(HELD)).unwrap())
+        .collect();
+    eventually(PATIENCE, "the origin has them", || {
+        let open = origin.open();
+        (open == CONNECTIONS as u64).then_some(()).ok_or(open)
+    });
+    let start = Instant::now();
+    let mut agent = cluster.retire(EDGE).unwrap();
+    agent.signal(Signal::SIGTERM).unwrap();
+    eventually(PATIENCE, "nothing is accepted", || {
+        match cluster.dial(at(NEW)) {
+            Ok(_) => Err("accepted"),
+            Err(_) => Ok(()),
+        }
+    });
+    let mut last = held.pop().unwrap();
+    last.set_nonblocking(false).unwrap();
+    echoes(&mut last);
+    held.push(last);
+    let times = closings(&mut held, start, window + PATIENCE);
+    let first = times.iter().min().unwrap();
+    assert!(*first >= window / 2, "the first after {first:?}");
+    // The agent heard of it a moment after `start`.
+    let fair = CONNECTIONS as f64 / (window / 2).as_secs_f64();
+    for second in 0..20 {
+        let within = |time: &&Duration| time.as_secs() == second;
+        let closed = times.iter().filter(within).count() as f64;
+        assert!(
+            closed <= 1.5 * fair,
+            "{closed} in second {second} of {times:?}"
+        );
+    }
+    assert_eq!(agent.end_within(PATIENCE).unwrap(), Some(0));
+}
+
+#[test]
+fn a_second_sigterm_ends_the_drain_at_once() {
+    let mut cluster = cluster();
+    let _origin = cluster.echo(0, "a", [7000]).unwrap();
+    cluster.apply(&manifest("timeouts: { drain: 1h }")).unwrap();
+    let mut held = cluster.dial(at(HELD)).unwrap();
+    echoes(&mut held);
+    let mut agent = cluster.retire(EDGE).unwrap();
+    agent.signal(Signal::SIGTERM).unwrap();
+    log_says(&cluster, "draining", 1);
+    echoes(&mut held);
+    let start = Instant::now();
+    agent.signal(Signal::SIGTERM).unwrap();
+    assert_eq!(agent.end_within(PATIENCE).unwrap(), Some(128 + 15));
+    assert!(start.elapsed() < Duration::from_secs(5));
+    assert_eq!(
+        held.read(&mut [0]).unwrap_err().kind(),
+        ErrorKind::ConnectionReset
+    );
+}
+
+#[test]
+fn a_configuration_change_touches_no_open_connection() {
+    let cluster = cluster();
+    let _a = cluster.echo(0, "a", [7000, 7001]).unwrap();
+    cluster.apply(&manifest("")).unwrap();
+    let mut held = cluster.dial(at(HELD)).unwrap();
+    echoes(&mut held);
+    let other = manifest("").replace("10.0.2.2:7000", "10.0.2.2:7001");
+    let without = r#"
+prefixes:
+  - cidr: 198.51.100.0/24
+apps:
+  - { name: new, protocol: tcp/80, edge_ips: [198.51.100.10], origin_direct: ["tcp://10.0.2.2:7000"] }
+"#;
+    for changed in [other.as_str(), without] {
+        let said = cluster
+            .try_apply(changed, &["--wait=30s", "--prune"])
+            .unwrap();
+        assert_eq!(said.status, Some(0), "{said}");
+        echoes(&mut held);
+    }
+    is_refused(&cluster, HELD);
+    echoes(&mut held);
+}
+
+#[test]
+fn a_disabled_app_looks_closed_and_keeps_or_closes_what_is_open() {
+    let cluster = cluster();
+    let _origin = cluster.echo(0, "a", [7000]).unwrap();
+    let with = |extra: &str| {
+        let all = r#"  - { name: all, protocol: tcp/*, edge_ips: [198.51.100.0/24], origin_direct: ["tcp://10.0.2.2:7000"] }"#;
+        format!("{}{all}\n", manifest(extra))
+    };
+    cluster.apply(&with("")).unwrap();
+    let mut held = cluster.dial(at(HELD)).unwrap();
+    echoes(&mut held);
+    let mut other = cluster.dial(at(NEW)).unwrap();
+    echoes(&mut other);
+
+    cluster.apply(&with("disable: { close: keep }")).unwrap();
+    // Not even the app around it takes them.
+    is_refused(&cluster, HELD);
+    cluster.who(at("198.51.100.10:442")).unwrap();
+    cluster.who(at("198.51.100.11:443")).unwrap();
+    echoes(&mut held);
+    let explained = cluster
+        .anyport(&["explain", &format!("tcp/{HELD}")])
+        .unwrap();
+    assert_eq!(explained.status, Some(1), "{explained}");
+    assert!(
+        explained.out.contains("app held has it and is disabled"),
+        "{explained}"
+    );
+    let listed = cluster.anyport(&["get", "apps"]).unwrap();
+    assert!(listed.out.contains("held (disabled)"), "{listed}");
+    let status = cluster.anyport(&["status"]).unwrap();
+    assert!(status.out.contains("disabled apps: held"), "{status}");
+
+    cluster.apply(&with("disable: { close: now }")).unwrap();
+    assert_eq!(
+        held.read(&mut [0]).unwrap_err().kind(),
+        ErrorKind::ConnectionReset
+    );
+    let closed = || {
+        let metrics = cluster.metrics(EDGE).unwrap();
+        let labels = &[("app", "held"), ("status", "200")];
+        metrics.value("anyport_connections_closed_total", labels)
+    };
+    eventually(PATIENCE, "it is counted", || {
+        let closed = closed();
+        (closed == Some(1.0))
+            .then_some(())
+            .ok_or(format!("{closed:?}"))
+    });
+    echoes(&mut other);
+    is_refused(&cluster, HELD);
+
+    cluster.apply(&with("")).unwrap();
+    cluster.who(at(HELD)).unwrap();
+    echoes(&mut other);
+}
