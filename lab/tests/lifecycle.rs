@@ -179,10 +179,7 @@ fn two_upgrades_under_load_lose_no_connection_and_no_descriptor() {
     traffic.passes();
     let mut second = upgrade(&mut cluster);
     traffic.passes();
-    assert!(
-        !first.has_ended() && !second.has_ended(),
-        "they hold connections"
-    );
+    assert!(!first.has_ended(), "it holds connections");
     // The newest one is the edge: what is applied now it applies.
     cluster.apply(&manifest("timeouts: { drain: 9m }")).unwrap();
     traffic.passes();
@@ -195,27 +192,31 @@ fn two_upgrades_under_load_lose_no_connection_and_no_descriptor() {
 }
 
 #[test]
-fn workers_may_be_fewer_or_more_after_an_upgrade() {
+fn workers_may_be_fewer_or_more_after_an_upgrade_and_four_earlier_ones_go_on() {
     let mut cluster = cluster();
     let _origin = cluster.echo(0, "a", [7000]).unwrap();
     cluster
         .apply(&manifest("timeouts: { drain: 10m }"))
         .unwrap();
     let traffic = Traffic::start(&cluster, 50, Duration::from_millis(200));
-    let mut old = Vec::new();
-    for workers in [1, 3, 2] {
+    let (mut old, mut held) = (Vec::new(), Vec::new());
+    for workers in [1, 3, 2, 2] {
+        let mut one = cluster.dial(at(HELD)).unwrap();
+        echoes(&mut one);
+        held.push(one);
         cluster.set_workers(NonZeroUsize::new(workers).unwrap());
         old.push(upgrade(&mut cluster));
         traffic.passes();
     }
-    // A fourth earlier one may still go on, and with that it is enough.
-    old.push(upgrade(&mut cluster));
+    // Each of the four has a connection, and with that it is enough.
     let mut one_more = cluster.spawn_beside(EDGE).unwrap();
     assert_eq!(one_more.end_within(LONG).unwrap(), Some(1));
     let log = cluster.log(EDGE);
     assert!(log.contains("4 earlier agents still finish"), "{log}");
     traffic.passes();
+    held.iter_mut().for_each(echoes);
     traffic.all_was_well();
+    drop(held);
     for agent in &mut old {
         assert_eq!(agent.end_within(LONG).unwrap(), Some(0));
     }
@@ -389,10 +390,7 @@ fn a_second_sigterm_ends_the_drain_at_once() {
     agent.signal(Signal::SIGTERM).unwrap();
     assert_eq!(agent.end_within(PATIENCE).unwrap(), Some(128 + 15));
     assert!(start.elapsed() < Duration::from_secs(5));
-    assert_eq!(
-        held.read(&mut [0]).unwrap_err().kind(),
-        ErrorKind::ConnectionReset
-    );
+    assert!(matches!(held.read(&mut [0]), Ok(0) | Err(_)), "it is over");
 }
 
 #[test]

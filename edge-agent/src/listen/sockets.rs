@@ -201,7 +201,9 @@ impl FamilyGroup {
 
 fn pairs(tcp: Vec<TcpListener>, udp: Vec<UdpSocket>) -> Vec<FamilyListeners> {
     let pairs = tcp.into_iter().zip(udp);
-    pairs.map(|(tcp, udp)| FamilyListeners { tcp, udp }).collect()
+    pairs
+        .map(|(tcp, udp)| FamilyListeners { tcp, udp })
+        .collect()
 }
 
 /// None on a host without IPv6.
