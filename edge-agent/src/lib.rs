@@ -18,7 +18,6 @@ mod listen;
 mod live;
 mod origin;
 mod protect;
-#[allow(dead_code, unused_imports)]
 mod proxy_protocol;
 mod stats;
 mod table;

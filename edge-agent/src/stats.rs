@@ -39,6 +39,8 @@ pub struct Stats {
     /// Connections that no app took: they came while the kernel's rules and
     /// the route table were between two revisions, or past the rules.
     pub unclaimed: IntCounter,
+    /// Connections to apps that accept none without a PROXY header.
+    pub headers_refused: IntCounterVec,
 }
 
 struct Families {
@@ -203,6 +205,11 @@ impl Stats {
                     "anyport_connections_unclaimed_total",
                     "Connections that were accepted and that no app took.",
                 ),
+            )?,
+            headers_refused: counter(
+                "anyport_proxy_header_refused_total",
+                "Connections refused for want of a PROXY header from a trusted sender.",
+                &["reason"],
             )?,
         })
     }

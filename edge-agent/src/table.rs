@@ -12,6 +12,7 @@ use std::{
 use anyport_model::{
     disabled::without_disabled,
     names::{AppName, PoolName, Revision},
+    net_set::NetSet,
     pick::Wheel,
     ports::PortMap,
     resource::{
@@ -47,6 +48,9 @@ pub struct Snapshot {
 pub struct AppEntry {
     pub app: Arc<App>,
     pub stats: Arc<AppStats>,
+    /// Whom a connection has to come from, with a PROXY header; none where
+    /// clients come themselves.
+    pub trusted_senders: Option<NetSet>,
     /// Into `Snapshot::pools`: the app's pool, then its fallbacks in order.
     chain: Vec<usize>,
     ports: Ports,
@@ -409,9 +413,11 @@ impl<'a> Builder<'a> {
                 (vec![self.once(id, entry)], Ports::Each(ports))
             }
         };
+        let trusted = &app.identity.trusted_senders;
         Ok(AppEntry {
             app: Arc::clone(app),
             stats: self.writer.stats.app(&app.name),
+            trusted_senders: (!trusted.is_empty()).then(|| NetSet::new(trusted.iter().copied())),
             chain,
             ports,
         })
@@ -437,6 +443,7 @@ impl<'a> Builder<'a> {
         AppEntry {
             app: Arc::clone(&old.app),
             stats: Arc::clone(&old.stats),
+            trusted_senders: old.trusted_senders.clone(),
             chain: chain.collect(),
             ports: old.ports.clone(),
         }

@@ -2,6 +2,7 @@
 
 mod buffers;
 mod connection;
+mod identity;
 mod relay;
 
 pub use connection::{Service, serve};

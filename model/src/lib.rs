@@ -17,6 +17,7 @@ pub mod disabled;
 pub mod drain;
 pub mod fault;
 pub mod health;
+pub mod identity;
 pub mod names;
 pub mod net_set;
 pub mod outcome;

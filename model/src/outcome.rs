@@ -8,6 +8,9 @@ use std::{fmt, io::ErrorKind};
 pub enum Status {
     /// Both sides were done, or the agent was asked to end.
     Closed,
+    /// Turned away at the edge: an access rule, a limit, or a PROXY header that
+    /// does not come from where it may or not at all.
+    Denied,
     OriginReset,
     OriginTimedOut,
     OriginUnreachable,
@@ -31,8 +34,9 @@ pub enum Status {
 }
 
 impl Status {
-    pub const ALL: [Status; 17] = [
+    pub const ALL: [Status; 18] = [
         Status::Closed,
+        Status::Denied,
         Status::OriginReset,
         Status::OriginTimedOut,
         Status::OriginUnreachable,
@@ -55,6 +59,7 @@ impl Status {
     pub fn code(self) -> u16 {
         match self {
             Status::Closed => 200,
+            Status::Denied => 403,
             Status::OriginReset => 444,
             Status::OriginTimedOut => 445,
             Status::OriginUnreachable => 446,

@@ -6,6 +6,7 @@ use std::{fmt, net::SocketAddr, num::NonZeroU32, str::FromStr, sync::Arc, time::
 use ipnet::IpNet;
 
 use crate::{
+    identity::Identity,
     names::{AppName, MonitorName, OriginName, PoolName},
     ports::{PortMap, PortRange},
 };
@@ -364,6 +365,7 @@ pub struct App {
     /// Where the app answers; networks without host bits, not empty, none twice.
     pub edge_nets: Vec<IpNet>,
     pub origin: OriginChoice,
+    pub identity: Identity,
     pub timeouts: Timeouts,
     /// Set: the app takes no connections, and its ports look closed.
     pub disable: Option<Disable>,
@@ -383,6 +385,7 @@ impl App {
             ports,
             edge_nets,
             origin,
+            identity: Identity::default(),
             timeouts: Timeouts::default(),
             disable: None,
         }

@@ -11,10 +11,11 @@ use std::{
 };
 
 use anyport_model::{
+    identity::{Identity, ProxyProtocol},
     ports::{PortMap, PortRange},
     resource::{
         App, Check, DirectOrigin, Disable, Monitor, Origin, OriginChoice, Policy, Pool, Prefix,
-        Resource, Thresholds, Timeouts, Weight,
+        Resource, Thresholds, Timeouts, Transport, Weight,
     },
 };
 use anyport_proto::{
@@ -152,6 +153,16 @@ fn origin_choice(edge: PortRange) -> impl Strategy<Value = OriginChoice> {
     prop_oneof![pool, direct]
 }
 
+fn identity() -> impl Strategy<Value = Identity> {
+    let form = prop::sample::select(ProxyProtocol::of(Transport::Tcp));
+    let senders = prop::collection::btree_set(net(), 0..3);
+    (form, senders).prop_map(|(proxy_protocol, senders)| Identity {
+        proxy_protocol,
+        trusted_senders: senders.into_iter().collect(),
+        ..Identity::default()
+    })
+}
+
 fn app() -> impl Strategy<Value = Resource> {
     let second = Duration::from_secs(1);
     let origin = ports().prop_flat_map(|ports| (Just(ports), origin_choice(ports)));
@@ -166,11 +177,13 @@ fn app() -> impl Strategy<Value = Resource> {
             Disable::KeepOpen,
             Disable::CloseNow,
         ])),
+        identity(),
     )
         .prop_map(
-            |(name, nets, (ports, origin), connect, idle, drain, disable)| {
+            |(name, nets, (ports, origin), connect, idle, drain, disable, identity)| {
                 let name = name.parse().unwrap();
                 Resource::App(Arc::new(App {
+                    identity,
                     timeouts: Timeouts {
                         connect,
                         idle,
@@ -255,9 +268,11 @@ fn wire() -> impl Strategy<Value = v1::Resource> {
         texts(),
         texts(),
         wire_duration(),
+        (-1..6i32, -1..4i32, texts()),
     );
     let app = app.prop_map(
-        |(pooled, [name, protocol, pool, origin_port], edge_ips, direct, idle)| {
+        |(pooled, [name, protocol, pool, origin_port], edge_ips, direct, idle, identity)| {
+            let (proxy_protocol, client_ip, accept_proxy_protocol) = identity;
             Kind::App(v1::App {
                 name,
                 protocol,
@@ -265,6 +280,9 @@ fn wire() -> impl Strategy<Value = v1::Resource> {
                 origin_pool: if pooled { pool } else { String::new() },
                 origin_direct: direct,
                 origin_port,
+                proxy_protocol,
+                client_ip,
+                accept_proxy_protocol,
                 timeouts: Some(v1::Timeouts {
                     idle,
                     ..Default::default()
@@ -466,6 +484,24 @@ fn every_fault_names_its_field() {
         (
             a_pool(|p| p.origins[0].weight = Some(f64::NAN)),
             "origins[0].weight",
+        ),
+        (an_app(|a| a.proxy_protocol = 9), "proxy_protocol"),
+        (
+            an_app(|a| a.set_proxy_protocol(v1::ProxyProtocol::Simple)),
+            "proxy_protocol",
+        ),
+        (an_app(|a| a.client_ip = 9), "client_ip"),
+        (
+            an_app(|a| a.accept_proxy_protocol = vec!["203.0.113.7/24".into()]),
+            "accept_proxy_protocol[0]",
+        ),
+        (
+            an_app(|a| a.accept_proxy_protocol = vec!["::1".into(), "::1/128".into()]),
+            "accept_proxy_protocol[1]",
+        ),
+        (
+            an_app(|a| a.accept_proxy_protocol = vec![String::new(); 1001]),
+            "accept_proxy_protocol",
         ),
         (an_app(|a| a.name = "x".repeat(64)), "name"),
         (an_app(|a| a.protocol = "udp/53".into()), "protocol"),

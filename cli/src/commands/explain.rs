@@ -10,6 +10,7 @@ use std::{
 };
 
 use anyport_model::{
+    identity::ProxyProtocol,
     resource::{App, Disable, OriginChoice, Pool, Resource, Transport},
     route::RouteTable,
     steering::{Claim, claims_of},
@@ -148,6 +149,7 @@ impl World {
                 "  source   {from} is let in: access rules are not part of this version"
             ))?;
         }
+        explain_identity(console, route.app)?;
         self.explain_origins(console, route.app, address.port(), now)
     }
 
@@ -282,6 +284,30 @@ impl World {
         }
         chain
     }
+}
+
+/// Who the client is taken to be, and what its origin is told.
+fn explain_identity(console: &mut Console, app: &App) -> Result<(), Failure> {
+    let identity = &app.identity;
+    if !identity.trusted_senders.is_empty() {
+        let senders: Vec<_> = identity
+            .trusted_senders
+            .iter()
+            .map(IpNet::to_string)
+            .collect();
+        console.line(format_args!(
+            "  client   is who a PROXY header says, and a connection without one, or not from {}, \
+             is refused",
+            senders.join(", ")
+        ))?;
+    }
+    if identity.proxy_protocol != ProxyProtocol::Off {
+        let form = identity.proxy_protocol.as_str();
+        console.line(format_args!(
+            "  tells    the origin by PROXY protocol {form}"
+        ))?;
+    }
+    Ok(())
 }
 
 fn claims(apps: &[Arc<App>]) -> impl Iterator<Item = (&Arc<App>, Claim)> {

@@ -206,6 +206,8 @@ fn app(fields: &mut Fields<'_, '_>) -> v1::App {
         origin_pool: fields.text("origin_pool"),
         origin_direct: fields.texts("origin_direct"),
         origin_port: fields.text_or_number("origin_port"),
+        proxy_protocol: fields.choice::<v1::ProxyProtocol>("proxy_protocol"),
+        accept_proxy_protocol: fields.texts("accept_proxy_protocol"),
         timeouts: fields.mapping("timeouts", "timeouts", |timeouts| v1::Timeouts {
             connect: timeouts.duration("connect"),
             idle: timeouts.duration("idle"),
@@ -214,6 +216,7 @@ fn app(fields: &mut Fields<'_, '_>) -> v1::App {
         disable: fields.mapping("disable", "disable", |disable| v1::Disable {
             close: disable.choice::<v1::disable::Close>("close"),
         }),
+        ..Default::default()
     };
     fields.spoil_together(&["origin_pool", "origin_direct", "origin_port"]);
     app

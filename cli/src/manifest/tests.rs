@@ -47,6 +47,8 @@ apps:
     edge_ips: [198.51.100.11]
     origin_direct: ["tcp://10.0.2.2:3000-4000"]
     origin_port: 3000-4000
+    proxy_protocol: v2
+    accept_proxy_protocol: [203.0.113.0/24, "2001:db8:7::1"]
 "#;
 
 #[test]
@@ -117,6 +119,11 @@ fn every_field_arrives_in_its_message() {
     };
     assert_eq!(range.origin_direct, ["tcp://10.0.2.2:3000-4000"]);
     assert_eq!(range.origin_port, "3000-4000");
+    assert_eq!(range.proxy_protocol(), v1::ProxyProtocol::V2);
+    assert_eq!(
+        range.accept_proxy_protocol,
+        ["203.0.113.0/24", "2001:db8:7::1"]
+    );
 }
 
 #[test]
@@ -161,7 +168,7 @@ m.yaml:14: pools[0].origins[0].enabled: is the text "yes"; right is true or fals
 m.yaml:14: pools[0].origins[0].adress: an origin has no field "adress" in this version of Anyport; did you mean address?
 m.yaml:15: pools[0].origins[1]: is the text "b"; right is an origin as a mapping, FIELD: VALUE
 m.yaml:18: apps[0].edge_ips: is the text "198.51.100.10"; right is a list: ["198.51.100.10"]
-m.yaml:19: apps[0].tls: an app has no field "tls" in this version of Anyport; its fields are name, protocol, edge_ips, origin_pool, origin_direct, origin_port, timeouts, disable
+m.yaml:19: apps[0].tls: an app has no field "tls" in this version of Anyport; its fields are name, protocol, edge_ips, origin_pool, origin_direct, origin_port, proxy_protocol, accept_proxy_protocol, timeouts, disable
 m.yaml:20: apps[1]: is a list; right is an app as a mapping, FIELD: VALUE
 m.yaml:21: poools: a manifest has no field "poools" in this version of Anyport; did you mean pools?
 m.yaml:22: certificates: a manifest has no field "certificates" in this version of Anyport; its fields are prefixes, monitors, pools, apps
@@ -257,8 +264,8 @@ fn a_path_of_the_config_service_leads_to_the_users_line() {
             "resources[4].app.timeouts.idle",
             "m.yaml:31: apps[0].timeouts.idle",
         ),
-        ("resources[5].app", "m.yaml:32: apps[1]"),
-        ("resources[5]", "m.yaml:32: apps[1]"),
+        ("resources[5].app", "m.yaml:33: apps[1]"),
+        ("resources[5]", "m.yaml:33: apps[1]"),
     ] {
         assert_eq!(shown(&manifest, path).as_deref(), Some(place), "{path}");
     }
@@ -397,7 +404,7 @@ fn any_app() -> impl Strategy<Value = Kind> {
     let texts = || prop::collection::vec(any_text(), 0..4);
     let timeouts = prop::option::of((any_duration(), any_duration(), any_duration()));
     let disable = prop::option::of(0..3i32);
-    (
+    let app = (
         any_text(),
         any_text(),
         texts(),
@@ -406,34 +413,29 @@ fn any_app() -> impl Strategy<Value = Kind> {
         any_text(),
         timeouts,
         disable,
-    )
-        .prop_map(
-            |(
-                name,
-                protocol,
-                edge_ips,
-                origin_pool,
-                origin_direct,
-                origin_port,
-                timeouts,
-                disable,
-            )| {
-                Kind::App(v1::App {
-                    name,
-                    protocol,
-                    edge_ips,
-                    origin_pool,
-                    origin_direct,
-                    origin_port,
-                    timeouts: timeouts.map(|(connect, idle, drain)| v1::Timeouts {
-                        connect,
-                        idle,
-                        drain,
-                    }),
-                    disable: disable.map(|close| v1::Disable { close }),
-                })
-            },
-        )
+    );
+    let identity = (0..5i32, texts());
+    (app, identity).prop_map(|(app, (proxy_protocol, accept_proxy_protocol))| {
+        let (name, protocol, edge_ips, origin_pool, origin_direct, origin_port, timeouts, disable) =
+            app;
+        Kind::App(v1::App {
+            name,
+            protocol,
+            edge_ips,
+            origin_pool,
+            origin_direct,
+            origin_port,
+            proxy_protocol,
+            accept_proxy_protocol,
+            timeouts: timeouts.map(|(connect, idle, drain)| v1::Timeouts {
+                connect,
+                idle,
+                drain,
+            }),
+            disable: disable.map(|close| v1::Disable { close }),
+            ..Default::default()
+        })
+    })
 }
 
 fn any_resources() -> impl Strategy<Value = Vec<v1::Resource>> {

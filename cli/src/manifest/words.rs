@@ -29,6 +29,16 @@ impl Word for v1::disable::Close {
     const WORDS: &'static [(&'static str, Self)] = &[("keep", Self::Keep), ("now", Self::Now)];
 }
 
+impl Word for v1::ProxyProtocol {
+    const NOUN: &'static str = "form of the PROXY protocol";
+    const WORDS: &'static [(&'static str, Self)] = &[
+        ("off", Self::Off),
+        ("v1", Self::V1),
+        ("v2", Self::V2),
+        ("simple", Self::Simple),
+    ];
+}
+
 /// The word for a value of an enum; `None` for the unspecified one.
 pub fn word<T: Word>(value: i32) -> Option<String> {
     let known = T::WORDS

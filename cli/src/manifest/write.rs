@@ -105,6 +105,10 @@ pub struct App {
     #[serde(skip_serializing_if = "String::is_empty")]
     origin_port: String,
     #[serde(skip_serializing_if = "Option::is_none")]
+    proxy_protocol: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    accept_proxy_protocol: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     timeouts: Option<Timeouts>,
     #[serde(skip_serializing_if = "Option::is_none")]
     disable: Option<Disable>,
@@ -217,6 +221,8 @@ impl From<&v1::App> for App {
             origin_pool: wire.origin_pool.clone(),
             origin_direct: wire.origin_direct.clone(),
             origin_port: wire.origin_port.clone(),
+            proxy_protocol: word::<v1::ProxyProtocol>(wire.proxy_protocol),
+            accept_proxy_protocol: wire.accept_proxy_protocol.clone(),
             timeouts: wire.timeouts.as_ref().map(|timeouts| Timeouts {
                 connect: timeouts.connect.map(write_wire_duration),
                 idle: timeouts.idle.map(write_wire_duration),

@@ -13,12 +13,15 @@ use arc_swap::ArcSwap;
 use tokio::net::TcpStream;
 use tracing::{Instrument, Span, field};
 
-use super::relay::{Ended, relay};
+use super::{
+    identity::{self, Identity},
+    relay::{Ended, relay},
+};
 use crate::{
     live::{Closing, Place},
     origin::{Dialled, NoOrigin, dial},
     stats::{AppStats, Stats},
-    table::Snapshot,
+    table::{Snapshot, Target},
 };
 
 /// What connections need of the agent.
@@ -97,6 +100,7 @@ pub async fn serve(
         server.address = %destination.ip(),
         server.port = destination.port(),
         config_revision = field::Empty,
+        claimed_client = field::Empty,
         client_bytes = field::Empty,
         origin_bytes = field::Empty,
         status = field::Empty,
@@ -111,7 +115,7 @@ pub async fn serve(
 async fn live(service: &Service, client: TcpStream, destination: SocketAddr, place: Place) {
     // Boxed, so that the memory of the dial is given back before the relay,
     // which may be idle for hours.
-    let Some((account, joined)) = Box::pin(join(service, destination, place)).await else {
+    let Some((account, joined)) = Box::pin(join(service, &client, destination, place)).await else {
         service.stats.unclaimed.inc();
         reset(&client);
         return;
@@ -126,9 +130,11 @@ async fn live(service: &Service, client: TcpStream, destination: SocketAddr, pla
     }
 }
 
-/// Finds the app and dials an origin; `None` if no app takes the connection.
+/// Finds the app, learns who the client is and dials an origin; `None` if no
+/// app takes the connection.
 async fn join(
     service: &Service,
+    client: &TcpStream,
     destination: SocketAddr,
     place: Place,
 ) -> Option<(Account, Result<Joined, NoOrigin>)> {
@@ -139,15 +145,67 @@ async fn join(
     span.record("app", target.app.app.name.as_str());
     span.record("pool", target.pool.id.label());
     span.record("config_revision", table.revision.0);
-    let dialled = dial(target, destination.port(), &service.stats).await;
-    let joined = dialled.map(|dialled| {
-        span.record("origin", dialled.origin.as_ref());
-        Joined {
-            dialled,
-            idle: target.app.app.timeouts.idle,
+    let identity = match identify(service, target, client, destination).await {
+        Ok(identity) => identity,
+        Err(refused) => return Some((account, Err(refused))),
+    };
+    let dialled = match dial(target, destination.port(), &service.stats).await {
+        Ok(dialled) => dialled,
+        Err(refused) => return Some((account, Err(refused))),
+    };
+    span.record("origin", dialled.origin.as_ref());
+    let form = target.app.app.identity.proxy_protocol;
+    if let Some(header) = identity.and_then(|identity| identity.header(form)) {
+        let more = identity::has_sent(client);
+        if let Err(error) = identity::announce(&dialled.stream, &header, more) {
+            let status = Status::of_origin_error(error.kind());
+            let reason = format!("sending the PROXY header: {error}");
+            return Some((account, Err(NoOrigin { status, reason })));
         }
-    });
-    Some((account, joined))
+    }
+    let joined = Joined {
+        dialled,
+        idle: target.app.app.timeouts.idle,
+    };
+    Some((account, Ok(joined)))
+}
+
+/// Who the connection is from, where that matters to its app.
+async fn identify(
+    service: &Service,
+    target: Target<'_>,
+    client: &TcpStream,
+    edge: SocketAddr,
+) -> Result<Option<Identity>, NoOrigin> {
+    let wanted = &target.app.app.identity;
+    if *wanted == anyport_model::identity::Identity::default() {
+        return Ok(None);
+    }
+    // Asked for here, so that other connections do not carry it for hours.
+    let peer = client.peer_addr().map_err(|error| NoOrigin {
+        status: Status::of_client_error(error.kind()),
+        reason: error.to_string(),
+    })?;
+    let Some(trusted) = &target.app.trusted_senders else {
+        return Ok(Some(Identity::of(peer, edge)));
+    };
+    // Boxed: apps of other kinds do not carry its memory.
+    let received = Box::pin(identity::receive(client, peer, edge, trusted)).await;
+    match received {
+        Ok(identity) => {
+            let claimed = field::display(identity.client());
+            Span::current().record("claimed_client", claimed);
+            Ok(Some(identity))
+        }
+        Err(refused) => {
+            let count = &service.stats.headers_refused;
+            count.with_label_values(&[refused.label()]).inc();
+            Err(NoOrigin {
+                status: refused.status(),
+                reason: refused.to_string(),
+            })
+        }
+    }
 }
 
 async fn carry(account: Account, client: TcpStream, joined: Joined) {

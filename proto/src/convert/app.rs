@@ -12,11 +12,11 @@ use ipnet::IpNet;
 
 use super::{
     fields::{Faults, Unreadable},
-    write_duration,
+    identity, write_duration,
 };
 use crate::v1;
 
-/// Of `edge_ips` and of `origin_direct`.
+/// Of `edge_ips`, of `origin_direct` and of `accept_proxy_protocol`.
 const ENTRIES_MAX: usize = 1000;
 
 pub(super) fn read(wire: v1::App) -> Result<App, Unreadable> {
@@ -24,6 +24,8 @@ pub(super) fn read(wire: v1::App) -> Result<App, Unreadable> {
     let name = faults.parse("name", &wire.name);
     let protocol = protocol(&mut faults, &wire.protocol);
     let edge_nets = edge_nets(&mut faults, &wire.edge_ips);
+    let transport = protocol.map(|(transport, _)| transport);
+    let identity = identity::read(&mut faults, &wire, transport);
     let edge_ports = protocol.map(|(_, ports)| ports);
     let origin = origin(&mut faults, &wire, edge_ports);
     let timeouts = timeouts(&mut faults, wire.timeouts.unwrap_or_default());
@@ -36,6 +38,7 @@ pub(super) fn read(wire: v1::App) -> Result<App, Unreadable> {
             ports,
             edge_nets: edge_nets?,
             origin: origin?,
+            identity: identity?,
             timeouts: timeouts?,
             disable: disable?,
         })
@@ -59,11 +62,16 @@ fn edge_nets(faults: &mut Faults, texts: &[String]) -> Option<Vec<IpNet>> {
     if !count_is_right(faults, "edge_ips", texts.len()) {
         return None;
     }
+    networks(faults, "edge_ips", texts)
+}
+
+/// Addresses and networks, none twice.
+pub(super) fn networks(faults: &mut Faults, name: &str, texts: &[String]) -> Option<Vec<IpNet>> {
     let mut seen = HashSet::new();
     let mut nets = Some(Vec::with_capacity(texts.len()));
     for (index, text) in texts.iter().enumerate() {
-        let field = format!("edge_ips[{index}]");
-        match edge_net(text) {
+        let field = format!("{name}[{index}]");
+        match network(text) {
             Err(problem) => {
                 faults.add(field, problem);
                 nets = None;
@@ -77,7 +85,7 @@ fn edge_nets(faults: &mut Faults, texts: &[String]) -> Option<Vec<IpNet>> {
     nets
 }
 
-fn edge_net(text: &str) -> Result<IpNet, String> {
+fn network(text: &str) -> Result<IpNet, String> {
     let net = match (text.parse::<IpAddr>(), text.parse::<IpNet>()) {
         (Ok(ip), _) => IpNet::from(ip),
         (_, Ok(net)) => net,
@@ -100,13 +108,18 @@ fn edge_net(text: &str) -> Result<IpNet, String> {
 fn count_is_right(faults: &mut Faults, field: &str, count: usize) -> bool {
     if count == 0 {
         faults.add(field, "is empty; at least one is needed");
-    } else if count > ENTRIES_MAX {
+    }
+    count > 0 && are_few(faults, field, count)
+}
+
+pub(super) fn are_few(faults: &mut Faults, field: &str, count: usize) -> bool {
+    if count > ENTRIES_MAX {
         faults.add(
             field,
             format_args!("has {count} entries; right is at most {ENTRIES_MAX}"),
         );
     }
-    (1..=ENTRIES_MAX).contains(&count)
+    count <= ENTRIES_MAX
 }
 
 fn origin(faults: &mut Faults, wire: &v1::App, edge: Option<PortRange>) -> Option<OriginChoice> {
@@ -246,6 +259,9 @@ pub(super) fn write(app: &App) -> v1::App {
         origin_pool,
         origin_direct,
         origin_port,
+        proxy_protocol: identity::write_proxy_protocol(app.identity.proxy_protocol).into(),
+        client_ip: identity::write_client_ip(app.identity.client_ip).into(),
+        accept_proxy_protocol: app.identity.trusted_senders.iter().map(net_text).collect(),
         timeouts: Some(v1::Timeouts {
             connect: Some(write_duration(app.timeouts.connect)),
             idle: Some(write_duration(app.timeouts.idle)),

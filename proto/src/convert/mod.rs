@@ -4,6 +4,7 @@
 mod app;
 mod fields;
 mod health;
+mod identity;
 mod monitor;
 mod pool;
 mod prefix;
