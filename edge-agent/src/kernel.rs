@@ -14,6 +14,8 @@
 //!
 //! - What was there before and is not marked as ours is left as it is.
 //! - A claim that stays is steered at every instant while others come and go.
+//! - The host takes the packets of a connection for its own until it has ended,
+//!   also when its prefix is removed.
 //! - Steering outlives the agent. Without a listener, the kernel answers RST.
 
 mod anyip;
@@ -24,6 +26,7 @@ mod error;
 mod fake;
 mod handle;
 mod observed;
+mod open;
 mod plan;
 mod reconcile;
 mod table;

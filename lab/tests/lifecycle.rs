@@ -401,13 +401,14 @@ fn a_configuration_change_touches_no_open_connection() {
     let mut held = cluster.dial(at(HELD)).unwrap();
     echoes(&mut held);
     let other = manifest("").replace("10.0.2.2:7000", "10.0.2.2:7001");
-    let without = r#"
+    let without_app = r#"
 prefixes:
   - cidr: 198.51.100.0/24
 apps:
   - { name: new, protocol: tcp/80, edge_ips: [198.51.100.10], origin_direct: ["tcp://10.0.2.2:7000"] }
 "#;
-    for changed in [other.as_str(), without] {
+    let without_prefix = "prefixes:\n  - cidr: 203.0.113.0/24\n";
+    for changed in [other.as_str(), without_app, without_prefix] {
         let said = cluster
             .try_apply(changed, &["--wait=30s", "--prune"])
             .unwrap();
@@ -415,7 +416,24 @@ apps:
         echoes(&mut held);
     }
     is_refused(&cluster, HELD);
+    // Also beyond the pass that looks at everything.
+    std::thread::sleep(Duration::from_secs(6));
     echoes(&mut held);
+    let drift = "anyport_kernel_drift_repaired_total";
+    assert_eq!(cluster.metrics(EDGE).unwrap().sum(drift, &[]), 0.0);
+    let edge = cluster.topology().edge();
+    let routes = || {
+        let mut ip = edge.command("ip");
+        ip.args(["route", "show", "table", "local", "proto", "65"]);
+        String::from_utf8(ip.output().unwrap().stdout).unwrap()
+    };
+    assert!(routes().contains("198.51.100.0/24"), "{}", routes());
+    drop(held);
+    eventually(LONG, "the prefix goes with its last connection", || {
+        let routes = routes();
+        let gone = !routes.contains("198.51.100.0/24");
+        gone.then_some(()).ok_or(routes)
+    });
 }
 
 #[test]

@@ -9,9 +9,8 @@
 //!    kernel refused it;
 //! 5. acknowledge.
 //!
-//! Open connections go on, whatever becomes of their app; only those to an
-//! address of a prefix that is removed end with it, since the host no longer
-//! takes their packets for its own.
+//! Open connections go on, whatever becomes of their app and their prefix,
+//! unless the app is disabled and says otherwise.
 
 use std::{
     future::Future,

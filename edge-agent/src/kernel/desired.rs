@@ -141,6 +141,9 @@ impl From<&Claim> for Element {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Goal {
     pub(crate) routes: BTreeSet<IpNet>,
+    /// Prefixes that are no longer wanted and still routed, for connections
+    /// that were open when they were removed.
+    pub(crate) lingering: BTreeSet<IpNet>,
     /// Prefixes of a family that nothing listens for.
     pub(crate) without_listener: BTreeSet<IpNet>,
     pub(crate) elements: PerLane<BTreeSet<Element>>,
@@ -170,6 +173,7 @@ impl From<&Desired> for Goal {
             prefixes.partition(|net| of_family(Ip::of(net.addr())).is_some());
         Self {
             routes,
+            lingering: BTreeSet::new(),
             without_listener,
             elements,
             listeners,

@@ -26,6 +26,11 @@ pub(crate) struct Plan {
     pub(crate) table: Vec<TableStep>,
     /// Least specific first.
     pub(crate) remove_routes: Vec<ObservedRoute>,
+    /// Those of them whose addresses the host would no longer answer for: they
+    /// stay as long as something is open there.
+    pub(crate) vacated: BTreeSet<IpNet>,
+    /// What of that has stayed.
+    pub(crate) lingering: BTreeSet<IpNet>,
     /// Prefixes that cannot be had: there is no listener for their family, or
     /// the local table holds a route for exactly the prefix that is not ours
     /// and does not make it local, for example a broadcast address.
@@ -170,7 +175,11 @@ fn plan_routes(goal: &Goal, observed: &[ObservedRoute], plan: &mut Plan) {
     plan.amiss.routes += stale
         .iter()
         .filter(|route| !goal.routes.contains(&route.net))
+        .filter(|route| !goal.lingering.contains(&route.net))
         .count() as u64;
+    let covered = |net: &IpNet| goal.routes.iter().any(|wanted| wanted.contains(net));
+    let nets = stale.iter().map(|route| route.net);
+    plan.vacated = nets.filter(|net| !covered(net)).collect();
     plan.remove_routes = stale;
     plan.order_routes();
 }
@@ -188,6 +197,12 @@ impl Plan {
         let is_refused = |net| refused.iter().any(|conflict| conflict.net == net);
         self.add_routes.retain(|step| !is_refused(step.net()));
         self.conflicts.extend(refused);
+    }
+
+    /// Takes note that routes were to be removed and stay for a while.
+    pub(crate) fn linger(&mut self, nets: BTreeSet<IpNet>) {
+        self.remove_routes.retain(|route| !nets.contains(&route.net));
+        self.lingering = nets;
     }
 
     fn order_routes(&mut self) {

@@ -13,11 +13,15 @@
 //! pass that follows finds nothing amiss. Drift is counted by comparing with
 //! what was granted *before*, so a wish is never taken for a repair.
 //!
+//! A prefix that is no longer wanted is not steered at once, and its route goes
+//! when the last connection there has ended.
+//!
 //! A wish that the kernel refuses stays wanted: each pass tries it again, and
 //! the edge heals by itself when the reason is gone.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
+use ipnet::IpNet;
 use nlink::{
     Connection, Nftables, Route,
     netlink::{
@@ -38,6 +42,7 @@ use super::{
     error::KernelError,
     handle::{Applied, Conflict, Drift, KernelHandle, Standing, Turn},
     observed::Observed,
+    open::OpenSockets,
     plan::{Amiss, NotOurTable, Plan, plan, plan_anew},
     table,
 };
@@ -178,7 +183,8 @@ impl<F: FnMut(Drift, u64) + Send> Reconciler<F> {
             self.kernel.converge(&goal, self.granted.as_ref()).await
         };
         match result {
-            Ok((applied, drift)) => {
+            Ok((applied, lingering, drift)) => {
+                goal.lingering = lingering;
                 // What could not be had is not drift when it can be had later.
                 for conflict in &applied.conflicts {
                     goal.routes.remove(&conflict.net);
@@ -236,10 +242,12 @@ impl<F: FnMut(Drift, u64) + Send> Reconciler<F> {
     }
 }
 
-/// The two netlink connections on which the kernel is read and changed.
+/// The netlink connections on which the kernel is read and changed.
 pub(crate) struct Netlink {
     pub(crate) routes: Connection<Route>,
     pub(crate) nft: Connection<Nftables>,
+    /// None where the kernel does not have it.
+    sockets: Option<OpenSockets>,
 }
 
 impl Netlink {
@@ -248,7 +256,15 @@ impl Netlink {
         let routes = Connection::<Route>::new().map_err(opening)?;
         routes.enable_strict_checking(true).map_err(opening)?;
         let nft = table::connect()?;
-        Ok(Self { routes, nft })
+        let sockets = OpenSockets::open();
+        let sockets = sockets.inspect_err(|error| {
+            warn!(%error, "without sock_diag, connections end with their prefix");
+        });
+        Ok(Self {
+            routes,
+            nft,
+            sockets: sockets.ok(),
+        })
     }
 
     /// The generation of the ruleset that was read, and what was read.
@@ -258,13 +274,13 @@ impl Netlink {
         Ok((generation, Observed { routes, table }))
     }
 
-    /// Makes the kernel as `goal` wants it. Also says what differed from
-    /// `before`.
+    /// Makes the kernel as `goal` wants it. Also says which prefixes linger,
+    /// and what differed from `before`.
     async fn converge(
         &self,
         goal: &Goal,
         before: Option<&Goal>,
-    ) -> Result<(Applied, Amiss), KernelError> {
+    ) -> Result<(Applied, BTreeSet<IpNet>, Amiss), KernelError> {
         let mut drift = None;
         let mended = self.settle(|observed| {
             if let (None, Some(before)) = (drift, before) {
@@ -279,7 +295,8 @@ impl Netlink {
             }
             mended => mended?,
         };
-        Ok((Applied::from(&done), drift.unwrap_or_default()))
+        let applied = Applied::from(&done);
+        Ok((applied, done.lingering, drift.unwrap_or_default()))
     }
 
     /// Reads, plans and carries out until that was one step in which nobody
@@ -308,16 +325,22 @@ impl Netlink {
     ) -> Result<Plan, KernelError> {
         let (generation, observed) = self.observe().await?;
         let mut plan = make_plan(&observed).map_err(|NotOurTable| KernelError::ForeignTable)?;
-        let refused = self.carry_out(&plan, generation).await?;
+        let (refused, lingering) = self.carry_out(&plan, generation).await?;
         plan.go_without(refused);
+        plan.linger(lingering);
         Ok(plan)
     }
 
     /// Routes before the table and after it, so that whatever is steered is
-    /// local. Returns prefixes whose route the kernel refused; the rest is
-    /// done.
-    async fn carry_out(&self, plan: &Plan, generation: u32) -> Result<Vec<Conflict>, KernelError> {
+    /// local. Returns prefixes whose route the kernel refused, and those whose
+    /// route is not removed yet; the rest is done.
+    async fn carry_out(
+        &self,
+        plan: &Plan,
+        generation: u32,
+    ) -> Result<(Vec<Conflict>, BTreeSet<IpNet>), KernelError> {
         let mut refused = Vec::new();
+        let mut lingering = BTreeSet::new();
         for &step in &plan.add_routes {
             let net = step.net();
             let Err(source) = anyip::add(&self.routes, step).await else {
@@ -337,12 +360,30 @@ impl Netlink {
             })?;
         }
         for route in &plan.remove_routes {
+            // Asked now that nothing new is steered there.
+            if plan.vacated.contains(&route.net) && self.is_anything_open_in(route.net) {
+                lingering.insert(route.net);
+                continue;
+            }
             let removed = anyip::remove(&self.routes, route).await;
             removed.map_err(|source| {
                 KernelError::netlink(format!("removing the local route {}", route.net), source)
             })?;
         }
-        Ok(refused)
+        Ok((refused, lingering))
+    }
+
+    /// A kernel that does not tell is taken to mean no.
+    fn is_anything_open_in(&self, net: IpNet) -> bool {
+        let asked = self.sockets.as_ref().map(|sockets| sockets.any_in(net));
+        match asked {
+            Some(Ok(any)) => any,
+            Some(Err(error)) => {
+                warn!(prefix = %net, %error, "cannot tell whether connections are open there");
+                false
+            }
+            None => false,
+        }
     }
 }
 

@@ -163,6 +163,7 @@ fn element(host: u8, first: u16) -> Element {
 
 fn goal(routes: &[&str], elements: &[Element], listener: u16) -> Goal {
     Goal {
+        lingering: Default::default(),
         routes: routes.iter().map(|text| net(text)).collect(),
         without_listener: BTreeSet::new(),
         elements: PerLane::from_fn(|lane| {
@@ -356,6 +357,7 @@ fn any_goal() -> impl Strategy<Value = Goal> {
         per_lane(|| prop::option::of((1u16..4).prop_map(port)).boxed()),
     )
         .prop_map(|(routes, elements, listeners)| Goal {
+            lingering: Default::default(),
             routes: routes.into_iter().map(net).collect(),
             without_listener: BTreeSet::new(),
             elements,
