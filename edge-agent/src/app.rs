@@ -18,6 +18,7 @@ use anyport_node::{
 use anyport_proto::{DESCRIPTORS, sync, v1};
 use prometheus::Registry;
 use tokio::{sync::watch, task::JoinSet};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     admin::Admin,
@@ -119,35 +120,27 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
         replica: Default::default(),
     };
     let connections = drain.child();
-    let start_workers = || {
-        Workers::start(
-            listeners.workers,
-            orders,
-            &service,
-            &connections,
-            config.drain_timeout,
-        )
-    };
-    let workers = match &predecessor {
-        // Workers first: what the kernel still steers from the last run is
-        // served from the moment that the rules lead to the new listeners.
-        None => {
-            let workers = start_workers()?;
-            applier.restore().await?;
-            workers
+    // What the kernel still steers from the last run is served from the moment
+    // that the rules lead to the new listeners. A successor waits for its turn.
+    let accepting = CancellationToken::new();
+    if predecessor.is_none() {
+        accepting.cancel();
+    }
+    let workers = Workers::start(
+        listeners.workers,
+        orders,
+        &service,
+        &accepting,
+        &connections,
+        config.drain_timeout,
+    )?;
+    applier.restore().await?;
+    if let Some(predecessor) = &predecessor {
+        if let Some(fault) = kernel.fault() {
+            bail!("the running edge agent goes on, because the kernel refuses this one: {fault}");
         }
-        // What waits in the listeners' queues needs its app.
-        Some(predecessor) => {
-            applier.restore().await?;
-            if let Some(fault) = kernel.fault() {
-                bail!(
-                    "the running edge agent goes on, because the kernel refuses this one: {fault}"
-                );
-            }
-            predecessor.check_revision(in_use.progress().borrow().revision)?;
-            start_workers()?
-        }
-    };
+        predecessor.check_revision(in_use.progress().borrow().revision)?;
+    }
 
     // A task each: none of them may hold up another.
     let mut control = JoinSet::new();
@@ -160,19 +153,12 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
         // does nobody.
         let known = followed_seen.wait_for(Option::is_some);
         let _ = tokio::time::timeout(WEIGHTS_PATIENCE, known).await;
-        let replaced = tokio::select! {
-            replaced = predecessor.replace() => replaced,
-            () = drain.started() => Ok(generations.clone()),
+        let departing = tokio::select! {
+            departing = predecessor.succeed() => departing?,
+            () = drain.started() => return Ok(()),
         };
-        match replaced {
-            Ok(known) => generations = known,
-            Err(error) => {
-                // It has accepted, so it has connections of its own to end.
-                connections.begin();
-                join(workers, &connections).await?;
-                return Err(error.into());
-            }
-        }
+        accepting.cancel();
+        generations = departing.gone().await;
     }
     let offering = if config.hand_over {
         let standstill = Standstill {
@@ -180,14 +166,11 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
             kernel,
             progress: in_use.progress(),
         };
-        let offering = Offering::open(
-            &config.state_dir,
-            name.as_str(),
-            estate,
-            generations,
-            standstill,
-        );
-        Some(offering.context("--state-dir: listening for a successor")?)
+        let offering =
+            Offering::open(&config.state_dir, name.as_str(), estate, generations, standstill);
+        // It serves all the same, and by now nobody else would.
+        let unheard = |error| tracing::error!(%error, "no successor can take over: --state-dir");
+        offering.inspect_err(unheard).ok()
     } else {
         None
     };

@@ -10,15 +10,16 @@
 //! 1. The successor asks ([`begin`]). The agent stands still ([`Offering`]):
 //!    it goes on serving, and leaves its configuration, the kernel and the
 //!    disk as they are. It offers what it has.
-//! 2. The successor adopts the sockets, then takes the last known good
-//!    configuration into use, which finds the kernel as wanted, then accepts.
-//!    Both serve now. It says so.
-//! 3. The agent says "yours", gives everything up, and closes the connection.
-//!    It goes on with the connections that it has and ends with the last.
-//! 4. The successor owns the directory, listens for its own successor, and
-//!    connects to the control plane.
+//! 2. The successor adopts the sockets and takes the last known good
+//!    configuration into use, which finds the kernel as wanted. It says that it
+//!    is ready, and accepts nothing yet.
+//! 3. The agent says "yours", stops accepting, gives everything up, and closes
+//!    the connection. It goes on with the connections that it has and ends with
+//!    the last. Who comes meanwhile waits in the queue for a moment.
+//! 4. The successor accepts, owns the directory, listens for its own successor,
+//!    and connects to the control plane.
 //!
-//! Where the successor ends before it said that it serves, in whatever way,
+//! Where the successor ends before it said that it is ready, in whatever way,
 //! the agent goes on as if it had not been asked.
 
 mod estate;

@@ -1,5 +1,5 @@
-//! The side of the agent that runs: answers successors, until one of them
-//! serves.
+//! The side of the agent that runs: answers successors, until one of them is
+//! ready.
 
 use std::{
     os::fd::{AsFd, BorrowedFd},
@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{control::Progress, kernel::KernelHandle};
 
-/// From the offer until the successor serves: it reads its configuration and
+/// From the offer until the successor is ready: it reads its configuration and
 /// looks at the kernel. An agent stands still that long at most.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -83,7 +83,7 @@ impl Offering {
         })
     }
 
-    /// Completes when a successor serves and was told that all is its own. The
+    /// Completes when a successor is ready and was told that all is its own. The
     /// caller then gives up everything that the successor has, and drops what
     /// this returns to say so.
     pub async fn taken(self) -> HandedOver {
@@ -133,7 +133,7 @@ impl Offering {
         let still = self.standstill.stand_still().await;
         self.offer(wire, still.revision)?;
         match wire.receive(PATIENCE).await?.0 {
-            Message::Serving => {}
+            Message::Ready => {}
             other => return Err(out_of_turn(&other)),
         }
         wire.send(&Message::Yours, &[])?;
@@ -172,7 +172,7 @@ impl Offering {
     }
 }
 
-/// A successor serves. Until this is dropped it waits for everything to be
+/// A successor has taken over. Until this is dropped it waits for everything to be
 /// given up.
 pub struct HandedOver {
     pid: i32,

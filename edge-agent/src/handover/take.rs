@@ -189,17 +189,33 @@ impl Predecessor {
         }
     }
 
-    /// Tells the predecessor that this agent serves. Returns when everything
-    /// is this agent's alone, with what earlier agents still run.
-    pub async fn replace(self) -> Result<Generations, TakeError> {
+    /// Tells the predecessor that this agent is ready. When this returns, it is
+    /// this agent that has to serve.
+    pub async fn succeed(self) -> Result<Departing, TakeError> {
+        self.wire.send(&Message::Ready, &[])?;
         // Until it has said "yours" it can still go on, and this agent must
         // not: so there is no limit to the wait, as it is never a long one.
-        self.wire.send(&Message::Serving, &[])?;
-        match self.wire.receive(Duration::MAX).await {
-            Ok((Message::Yours, _)) => {}
-            Ok((other, _)) => return Err(out_of_turn(&other).into()),
-            Err(error) => return Err(error.into()),
+        let message = self.wire.receive(Duration::MAX).await?.0;
+        if message != Message::Yours {
+            return Err(out_of_turn(&message).into());
         }
+        Ok(Departing {
+            wire: self.wire,
+            generations: self.generations,
+        })
+    }
+}
+
+/// A predecessor that is giving everything up.
+pub struct Departing {
+    wire: Wire,
+    generations: Generations,
+}
+
+impl Departing {
+    /// Returns when everything is this agent's alone, with what earlier agents
+    /// still run.
+    pub async fn gone(self) -> Generations {
         let pid = self.wire.pid();
         if let Err(error) = self.generations.add_peer(pid) {
             tracing::debug!(%error, "the earlier agent has ended already");
@@ -207,12 +223,9 @@ impl Predecessor {
         match self.wire.receive(RELEASE).await {
             Err(WireError::Gone) => {}
             // It has said that it is ours; what it still does is its end.
-            _ => tracing::warn!(
-                predecessor = pid,
-                "the earlier edge agent is slow to let go"
-            ),
+            _ => tracing::warn!(predecessor = pid, "the earlier edge agent is slow to let go"),
         }
         tracing::info!(predecessor = pid, "this edge agent has taken over");
-        Ok(self.generations)
+        self.generations
     }
 }

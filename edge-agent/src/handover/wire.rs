@@ -35,7 +35,7 @@ const LONGEST: usize = 64 << 10;
 pub(super) const PROMPTLY: Duration = Duration::from_secs(5);
 
 /// What is said, in this order: hello, offer (or refusal), as many goods as
-/// there are, serving, yours.
+/// there are, ready, yours.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "say", rename_all = "kebab-case")]
 pub enum Message {
@@ -61,8 +61,8 @@ pub enum Message {
     Goods {
         keys: Vec<String>,
     },
-    /// The successor serves.
-    Serving,
+    /// The successor has everything that it needs to serve.
+    Ready,
     /// The agent gives everything up; that it has done so shows by the end of
     /// the connection.
     Yours,
@@ -285,10 +285,10 @@ mod tests {
         assert_eq!(other.pid(), i32::try_from(std::process::id()).unwrap());
         let (read, write) = std::io::pipe().unwrap();
         one.send(&hello(), &[]).unwrap();
-        one.send(&Message::Serving, &[write.as_fd()]).unwrap();
+        one.send(&Message::Ready, &[write.as_fd()]).unwrap();
         assert_eq!(other.receive(PROMPTLY).await.unwrap().0, hello());
         let (message, fds) = other.receive(PROMPTLY).await.unwrap();
-        assert_eq!((message, fds.len()), (Message::Serving, 1));
+        assert_eq!((message, fds.len()), (Message::Ready, 1));
         let flags = nix::fcntl::fcntl(&fds[0], nix::fcntl::FcntlArg::F_GETFD).unwrap();
         assert_eq!(flags & libc::FD_CLOEXEC, libc::FD_CLOEXEC);
         // It is the same pipe: it ends with the last copy of its writing end.

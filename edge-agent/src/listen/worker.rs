@@ -6,6 +6,7 @@ use std::{io, pin::pin, sync::Arc, thread, time::Duration};
 use anyport_node::drain::Drain;
 use futures_util::future::join_all;
 use tokio::{net::TcpListener, runtime, time::timeout};
+use tokio_util::sync::CancellationToken;
 
 use super::{accept::accept, sockets::WorkerListeners};
 use crate::{
@@ -30,13 +31,14 @@ pub struct WorkerError {
 }
 
 impl Workers {
-    /// Starts one worker per set of listeners, each with its orders. They accept until the drain
-    /// begins, close what is left when each app's time for it is over, at most
+    /// Starts one worker per set of listeners, each with its orders. They accept
+    /// from when `accepting` is cancelled until the drain begins, close what is left when each app's time for it is over, at most
     /// `limit` where there is one, and end when the last connection has.
     pub fn start(
         listeners: Vec<WorkerListeners>,
         orders: Vec<Orders>,
         service: &Arc<Service>,
+        accepting: &CancellationToken,
         drain: &Drain,
         limit: Option<Duration>,
     ) -> Result<Self, WorkerError> {
@@ -51,6 +53,7 @@ impl Workers {
                 .map_err(failed)?;
             let worker = Worker {
                 service: Arc::clone(service),
+                accepting: accepting.clone(),
                 drain: drain.clone(),
                 limit,
             };
@@ -77,6 +80,7 @@ impl Workers {
 
 struct Worker {
     service: Arc<Service>,
+    accepting: CancellationToken,
     drain: Drain,
     limit: Option<Duration>,
 }
@@ -103,6 +107,10 @@ impl Worker {
     }
 
     async fn accept_on(&self, listener: std::net::TcpListener) {
+        tokio::select! {
+            () = self.accepting.cancelled() => {}
+            () = self.drain.started() => return,
+        }
         match TcpListener::from_std(listener) {
             Ok(listener) => accept(listener, Arc::clone(&self.service), self.drain.clone()).await,
             Err(error) => tracing::error!(%error, "a worker cannot use its listener"),
