@@ -166,8 +166,13 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
             kernel,
             progress: in_use.progress(),
         };
-        let offering =
-            Offering::open(&config.state_dir, name.as_str(), estate, generations, standstill);
+        let offering = Offering::open(
+            &config.state_dir,
+            name.as_str(),
+            estate,
+            generations,
+            standstill,
+        );
         // It serves all the same, and by now nobody else would.
         let unheard = |error| tracing::error!(%error, "no successor can take over: --state-dir");
         offering.inspect_err(unheard).ok()

@@ -223,7 +223,10 @@ impl Departing {
         match self.wire.receive(RELEASE).await {
             Err(WireError::Gone) => {}
             // It has said that it is ours; what it still does is its end.
-            _ => tracing::warn!(predecessor = pid, "the earlier edge agent is slow to let go"),
+            _ => tracing::warn!(
+                predecessor = pid,
+                "the earlier edge agent is slow to let go"
+            ),
         }
         tracing::info!(predecessor = pid, "this edge agent has taken over");
         self.generations

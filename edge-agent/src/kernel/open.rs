@@ -100,7 +100,9 @@ fn read(mut messages: &[u8]) -> io::Result<Answer> {
             }
             _ => {}
         }
-        messages = messages.get(length.next_multiple_of(4)..).unwrap_or_default();
+        messages = messages
+            .get(length.next_multiple_of(4)..)
+            .unwrap_or_default();
     }
     Ok(Answer::Sockets(found))
 }

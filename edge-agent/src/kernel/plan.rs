@@ -201,7 +201,8 @@ impl Plan {
 
     /// Takes note that routes were to be removed and stay for a while.
     pub(crate) fn linger(&mut self, nets: BTreeSet<IpNet>) {
-        self.remove_routes.retain(|route| !nets.contains(&route.net));
+        self.remove_routes
+            .retain(|route| !nets.contains(&route.net));
         self.lingering = nets;
     }
 
