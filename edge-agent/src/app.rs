@@ -174,8 +174,10 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
             standstill,
         );
         // It serves all the same, and by now nobody else would.
-        let unheard = |error| tracing::error!(%error, "no successor can take over: --state-dir");
-        offering.inspect_err(unheard).ok()
+        let offering = offering.inspect_err(|error| {
+            tracing::error!(%error, "--state-dir: no successor can take over");
+        });
+        offering.ok()
     } else {
         None
     };
