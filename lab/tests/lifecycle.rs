@@ -6,6 +6,7 @@
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::num::{NonZeroU64, NonZeroUsize};
+use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -193,7 +194,24 @@ fn two_upgrades_under_load_lose_no_connection_and_no_descriptor() {
 
 #[test]
 fn workers_may_be_fewer_or_more_after_an_upgrade_and_four_earlier_ones_go_on() {
-    let mut cluster = cluster();
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("notify");
+    let manager = UnixDatagram::bind(&path).unwrap();
+    manager.set_read_timeout(Some(PATIENCE)).unwrap();
+    let environment = ("NOTIFY_SOCKET".to_owned(), path.display().to_string());
+    let mut cluster = Cluster::start(Plan {
+        environment: vec![environment],
+        ..Plan::default()
+    })
+    .unwrap();
+    // The service manager is told which process the service is.
+    let heard = || {
+        let mut text = [0; 100];
+        let length = manager.recv(&mut text).unwrap();
+        String::from_utf8_lossy(&text[..length]).into_owned()
+    };
+    let ready = |cluster: &Cluster| format!("READY=1\nMAINPID={}", cluster.pid(EDGE).unwrap());
+    assert_eq!(heard(), ready(&cluster));
     let _origin = cluster.echo(0, "a", [7000]).unwrap();
     cluster
         .apply(&manifest("timeouts: { drain: 10m }"))
@@ -206,6 +224,7 @@ fn workers_may_be_fewer_or_more_after_an_upgrade_and_four_earlier_ones_go_on() {
         held.push(one);
         cluster.set_workers(NonZeroUsize::new(workers).unwrap());
         old.push(upgrade(&mut cluster));
+        assert_eq!(heard(), ready(&cluster));
         traffic.passes();
     }
     // Each of the four has a connection, and with that it is enough.
@@ -220,7 +239,12 @@ fn workers_may_be_fewer_or_more_after_an_upgrade_and_four_earlier_ones_go_on() {
     for agent in &mut old {
         assert_eq!(agent.end_within(LONG).unwrap(), Some(0));
     }
-    upgrade(&mut cluster);
+    let before = settled_descriptors(&cluster);
+    for _ in 0..5 {
+        let mut old = upgrade(&mut cluster);
+        assert_eq!(old.end_within(LONG).unwrap(), Some(0));
+    }
+    assert_eq!(settled_descriptors(&cluster), before);
     cluster.who(at(NEW)).unwrap();
 }
 
