@@ -13,7 +13,7 @@ endif
 
 PROGRAMS := $(or $(CARGO_TARGET_DIR),target)/release
 
-.PHONY: help demo test lint bench fuzz build
+.PHONY: help demo test lint bench fuzz build bpf
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +43,10 @@ bench: ## beside HAProxy and nginx on the same lab, as ratios (5 minutes, once b
 fuzz: ## every parser for FUZZ_SECONDS (600) each, from the committed corpus on
 	@scripts/setup build fuzz
 	@scripts/fuzz $(or $(FUZZ_SECONDS),600)
+
+bpf: ## the steering program, after a change of its source (building needs no clang)
+	@scripts/setup bpf
+	edge-agent/bpf/compile
 
 build: ## the four programs, in target/release
 	@scripts/setup build

@@ -28,7 +28,7 @@ use crate::{
         self, Estate, Generations, HandedOver, Key, Notice, Offering, Standstill, Start, StateLock,
         notify,
     },
-    kernel::{Drift, Kernel, Reconciler},
+    kernel::{self, Drift, Dropped, Kernel, Reconciler},
     listen::{Listeners, Workers},
     live::Live,
     protect::Protected,
@@ -81,18 +81,26 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
         stats: Arc::clone(&stats),
     });
     let table = SharedTable::new(writer);
+    let steering = kernel::choose(config.steering.asked()).context("--steering")?;
+    tracing::info!(
+        steering = steering.as_str(),
+        "how the kernel hands connections over"
+    );
     let listeners = match &mut predecessor {
-        None => Listeners::bind(config.workers())?,
+        None => Listeners::bind(config.workers(), steering)?,
         Some(predecessor) => {
-            let listeners = Listeners::inherit(config.workers(), &mut predecessor.estate)?;
+            let estate = &mut predecessor.estate;
+            let listeners = Listeners::inherit(config.workers(), steering, estate)?;
             predecessor.check_nothing_is_left()?;
             listeners
         }
     };
     let ports = listeners.ports;
+    let sockets = listeners.steered().context("listeners")?;
     let estate = estate(&lock, &server, &admin, &listeners).context("duplicating descriptors")?;
 
     let (kernel, reconciler) = Reconciler::open(count_repairs(Arc::clone(&stats)))?;
+    let reconciler = reconciler.on_drop(count_drops(&stats));
     let reconciling = tokio::spawn(async move {
         if let Err(error) = reconciler.run().await {
             tracing::error!(%error, "kernel state is no longer watched");
@@ -112,7 +120,9 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
         table: table.clone(),
         cache,
         stats: Arc::clone(&stats),
+        steering,
         listeners: ports,
+        sockets,
         protected: Protected::new([&config.config_service, &config.balancer]),
         in_use: Arc::clone(&in_use),
         live,
@@ -193,7 +203,7 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
     let about = Admin {
         name: name.to_string(),
         region: config.region.clone(),
-        steering: config.steering.as_str(),
+        steering: steering.as_str(),
         workers: config.workers(),
         started,
         stats: Arc::clone(&stats),
@@ -291,6 +301,20 @@ fn count_repairs(stats: Arc<Stats>) -> impl FnMut(Drift, u64) + Send {
             .drift_repaired
             .with_label_values(&[drift.as_str()])
             .inc_by(count);
+    }
+}
+
+/// The kernel says how many there ever were.
+fn count_drops(stats: &Stats) -> impl FnMut(Dropped, u64) + Send + use<> {
+    let counters = Dropped::ALL.map(|reason| {
+        let counter = stats.dropped_packets.with_label_values(&[reason.as_str()]);
+        (reason, counter)
+    });
+    move |reason, count| {
+        let counter = counters.iter().find(|(of, _)| *of == reason);
+        if let Some((_, counter)) = counter {
+            counter.inc_by(count.saturating_sub(counter.get()));
+        }
     }
 }
 

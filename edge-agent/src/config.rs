@@ -6,6 +6,8 @@ use anyport_model::names::{NameError, NodeName};
 use anyport_node::{identity::TlsArgs, rpc::Urls};
 use clap::{Args, ValueEnum};
 
+use crate::kernel;
+
 /// Accepts connections on any port of whole prefixes and carries them to
 /// origins, as the config service says.
 #[derive(Debug, Clone, Args)]
@@ -54,7 +56,7 @@ pub struct Config {
     pub state_dir: PathBuf,
 
     /// How the kernel hands connections over
-    #[arg(long, env = "ANYPORT_STEERING", value_enum, default_value_t = Steering::Tproxy)]
+    #[arg(long, env = "ANYPORT_STEERING", value_enum, default_value_t = Steering::Auto)]
     pub steering: Steering,
 
     /// Threads that carry connections [default: one per core]
@@ -82,14 +84,20 @@ pub struct Config {
 /// How the kernel hands connections over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Steering {
+    /// sk-lookup where the kernel lets us, else tproxy
+    Auto,
     /// nftables with TPROXY
     Tproxy,
+    /// a BPF program on the network namespace (Linux 5.9)
+    SkLookup,
 }
 
 impl Steering {
-    pub fn as_str(self) -> &'static str {
+    pub fn asked(self) -> Option<kernel::Steering> {
         match self {
-            Steering::Tproxy => "tproxy",
+            Steering::Auto => None,
+            Steering::Tproxy => Some(kernel::Steering::Tproxy),
+            Steering::SkLookup => Some(kernel::Steering::SkLookup),
         }
     }
 }

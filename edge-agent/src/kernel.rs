@@ -3,8 +3,9 @@
 //!
 //! This is the only part of the agent that changes the host, and it changes
 //! two things, both marked as ours: routes of type `local` under a protocol
-//! number of our own, and one nftables table. Everything else is read at most.
-//! No program is run for any of it.
+//! number of our own, and what steers, which is one nftables table or one BPF
+//! program, pinned in a directory of our own ([`Steering`]). Everything else is
+//! read at most. No program is run for any of it.
 //!
 //! [`Reconciler`] owns the work. [`KernelHandle::apply`](Kernel::apply) is how
 //! the agent says what it wants; [`undo`] takes everything back; [`doctor`]
@@ -19,6 +20,7 @@
 //! - Steering outlives the agent. Without a listener, the kernel answers RST.
 
 mod anyip;
+mod choose;
 mod desired;
 mod doctor;
 mod error;
@@ -29,14 +31,17 @@ mod observed;
 mod open;
 mod plan;
 mod reconcile;
+mod sk_lookup;
 mod table;
 mod undo;
 
-pub use desired::{Desired, FamilyPorts, ListenerPorts};
+pub use choose::choose;
+pub use desired::{Desired, FamilyPorts, ListenerPorts, Steering};
 pub use doctor::{Finding, Severity, doctor};
 pub use error::KernelError;
 #[cfg(test)]
 pub(crate) use fake::FakeKernel;
 pub use handle::{Applied, Conflict, Drift, Kernel, KernelHandle, Standing};
 pub use reconcile::Reconciler;
+pub use sk_lookup::{Dropped, SteeredSockets};
 pub use undo::{Undone, undo};

@@ -36,6 +36,7 @@ pub struct Stats {
     pub rejected_resources: IntGauge,
     pub apply_time: Histogram,
     pub drift_repaired: IntCounterVec,
+    pub dropped_packets: IntCounterVec,
     /// Connections that no app took: they came while the kernel's rules and
     /// the route table were between two revisions, or past the rules.
     pub unclaimed: IntCounter,
@@ -198,6 +199,11 @@ impl Stats {
                 "anyport_kernel_drift_repaired_total",
                 "Kernel state that others had changed and the agent put right.",
                 &["what"],
+            )?,
+            dropped_packets: counter(
+                "anyport_dropped_packets_total",
+                "Packets for claimed ports that were turned away, by the reason.",
+                &["reason"],
             )?,
             unclaimed: registered(
                 registry,

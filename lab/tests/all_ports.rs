@@ -48,8 +48,7 @@ apps:
 fn every_port_of_both_families_reaches_the_origin_through_one_listener_per_worker(store: Store) {
     let cluster = Cluster::start(Plan {
         workers: NonZeroUsize::new(WORKERS).unwrap(),
-        store,
-        ..Plan::default()
+        ..Plan::on(store)
     })
     .unwrap();
     let origin = cluster.echo(0, "only", [7000]).unwrap();

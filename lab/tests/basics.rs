@@ -39,8 +39,7 @@ prefixes:
 fn cluster(store: Store, origins: usize) -> Cluster {
     Cluster::start(Plan {
         origins,
-        store,
-        ..Plan::default()
+        ..Plan::on(store)
     })
     .unwrap()
 }

@@ -57,8 +57,7 @@ fn cluster(store: Store) -> Cluster {
     let origins = ORIGINS.len();
     Cluster::start(Plan {
         origins,
-        store,
-        ..Plan::default()
+        ..Plan::on(store)
     })
     .unwrap()
 }

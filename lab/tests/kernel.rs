@@ -3,12 +3,12 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::num::{NonZeroU64, NonZeroUsize};
 use std::time::{Duration, Instant};
 
-use anyport_lab::cluster::{Cluster, PATIENCE, Plan, Service, Store, eventually};
+use anyport_lab::cluster::{Cluster, PATIENCE, Plan, Service, Steering, Store, eventually};
 use anyport_lab::load::connect::{self, Close, Request};
 use anyport_lab::load::{Control, Failure, Load, pingpong};
 use anyport_netns::{Namespace, Topology, counters};
@@ -35,10 +35,7 @@ apps:
 const OWN_ROUTES: &str = "proto 65";
 
 fn plan(store: Store) -> Plan {
-    Plan {
-        store,
-        ..Plan::default()
-    }
+    Plan::on(store)
 }
 
 fn output(namespace: &Namespace, program: &str, arguments: &str) -> String {
@@ -178,14 +175,19 @@ fn what_others_own_is_the_same_before_during_and_after(store: Store) {
     assert_eq!((ended, foreign(&edge)), (Some(0), before), "after its end");
 }
 
-/// The agent's table and routes as text, without what changes with each writing of them.
-fn own(edge: &Namespace) -> Result<String, String> {
+/// The agent's pins or table, and routes, as text, without what changes with each writing of them.
+/// The pin of a program is named by what it steers.
+fn own(cluster: &Cluster) -> Result<String, String> {
+    let edge = cluster.topology().edge();
+    let pins = std::fs::read_dir(cluster.pins().unwrap());
+    let pins = pins.into_iter().flatten().flatten();
+    let pins: BTreeSet<_> = pins.map(|pin| pin.file_name()).collect();
     let table = edge
         .command("nft")
         .args(["list", "table", "inet", "anyport"])
         .output()
         .unwrap();
-    let mut text = String::from_utf8_lossy(&table.stdout).into_owned();
+    let mut text = format!("{pins:?}\n") + &String::from_utf8_lossy(&table.stdout);
     for family in ["-4", "-6"] {
         let routes = output(edge, "ip", &format!("{family} route show table all"));
         for route in routes.lines().filter(|line| line.contains(OWN_ROUTES)) {
@@ -203,9 +205,31 @@ fn what_is_deleted_by_hand_is_back_within_a_second_and_counted_while_traffic_flo
     cluster.apply(MANIFEST).unwrap();
     let edge = cluster.topology().edge();
     let client = cluster.topology().client();
-    let whole = own(edge).unwrap();
+    let whole = own(&cluster).unwrap();
+    let pins = cluster.pins().unwrap().display().to_string();
+    let (sign, mut deeds) = match plan(store).steering {
+        Steering::Tproxy => (
+            "tproxy ip to",
+            vec![
+                ("table", "nft", "delete table inet anyport".to_owned()),
+                ("table", "nft", "flush ruleset".to_owned()),
+            ],
+        ),
+        Steering::SkLookup => (
+            "claims-",
+            vec![
+                ("pin", "rm", format!("{pins}/link")),
+                ("pin", "rm", format!("-r {pins}")),
+            ],
+        ),
+    };
+    for route in ["198.51.100.0/24", "2001:db8:51::/64"] {
+        let family = if route.contains(':') { "-6" } else { "-4" };
+        let deed = format!("{family} route del local {route} dev lo table local");
+        deeds.push(("route", "ip", deed));
+    }
     assert!(
-        whole.contains("tproxy") && whole.contains("198.51.100.0/24"),
+        whole.contains(sign) && whole.contains("198.51.100.0/24"),
         "{whole}"
     );
 
@@ -226,29 +250,16 @@ fn what_is_deleted_by_hand_is_back_within_a_second_and_counted_while_traffic_flo
     passes(&new, 100);
     assert_eq!((held.failures(), new.failures()), (0, 0));
 
-    for (what, program, deed) in [
-        ("table", "nft", "delete table inet anyport"),
-        ("table", "nft", "flush ruleset"),
-        (
-            "route",
-            "ip",
-            "route del local 198.51.100.0/24 dev lo table local",
-        ),
-        (
-            "route",
-            "ip",
-            "-6 route del local 2001:db8:51::/64 dev lo table local",
-        ),
-    ] {
+    for (what, program, deed) in &deeds {
         let repairs = || {
             let metrics = cluster.metrics(Service::EdgeAgent).unwrap();
-            metrics.value("anyport_kernel_drift_repaired_total", &[("what", what)])
+            metrics.value("anyport_kernel_drift_repaired_total", &[("what", *what)])
         };
         let before = repairs().unwrap();
         output(edge, program, deed);
         let deleted = Instant::now();
         eventually(Duration::from_secs(1), deed, || {
-            let now = own(edge)?;
+            let now = own(&cluster)?;
             (now == whole).then_some(()).ok_or(now)
         });
         let took = deleted.elapsed();

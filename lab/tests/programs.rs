@@ -103,10 +103,7 @@ impl Drop for Running {
 }
 
 fn cluster(store: Store) -> Cluster {
-    let plan = Plan {
-        store,
-        ..Plan::default()
-    };
+    let plan = Plan { ..Plan::on(store) };
     let cluster = Cluster::start(plan).unwrap();
     cluster.apply(MANIFEST).unwrap();
     // Servers that give up root have to get at their files in it.

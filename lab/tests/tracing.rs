@@ -129,8 +129,7 @@ fn traced(store: Store) -> (Cluster, Collector) {
     let environment = environment.map(|(name, value)| (name.to_owned(), value));
     let plan = Plan {
         environment: environment.into(),
-        store,
-        ..Plan::default()
+        ..Plan::on(store)
     };
     (Cluster::start_in(topology, plan).unwrap(), collector)
 }

@@ -162,7 +162,7 @@ async fn start(
         config_service: Urls::from(config_url.clone()),
         balancer: Urls::from(balancer_place.url.clone()),
         state_dir: directory.join("edge"),
-        steering: Steering::Tproxy,
+        steering: Steering::Auto,
         workers: None,
         drain_timeout: Some(DRAIN_LIMIT),
         // The other services of this process would stay behind.

@@ -35,7 +35,7 @@ use super::{
     in_use::{Configured, InUse, Source},
 };
 use crate::{
-    kernel::{Desired, Kernel, KernelError, ListenerPorts},
+    kernel::{Desired, Kernel, KernelError, ListenerPorts, SteeredSockets, Steering},
     live::Live,
     protect::Protected,
     stats::Stats,
@@ -53,8 +53,10 @@ pub struct Applier<K> {
     pub table: SharedTable,
     pub cache: Cache,
     pub stats: Arc<Stats>,
+    pub steering: Steering,
     /// What the kernel steers to.
     pub listeners: ListenerPorts,
+    pub sockets: SteeredSockets,
     pub protected: Protected,
     pub in_use: Arc<InUse>,
     pub live: Live,
@@ -151,9 +153,11 @@ impl<K: Kernel> Applier<K> {
             elements_removed = tracing::field::Empty,
         );
         let desired = Desired {
+            steering: self.steering,
             prefixes: needs.prefixes,
             claims: needs.claims,
             listeners: self.listeners,
+            sockets: self.sockets.clone(),
         };
         let steered = async {
             let mut tries = 1;

@@ -10,16 +10,41 @@ use std::{
 use anyport_model::{resource::Transport, steering::Claim};
 use ipnet::IpNet;
 
+use super::sk_lookup::SteeredSockets;
+
+/// How the kernel hands claimed ports over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Steering {
+    /// By an nftables table with TPROXY.
+    Tproxy,
+    /// By a BPF program on the network namespace.
+    SkLookup,
+}
+
+impl Steering {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Steering::Tproxy => "tproxy",
+            Steering::SkLookup => "sk-lookup",
+        }
+    }
+}
+
 /// The whole wish: everything of ours that is in the kernel and not in here
 /// goes away.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Desired {
+    /// What is there of the other way is taken away once this one works.
+    pub steering: Steering,
     /// Address space this host answers for. May nest; host bits are ignored.
     pub prefixes: Vec<IpNet>,
-    /// What is steered to the listeners. The rectangles must not overlap: the
-    /// kernel refuses a set of intervals that do.
+    /// What is steered to the listeners. The rectangles must not overlap: with
+    /// TPROXY, the kernel refuses a set of intervals that do.
     pub claims: Vec<Claim>,
     pub listeners: ListenerPorts,
+    /// The sockets on those ports, which is what sk_lookup needs to know of
+    /// them; TPROXY does not.
+    pub sockets: SteeredSockets,
 }
 
 /// Where the agent listens.
@@ -140,6 +165,7 @@ impl From<&Claim> for Element {
 /// [`Desired`], each fact once and in order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Goal {
+    pub(crate) steering: Steering,
     pub(crate) routes: BTreeSet<IpNet>,
     /// Prefixes that are no longer wanted and still routed, for connections
     /// that were open when they were removed.
@@ -148,6 +174,7 @@ pub(crate) struct Goal {
     pub(crate) without_listener: BTreeSet<IpNet>,
     pub(crate) elements: PerLane<BTreeSet<Element>>,
     pub(crate) listeners: PerLane<Option<NonZeroU16>>,
+    pub(crate) sockets: SteeredSockets,
 }
 
 impl From<&Desired> for Goal {
@@ -172,11 +199,13 @@ impl From<&Desired> for Goal {
         let (routes, without_listener) =
             prefixes.partition(|net| of_family(Ip::of(net.addr())).is_some());
         Self {
+            steering: desired.steering,
             routes,
             lingering: BTreeSet::new(),
             without_listener,
             elements,
             listeners,
+            sockets: desired.sockets.clone(),
         }
     }
 }

@@ -22,6 +22,9 @@ pub enum KernelError {
          with `nft delete table inet anyport`"
     )]
     ForeignTable,
+    /// The kernel refused the sk_lookup program, its maps or their pins.
+    #[error("steering by sk_lookup: {0}")]
+    SkLookup(String),
     /// Others changed the ruleset faster than it could be read and changed.
     #[error(
         "the nftables ruleset or the local routing table changed under each of {attempts} \

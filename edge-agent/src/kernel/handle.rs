@@ -11,6 +11,7 @@ use super::{
     error::KernelError,
     plan::{Amiss, Plan, TableStep},
     reconcile::Wish,
+    sk_lookup::Change,
 };
 
 /// Where the agent's wishes go; the seam at which a test puts a
@@ -114,15 +115,24 @@ pub struct Applied {
     pub rules_written: usize,
     /// The whole table was made anew.
     pub table_created: bool,
+    /// Kinds of sockets, each TCP or UDP over IPv4 or IPv6, that are others
+    /// now in the map of sk_lookup.
+    pub sockets_put: usize,
+    /// The program of sk_lookup was attached, and was not.
+    pub program_attached: bool,
     /// What could not be had.
     pub conflicts: Vec<Conflict>,
 }
 
-impl From<&Plan> for Applied {
-    fn from(plan: &Plan) -> Self {
+impl Applied {
+    pub(crate) fn new(plan: &Plan, by_sk_lookup: Change) -> Self {
         let mut applied = Self {
             routes_added: plan.add_routes.len(),
             routes_removed: plan.remove_routes.len(),
+            elements_added: by_sk_lookup.claims_added,
+            elements_removed: by_sk_lookup.claims_removed,
+            sockets_put: by_sk_lookup.sockets_put,
+            program_attached: by_sk_lookup.attached,
             conflicts: plan.conflicts.clone(),
             ..Self::default()
         };
@@ -162,16 +172,28 @@ pub enum Drift {
     Rule,
     /// The content of a set.
     Elements,
+    /// The link that keeps the sk_lookup program attached.
+    Link,
+    /// The sk_lookup program: another one was in its place.
+    Program,
+    /// A listener in the map from which that program takes them.
+    Socket,
+    /// What keeps all of that when the agent ends.
+    Pin,
 }
 
 impl Drift {
     /// Every value, for a metric that shows them from the start.
-    pub const ALL: [Drift; 5] = [
+    pub const ALL: [Drift; 9] = [
         Drift::Route,
         Drift::Table,
         Drift::Chain,
         Drift::Rule,
         Drift::Elements,
+        Drift::Link,
+        Drift::Program,
+        Drift::Socket,
+        Drift::Pin,
     ];
 
     /// The value of the metric's label.
@@ -182,6 +204,10 @@ impl Drift {
             Drift::Chain => "chain",
             Drift::Rule => "rule",
             Drift::Elements => "elements",
+            Drift::Link => "link",
+            Drift::Program => "program",
+            Drift::Socket => "socket",
+            Drift::Pin => "pin",
         }
     }
 
@@ -195,6 +221,10 @@ impl Drift {
                     Drift::Chain => amiss.chains,
                     Drift::Rule => amiss.rules,
                     Drift::Elements => amiss.sets,
+                    Drift::Link => amiss.links,
+                    Drift::Program => amiss.programs,
+                    Drift::Socket => amiss.sockets,
+                    Drift::Pin => amiss.pins,
                 };
                 (what, count)
             })

@@ -12,7 +12,7 @@ use std::{collections::BTreeSet, num::NonZeroU16};
 use ipnet::IpNet;
 
 use super::{
-    desired::{Element, Goal, Lane, PerLane},
+    desired::{Element, Goal, Lane, PerLane, Steering},
     handle::Conflict,
     observed::{Content, Observed, ObservedRoute, ObservedRule, OurTable, Part, TableState},
 };
@@ -82,6 +82,34 @@ pub(crate) struct Amiss {
     pub(crate) rules: u64,
     /// Sets whose content differs.
     pub(crate) sets: u64,
+    /// Of sk_lookup: the link that keeps the program attached.
+    pub(crate) links: u64,
+    /// Another program runs than the one that was attached.
+    pub(crate) programs: u64,
+    /// Kinds of sockets of which the map holds none, or another one.
+    pub(crate) sockets: u64,
+    /// The file system lacks what keeps the rest when the agent ends.
+    pub(crate) pins: u64,
+}
+
+impl Amiss {
+    /// `self` by nftables and routes, `other` by sk_lookup.
+    pub(crate) fn and(self, other: Self) -> Self {
+        let Self {
+            links,
+            programs,
+            sockets,
+            pins,
+            ..
+        } = other;
+        Self {
+            links,
+            programs,
+            sockets,
+            pins,
+            ..self
+        }
+    }
 }
 
 /// A table of our name that we did not make. It is not ours to change.
@@ -91,6 +119,14 @@ pub(crate) struct NotOurTable;
 pub(crate) fn plan(goal: &Goal, observed: &Observed) -> Result<Plan, NotOurTable> {
     let mut plan = Plan::default();
     plan_routes(goal, &observed.routes, &mut plan);
+    if goal.steering != Steering::Tproxy {
+        // It would steer past what is now to steer.
+        if matches!(observed.table, TableState::Ours(_)) {
+            plan.amiss.tables = 1;
+            plan.table.push(TableStep::DeleteTable);
+        }
+        return Ok(plan);
+    }
     match &observed.table {
         TableState::Foreign => return Err(NotOurTable),
         TableState::Absent => {

@@ -9,7 +9,8 @@
 //!
 //! A pass is started by a wish, by a change that the kernel announces in the
 //! local routing table or in our nftables table, and, since announcements can
-//! be lost, every few seconds. Our own changes are announced as well; the
+//! be lost, every few seconds. What belongs to sk_lookup is announced by nobody
+//! and is glanced at several times a second instead. Our own changes are announced as well; the
 //! pass that follows finds nothing amiss. Drift is counted by comparing with
 //! what was granted *before*, so a wish is never taken for a repair.
 //!
@@ -19,7 +20,7 @@
 //! A wish that the kernel refuses stays wanted: each pass tries it again, and
 //! the edge heals by itself when the reason is gone.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use ipnet::IpNet;
 use nlink::{
@@ -38,12 +39,13 @@ use tracing::{info, warn};
 
 use super::{
     anyip,
-    desired::{Desired, Goal},
+    desired::{Desired, Goal, Steering},
     error::KernelError,
     handle::{Applied, Conflict, Drift, KernelHandle, Standing, Turn},
     observed::Observed,
     open::OpenSockets,
     plan::{Amiss, NotOurTable, Plan, plan, plan_anew},
+    sk_lookup::{Dropped, SkLookup},
     table,
 };
 
@@ -57,6 +59,9 @@ const PAUSE: Duration = Duration::from_millis(50);
 
 /// The full check that does not depend on announcements.
 const CHECK_EVERY: Duration = Duration::from_secs(5);
+
+/// Between glances at what the kernel announces no change of.
+const GLANCE_EVERY: Duration = Duration::from_millis(250);
 
 /// The next try after a pass that failed.
 const RETRY_AFTER: Duration = Duration::from_millis(500);
@@ -76,10 +81,12 @@ pub(crate) struct Wish {
 /// The task behind a [`KernelHandle`].
 pub struct Reconciler<F> {
     kernel: Netlink,
+    sk_lookup: SkLookup,
     wishes: mpsc::Receiver<Wish>,
     standing: watch::Sender<Standing>,
     turn: Turn,
     on_repair: F,
+    on_drop: Box<dyn FnMut(Dropped, u64) + Send>,
     /// The newest wish, granted or not: what every pass works towards.
     wanted: Option<Goal>,
     /// As much of a wish as was granted: what drift is measured by. None after
@@ -106,14 +113,24 @@ impl<F: FnMut(Drift, u64) + Send> Reconciler<F> {
         let (handle, wishes, standing, turn) = KernelHandle::channel();
         let reconciler = Self {
             kernel: Netlink::open()?,
+            sk_lookup: SkLookup::open()?,
             wishes,
             standing,
             turn,
             on_repair,
+            on_drop: Box::new(|_, _| {}),
             wanted: None,
             granted: None,
         };
         Ok((handle, reconciler))
+    }
+
+    /// `on_drop` is told, several times a second, of how many packets for
+    /// claimed ports the sk_lookup program ever dropped; it must not block.
+    #[must_use]
+    pub fn on_drop(mut self, on_drop: impl FnMut(Dropped, u64) + Send + 'static) -> Self {
+        self.on_drop = Box::new(on_drop);
+        self
     }
 
     /// Works until the last [`KernelHandle`] is dropped, and leaves the kernel
@@ -127,6 +144,8 @@ impl<F: FnMut(Drift, u64) + Send> Reconciler<F> {
         let mut events = subscribed.inspect_err(|error| self.refused(error))?;
         let mut check = interval_at(Instant::now() + CHECK_EVERY, CHECK_EVERY);
         check.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut glance = interval_at(Instant::now() + GLANCE_EVERY, GLANCE_EVERY);
+        glance.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut last_pass = Instant::now();
         // When to look because something was announced, or did not succeed.
         let mut due: Option<Instant> = None;
@@ -145,6 +164,12 @@ impl<F: FnMut(Drift, u64) + Send> Reconciler<F> {
                 },
                 () = pass_due => self.verify().await,
                 _ = check.tick() => self.verify().await,
+                _ = glance.tick() => {
+                    if due.is_some() || self.is_untouched() {
+                        continue;
+                    }
+                    self.verify().await
+                }
                 () = events.change() => {
                     let at = (Instant::now() + SETTLE).max(last_pass + PAUSE);
                     due = Some(due.map_or(at, |due| due.min(at)));
@@ -169,6 +194,19 @@ impl<F: FnMut(Drift, u64) + Send> Reconciler<F> {
         granted
     }
 
+    /// A glance at what is not announced.
+    fn is_untouched(&mut self) -> bool {
+        let by_sk_lookup =
+            (self.granted.as_ref()).is_some_and(|goal| goal.steering == Steering::SkLookup);
+        if !by_sk_lookup {
+            return true;
+        }
+        for (reason, count) in self.sk_lookup.dropped().into_iter().flatten() {
+            (self.on_drop)(reason, count);
+        }
+        self.sk_lookup.is_untouched()
+    }
+
     /// Whether the kernel is now as the newest wish wants it.
     async fn verify(&mut self) -> bool {
         match self.wanted.clone() {
@@ -178,11 +216,12 @@ impl<F: FnMut(Drift, u64) + Send> Reconciler<F> {
     }
 
     async fn pass(&mut self, mut goal: Goal) -> Result<Applied, KernelError> {
-        let result = {
-            let _turn = self.turn.lock().await;
-            self.kernel.converge(&goal, self.granted.as_ref()).await
+        let converged = {
+            let turn = Arc::clone(&self.turn);
+            let _turn = turn.lock().await;
+            self.converge(&goal).await
         };
-        match result {
+        match converged {
             Ok((applied, lingering, drift)) => {
                 goal.lingering = lingering;
                 // What could not be had is not drift when it can be had later.
@@ -202,6 +241,27 @@ impl<F: FnMut(Drift, u64) + Send> Reconciler<F> {
                 Err(error)
             }
         }
+    }
+
+    /// What steers comes before what no longer does: in the other order, a
+    /// change of the way of steering would refuse connections.
+    async fn converge(
+        &mut self,
+        goal: &Goal,
+    ) -> Result<(Applied, BTreeSet<IpNet>, Amiss), KernelError> {
+        // Of another way of steering, what differs is no drift.
+        let before = self.granted.as_ref();
+        let before = before.filter(|before| before.steering == goal.steering);
+        let (change, amiss) = match goal.steering {
+            Steering::SkLookup => self.sk_lookup.converge(goal, before)?,
+            Steering::Tproxy => Default::default(),
+        };
+        let (plan, drift) = self.kernel.converge(goal, before).await?;
+        if goal.steering == Steering::Tproxy {
+            self.sk_lookup.remove()?;
+        }
+        let applied = Applied::new(&plan, change);
+        Ok((applied, plan.lingering, drift.and(amiss)))
     }
 
     fn refused(&self, error: &KernelError) {
@@ -280,7 +340,7 @@ impl Netlink {
         &self,
         goal: &Goal,
         before: Option<&Goal>,
-    ) -> Result<(Applied, BTreeSet<IpNet>, Amiss), KernelError> {
+    ) -> Result<(Plan, Amiss), KernelError> {
         let mut drift = None;
         let mended = self.settle(|observed| {
             if let (None, Some(before)) = (drift, before) {
@@ -295,8 +355,7 @@ impl Netlink {
             }
             mended => mended?,
         };
-        let applied = Applied::from(&done);
-        Ok((applied, done.lingering, drift.unwrap_or_default()))
+        Ok((done, drift.unwrap_or_default()))
     }
 
     /// Reads, plans and carries out until that was one step in which nobody

@@ -4,6 +4,7 @@ use super::{
     error::KernelError,
     plan::{TableStep, plan_removal},
     reconcile::Netlink,
+    sk_lookup::SkLookup,
 };
 
 /// What [`undo`] removed.
@@ -11,9 +12,11 @@ use super::{
 pub struct Undone {
     pub routes: usize,
     pub table: bool,
+    /// The sk_lookup program with its maps and pins.
+    pub program: bool,
 }
 
-/// Removes the nftables table and the local routes that an agent made, in the
+/// Removes the sk_lookup program, the nftables table and the local routes that an agent made, in the
 /// network namespace of the calling thread. An agent that is still running
 /// would put them back, so end it first.
 ///
@@ -22,10 +25,12 @@ pub struct Undone {
 /// What the kernel refused. A table of our name that is not ours is left alone
 /// and is no error.
 pub async fn undo() -> Result<Undone, KernelError> {
+    let program = SkLookup::open()?.remove()?;
     let kernel = Netlink::open()?;
     let plan = kernel.settle(|observed| Ok(plan_removal(observed))).await?;
     Ok(Undone {
         routes: plan.remove_routes.len(),
         table: plan.table.contains(&TableStep::DeleteTable),
+        program,
     })
 }

@@ -2,8 +2,9 @@
 //! of UDP, to.
 //!
 //! They are bound to loopback, on a port that the kernel chooses and that the
-//! steering rules are then written for: a fixed port could be taken by an
-//! outgoing connection at the moment of a restart. All workers share the port
+//! rules of TPROXY are then written for: a fixed port could be taken by an
+//! outgoing connection at the moment of a restart. With TPROXY they have to be
+//! transparent, with sk_lookup not. All workers share the port
 //! by `SO_REUSEPORT`, so the kernel spreads connections and flows over them.
 
 use std::{
@@ -19,7 +20,7 @@ use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, TcpKeepalive, Type};
 
 use crate::{
     handover::{Estate, Family, Key},
-    kernel::{FamilyPorts, ListenerPorts},
+    kernel::{FamilyPorts, ListenerPorts, SteeredSockets, Steering},
 };
 
 /// Asked of the kernel, which cuts it to `net.core.somaxconn`.
@@ -94,21 +95,25 @@ pub enum InheritError {
 
 impl Listeners {
     /// Binds `workers` listeners per family and transport.
-    pub fn bind(workers: usize) -> Result<Self, ListenerError> {
-        let v4 = FamilyGroup::bind(workers, Ipv4Addr::LOCALHOST.into())?;
-        Ok(Self::spread(workers, v4, bind_v6(workers)?))
+    pub fn bind(workers: usize, steering: Steering) -> Result<Self, ListenerError> {
+        let v4 = FamilyGroup::bind(workers, steering, Ipv4Addr::LOCALHOST.into())?;
+        Ok(Self::spread(workers, v4, bind_v6(workers, steering)?))
     }
 
     /// Takes over the listeners of another agent, all of them: clients may wait
     /// in the queue of each. Where there are fewer than `workers`, more are
     /// bound to the same ports.
-    pub fn inherit(workers: usize, estate: &mut Estate) -> Result<Self, InheritError> {
-        let v4 = FamilyGroup::inherit(workers, Family::V4, estate)?;
+    pub fn inherit(
+        workers: usize,
+        steering: Steering,
+        estate: &mut Estate,
+    ) -> Result<Self, InheritError> {
+        let v4 = FamilyGroup::inherit(workers, steering, Family::V4, estate)?;
         let v4 = v4.ok_or(InheritError::Missing { family: "IPv4" })?;
-        let v6 = match FamilyGroup::inherit(workers, Family::V6, estate)? {
+        let v6 = match FamilyGroup::inherit(workers, steering, Family::V6, estate)? {
             Some(v6) => Some(v6),
             // The host had no IPv6 when that agent started.
-            None => bind_v6(workers)?,
+            None => bind_v6(workers, steering)?,
         };
         Ok(Self::spread(workers, v4, v6))
     }
@@ -127,6 +132,18 @@ impl Listeners {
             workers[number % count].v6.push(pair);
         }
         Self { workers, ports }
+    }
+
+    /// All of them, as the kernel steers to them.
+    pub fn steered(&self) -> io::Result<SteeredSockets> {
+        let mut sockets = SteeredSockets::default();
+        for WorkerListeners { v4, v6 } in &self.workers {
+            for FamilyListeners { tcp, udp } in v4.iter().chain(v6) {
+                sockets.add(tcp)?;
+                sockets.add(udp)?;
+            }
+        }
+        Ok(sockets)
     }
 
     /// A descriptor of each, for a successor.
@@ -151,10 +168,10 @@ struct FamilyGroup {
 }
 
 impl FamilyGroup {
-    fn bind(count: usize, ip: IpAddr) -> Result<Self, ListenerError> {
+    fn bind(count: usize, steering: Steering, ip: IpAddr) -> Result<Self, ListenerError> {
         let any_port = SocketAddr::new(ip, 0);
-        let (tcp, tcp_port) = group(count, any_port, tcp_listener)?;
-        let (udp, udp_port) = group(count, any_port, udp_socket)?;
+        let (tcp, tcp_port) = group(count, any_port, |at| tcp_listener(at, steering))?;
+        let (udp, udp_port) = group(count, any_port, |at| udp_socket(at, steering))?;
         let ports = FamilyPorts {
             tcp: tcp_port,
             udp: udp_port,
@@ -166,6 +183,7 @@ impl FamilyGroup {
     /// None where none of the family came.
     fn inherit(
         count: usize,
+        steering: Steering,
         family: Family,
         estate: &mut Estate,
     ) -> Result<Option<Self>, InheritError> {
@@ -179,16 +197,16 @@ impl FamilyGroup {
             let (tcp, udp) = (tcp.len(), udp.len());
             return Err(InheritError::Unpaired { tcp, udp });
         }
-        let (tcp, tcp_port) = inherited(ip, Type::STREAM, tcp)?;
-        let (udp, udp_port) = inherited(ip, Type::DGRAM, udp)?;
+        let (tcp, tcp_port) = inherited(ip, steering, Type::STREAM, tcp)?;
+        let (udp, udp_port) = inherited(ip, steering, Type::DGRAM, udp)?;
         let (Some(tcp_port), Some(udp_port)) = (tcp_port, udp_port) else {
             return Ok(None);
         };
         let mut tcp: Vec<TcpListener> = tcp.into_iter().map(Into::into).collect();
         let mut udp: Vec<UdpSocket> = udp.into_iter().map(Into::into).collect();
         for _ in tcp.len()..count {
-            tcp.push(tcp_listener(SocketAddr::new(ip, tcp_port.get()))?);
-            udp.push(udp_socket(SocketAddr::new(ip, udp_port.get()))?);
+            tcp.push(tcp_listener(SocketAddr::new(ip, tcp_port.get()), steering)?);
+            udp.push(udp_socket(SocketAddr::new(ip, udp_port.get()), steering)?);
         }
         let ports = FamilyPorts {
             tcp: tcp_port,
@@ -207,8 +225,8 @@ fn pairs(tcp: Vec<TcpListener>, udp: Vec<UdpSocket>) -> Vec<FamilyListeners> {
 }
 
 /// None on a host without IPv6.
-fn bind_v6(workers: usize) -> Result<Option<FamilyGroup>, ListenerError> {
-    match FamilyGroup::bind(workers, Ipv6Addr::LOCALHOST.into()) {
+fn bind_v6(workers: usize, steering: Steering) -> Result<Option<FamilyGroup>, ListenerError> {
+    match FamilyGroup::bind(workers, steering, Ipv6Addr::LOCALHOST.into()) {
         Ok(group) => Ok(Some(group)),
         Err(error) if no_ipv6(&error.source) => Ok(None),
         Err(error) => Err(error),
@@ -218,6 +236,7 @@ fn bind_v6(workers: usize) -> Result<Option<FamilyGroup>, ListenerError> {
 /// Checks that these are what they came as, and gives the port that they share.
 fn inherited(
     ip: IpAddr,
+    steering: Steering,
     kind: Type,
     fds: Vec<(Key, OwnedFd)>,
 ) -> Result<(Vec<Socket>, Option<NonZeroU16>), InheritError> {
@@ -240,6 +259,9 @@ fn inherited(
         if *port.get_or_insert(own) != own {
             return Err(unfit("is bound to another port than the others"));
         }
+        // The agent that it comes from may have steered the other way.
+        let suited = suit(&socket, SocketAddr::new(ip, own.get()), steering);
+        suited.map_err(unreadable)?;
         sockets.push(socket);
     }
     Ok((sockets, port))
@@ -280,9 +302,9 @@ fn failed(doing: &'static str, address: SocketAddr) -> impl Fn(io::Error) -> Lis
     }
 }
 
-fn tcp_listener(address: SocketAddr) -> Result<TcpListener, ListenerError> {
+fn tcp_listener(address: SocketAddr, steering: Steering) -> Result<TcpListener, ListenerError> {
     let open = || {
-        let socket = transparent(address, Type::STREAM, Protocol::TCP)?;
+        let socket = unbound(address, steering, Type::STREAM, Protocol::TCP)?;
         // Inherited by what is accepted.
         socket.set_tcp_nodelay(true)?;
         socket.set_tcp_keepalive(&KEEPALIVE)?;
@@ -296,9 +318,9 @@ fn tcp_listener(address: SocketAddr) -> Result<TcpListener, ListenerError> {
     Ok(socket.into())
 }
 
-fn udp_socket(address: SocketAddr) -> Result<UdpSocket, ListenerError> {
+fn udp_socket(address: SocketAddr, steering: Steering) -> Result<UdpSocket, ListenerError> {
     let open = || {
-        let socket = transparent(address, Type::DGRAM, Protocol::UDP)?;
+        let socket = unbound(address, steering, Type::DGRAM, Protocol::UDP)?;
         if address.is_ipv4() {
             setsockopt(&socket, sockopt::Ipv4OrigDstAddr, &true)?;
         } else {
@@ -314,15 +336,27 @@ fn udp_socket(address: SocketAddr) -> Result<UdpSocket, ListenerError> {
     Ok(socket.into())
 }
 
-fn transparent(address: SocketAddr, kind: Type, protocol: Protocol) -> io::Result<Socket> {
+fn unbound(
+    address: SocketAddr,
+    steering: Steering,
+    kind: Type,
+    protocol: Protocol,
+) -> io::Result<Socket> {
     let domain = Domain::for_address(address);
     let socket = Socket::new(domain, kind.nonblocking(), Some(protocol))?;
-    if address.is_ipv4() {
-        socket.set_ip_transparent_v4(true)?;
-    } else {
+    if address.is_ipv6() {
         socket.set_only_v6(true)?;
-        socket.set_ip_transparent_v6(true)?;
     }
+    suit(&socket, address, steering)?;
     socket.set_reuse_port(true)?;
     Ok(socket)
+}
+
+/// Makes it a socket that the kernel can steer to.
+fn suit(socket: &Socket, address: SocketAddr, steering: Steering) -> io::Result<()> {
+    match (steering, address) {
+        (Steering::SkLookup, _) => Ok(()),
+        (Steering::Tproxy, SocketAddr::V4(_)) => socket.set_ip_transparent_v4(true),
+        (Steering::Tproxy, SocketAddr::V6(_)) => socket.set_ip_transparent_v6(true),
+    }
 }

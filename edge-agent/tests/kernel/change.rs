@@ -10,20 +10,30 @@ use std::{
     time::Duration,
 };
 
+use anyport_edge_agent::kernel::Steering;
 use anyport_netns::Namespace;
 
-use crate::support::{Agent, Answer, Listeners, claim, dial_blocking, on_edge, steered};
+use crate::support::{
+    Agent, Answer, Listeners, claim, dial_blocking, on_edge, steered, under_both,
+};
+
+under_both![
+    claims_that_stay_are_steered_while_others_come_and_go,
+    claims_that_change_their_shape_are_steered_throughout,
+    a_restart_on_another_port_loses_no_connection,
+    a_host_that_loses_its_ipv6_listener_no_longer_answers_for_ipv6,
+];
 
 type Outcome = Result<u64, Answer>;
 
 /// Clients that connect without a pause, and what the first unlucky one met.
-struct Hammer {
+pub(crate) struct Hammer {
     stop: Arc<AtomicBool>,
     threads: Vec<thread::JoinHandle<anyport_netns::Result<Outcome>>>,
 }
 
 impl Hammer {
-    fn start(client: &Namespace, targets: &[&str]) -> Self {
+    pub(crate) fn start(client: &Namespace, targets: &[&str]) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let dialler = |target: &&str| {
             let to: SocketAddr = target.parse().unwrap();
@@ -46,7 +56,7 @@ impl Hammer {
     }
 
     /// Panics if any connection was not steered.
-    async fn stop(self) -> u64 {
+    pub(crate) async fn stop(self) -> u64 {
         self.stop.store(true, Ordering::Relaxed);
         let join = move || {
             let threads = self.threads.into_iter();
@@ -57,13 +67,12 @@ impl Hammer {
     }
 }
 
-const PREFIXES: [&str; 2] = ["198.51.100.0/24", "2001:db8:51::/48"];
-const STAYS: [&str; 2] = ["198.51.100.7:80", "[2001:db8:51::7]:80"];
+pub(crate) const PREFIXES: [&str; 2] = ["198.51.100.0/24", "2001:db8:51::/48"];
+pub(crate) const STAYS: [&str; 2] = ["198.51.100.7:80", "[2001:db8:51::7]:80"];
 
-#[test]
-fn claims_that_stay_are_steered_while_others_come_and_go() {
+fn claims_that_stay_are_steered_while_others_come_and_go(steering: Steering) {
     on_edge(async |edge| {
-        let listeners = Listeners::open();
+        let listeners = Listeners::open(steering);
         let agent = Agent::start();
         let stays = [
             claim("198.51.100.7/32", "80"),
@@ -88,10 +97,9 @@ fn claims_that_stay_are_steered_while_others_come_and_go() {
 
 /// The addresses and ports stay claimed, but by rectangles of another shape:
 /// an app around them comes and goes.
-#[test]
-fn claims_that_change_their_shape_are_steered_throughout() {
+fn claims_that_change_their_shape_are_steered_throughout(steering: Steering) {
     on_edge(async |edge| {
-        let listeners = Listeners::open();
+        let listeners = Listeners::open(steering);
         let agent = Agent::start();
         let alone = [
             claim("198.51.100.7/32", "1-100"),
@@ -121,25 +129,28 @@ fn claims_that_change_their_shape_are_steered_throughout() {
     });
 }
 
-#[test]
-fn a_restart_on_another_port_loses_no_connection() {
+fn a_restart_on_another_port_loses_no_connection(steering: Steering) {
     on_edge(async |edge| {
         let claims = [
             claim("198.51.100.0/24", "*"),
             claim("2001:db8:51::/48", "*"),
         ];
-        let first = Listeners::open();
+        let first = Listeners::open(steering);
         let agent = Agent::start();
         agent.apply(first.wants(&PREFIXES, &claims)).await;
         let hammer = Hammer::start(&edge.client(), &STAYS);
         agent.kill().await;
 
-        let second = Listeners::open();
+        let second = Listeners::open(steering);
         assert_ne!(first.v4, second.v4);
         let agent = Agent::start();
         let applied = agent.apply(second.wants(&PREFIXES, &claims)).await;
-        // One for each transport and family.
-        assert_eq!(applied.rules_written, 4);
+        // One for each transport and family, or as many as listen.
+        let renewed = match steering {
+            Steering::Tproxy => (applied.rules_written, 4),
+            Steering::SkLookup => (applied.sockets_put, 2),
+        };
+        assert_eq!(renewed.0, renewed.1);
         assert_eq!((applied.elements_added, applied.routes_added), (0, 0));
         let dialled = hammer.stop().await;
         assert!(dialled > 0);
@@ -152,14 +163,13 @@ fn a_restart_on_another_port_loses_no_connection() {
     });
 }
 
-#[test]
-fn a_host_that_loses_its_ipv6_listener_no_longer_answers_for_ipv6() {
+fn a_host_that_loses_its_ipv6_listener_no_longer_answers_for_ipv6(steering: Steering) {
     on_edge(async |edge| {
         let claims = [
             claim("198.51.100.0/24", "*"),
             claim("2001:db8:51::/48", "*"),
         ];
-        let listeners = Listeners::open();
+        let listeners = Listeners::open(steering);
         let agent = Agent::start();
         let mut wish = listeners.wants(&PREFIXES, &claims);
         agent.apply(wish.clone()).await;

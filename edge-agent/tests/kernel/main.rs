@@ -8,5 +8,6 @@ mod change;
 mod doctor;
 mod neighbours;
 mod repair;
+mod sk_lookup;
 mod steering;
 mod support;

@@ -1,11 +1,17 @@
 //! What others have in the kernel is left as it is.
 
-use anyport_edge_agent::kernel::{Kernel, KernelError, undo};
+use anyport_edge_agent::kernel::{Kernel, KernelError, Steering, undo};
 
-use crate::support::{Agent, Listeners, PATIENCE, claim, on_edge, steered};
+use crate::support::{Agent, Listeners, PATIENCE, claim, on_edge, steered, under_both};
 
-#[test]
-fn foreign_tables_routes_and_rules_are_the_same_before_and_after() {
+under_both![
+    foreign_tables_routes_and_rules_are_the_same_before_and_after,
+    an_address_of_the_host_itself_can_be_a_prefix,
+    a_prefix_that_is_taken_otherwise_is_named,
+    a_host_without_ipv6_serves_ipv4_and_names_the_prefix_that_it_does_not,
+];
+
+fn foreign_tables_routes_and_rules_are_the_same_before_and_after(steering: Steering) {
     on_edge(async |edge| {
         for command in [
             "nft add table inet neighbour",
@@ -23,7 +29,7 @@ fn foreign_tables_routes_and_rules_are_the_same_before_and_after() {
             edge.run(command);
         }
         let before = edge.foreign_state();
-        let listeners = Listeners::open();
+        let listeners = Listeners::open(steering);
         let agent = Agent::start();
         let prefixes = ["198.51.100.0/24", "2001:db8:51::/48"];
         for ports in ["1-100", "200", "*"] {
@@ -44,12 +50,11 @@ fn foreign_tables_routes_and_rules_are_the_same_before_and_after() {
     });
 }
 
-#[test]
-fn an_address_of_the_host_itself_can_be_a_prefix() {
+fn an_address_of_the_host_itself_can_be_a_prefix(steering: Steering) {
     on_edge(async |edge| {
         edge.run("ip address add 203.0.113.5/32 dev client");
         let before = edge.foreign_state();
-        let listeners = Listeners::open();
+        let listeners = Listeners::open(steering);
         let agent = Agent::start();
         let claims = [claim("203.0.113.5/32", "80")];
         let wish = listeners.wants(&["203.0.113.5/32"], &claims);
@@ -68,12 +73,11 @@ fn an_address_of_the_host_itself_can_be_a_prefix() {
     });
 }
 
-#[test]
-fn a_prefix_that_is_taken_otherwise_is_named() {
+fn a_prefix_that_is_taken_otherwise_is_named(steering: Steering) {
     on_edge(async |edge| {
         edge.run("ip route add unreachable 198.51.100.0/24 table local");
         let before = edge.foreign_state();
-        let listeners = Listeners::open();
+        let listeners = Listeners::open(steering);
         let agent = Agent::start();
         let claims = [
             claim("198.51.100.0/24", "80"),
@@ -98,7 +102,7 @@ fn a_table_of_our_name_that_is_not_ours_is_left_alone() {
         edge.run("nft add table inet anyport");
         edge.run("nft add set inet anyport theirs { type ipv4_addr; }");
         let before = edge.run("nft -a list ruleset");
-        let listeners = Listeners::open();
+        let listeners = Listeners::open(Steering::Tproxy);
         let agent = Agent::start();
         let claims = [claim("198.51.100.0/24", "80")];
         let wish = listeners.wants(&["198.51.100.0/24"], &claims);
@@ -131,7 +135,7 @@ fn a_table_of_another_layout_is_replaced() {
             std::fs::write(file.path(), table).unwrap();
             edge.run(&format!("nft -f {}", file.path().display()));
 
-            let listeners = Listeners::open();
+            let listeners = Listeners::open(Steering::Tproxy);
             let agent = Agent::start();
             let claims = [claim("198.51.100.0/24", "80")];
             let wish = listeners.wants(&["198.51.100.0/24"], &claims);
@@ -145,10 +149,9 @@ fn a_table_of_another_layout_is_replaced() {
     });
 }
 
-#[test]
-fn a_host_without_ipv6_serves_ipv4_and_names_the_prefix_that_it_does_not() {
+fn a_host_without_ipv6_serves_ipv4_and_names_the_prefix_that_it_does_not(steering: Steering) {
     on_edge(async |edge| {
-        let listeners = Listeners::open();
+        let listeners = Listeners::open(steering);
         edge.run("sysctl -w net.ipv6.conf.all.disable_ipv6=1");
         let agent = Agent::start();
         let claims = [

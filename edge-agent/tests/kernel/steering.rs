@@ -1,13 +1,21 @@
 //! What is steered, where to, and what is not.
 
-use anyport_edge_agent::kernel::{Kernel, Undone, undo};
+use anyport_edge_agent::kernel::{Kernel, Steering, Undone, undo};
 
-use crate::support::{Agent, Answer, Listeners, claim, on_edge, steered};
+use crate::support::{Agent, Answer, Listeners, claim, on_edge, steered, under_both};
 
-#[test]
-fn a_claimed_port_reaches_the_listener_with_its_destination() {
+under_both![
+    a_claimed_port_reaches_the_listener_with_its_destination,
+    what_is_not_claimed_is_refused_at_once,
+    clients_on_the_edge_host_itself_are_served_too,
+    prefixes_and_claims_may_nest,
+    a_second_wish_for_the_same_changes_nothing,
+    ten_thousand_claims_are_applied_in_one_go,
+];
+
+fn a_claimed_port_reaches_the_listener_with_its_destination(steering: Steering) {
     on_edge(async |edge| {
-        let listeners = Listeners::open();
+        let listeners = Listeners::open(steering);
         let agent = Agent::start();
         let claims = [
             claim("198.51.100.0/25", "5000-6000"),
@@ -27,10 +35,9 @@ fn a_claimed_port_reaches_the_listener_with_its_destination() {
     });
 }
 
-#[test]
-fn what_is_not_claimed_is_refused_at_once() {
+fn what_is_not_claimed_is_refused_at_once(steering: Steering) {
     on_edge(async |edge| {
-        let listeners = Listeners::open();
+        let listeners = Listeners::open(steering);
         let agent = Agent::start();
         let claims = [
             claim("198.51.100.0/25", "5000-6000"),
@@ -51,10 +58,9 @@ fn what_is_not_claimed_is_refused_at_once() {
     });
 }
 
-#[test]
-fn clients_on_the_edge_host_itself_are_served_too() {
+fn clients_on_the_edge_host_itself_are_served_too(steering: Steering) {
     on_edge(async |edge| {
-        let listeners = Listeners::open();
+        let listeners = Listeners::open(steering);
         let agent = Agent::start();
         let claims = [
             claim("198.51.100.0/24", "*"),
@@ -70,10 +76,9 @@ fn clients_on_the_edge_host_itself_are_served_too() {
     });
 }
 
-#[test]
-fn prefixes_and_claims_may_nest() {
+fn prefixes_and_claims_may_nest(steering: Steering) {
     on_edge(async |edge| {
-        let listeners = Listeners::open();
+        let listeners = Listeners::open(steering);
         let agent = Agent::start();
         let claims = [
             claim("198.51.100.0/24", "50-60"),
@@ -98,10 +103,9 @@ fn prefixes_and_claims_may_nest() {
     });
 }
 
-#[test]
-fn a_second_wish_for_the_same_changes_nothing() {
+fn a_second_wish_for_the_same_changes_nothing(steering: Steering) {
     on_edge(async |_edge| {
-        let listeners = Listeners::open();
+        let listeners = Listeners::open(steering);
         let agent = Agent::start();
         let claims = [
             claim("198.51.100.0/24", "*"),
@@ -111,15 +115,14 @@ fn a_second_wish_for_the_same_changes_nothing() {
         let wish = listeners.wants(&["198.51.100.1/24", "2001:db8:51::/48"], &claims);
         let first = agent.apply(wish.clone()).await;
         assert_eq!((first.routes_added, first.elements_added), (2, 2));
-        assert!(first.table_created);
+        assert_ne!(first.table_created, first.program_attached);
         assert_eq!(agent.apply(wish).await, Default::default());
     });
 }
 
-#[test]
-fn ten_thousand_claims_are_applied_in_one_go() {
+fn ten_thousand_claims_are_applied_in_one_go(steering: Steering) {
     on_edge(async |edge| {
-        let listeners = Listeners::open();
+        let listeners = Listeners::open(steering);
         let agent = Agent::start();
         let claims: Vec<_> = (0..10_000u32)
             .map(|n| {
@@ -150,7 +153,7 @@ fn undo_leaves_nothing_behind() {
     on_edge(async |edge| {
         let before = edge.foreign_state();
         assert_eq!(edge.run("nft list ruleset"), "");
-        let listeners = Listeners::open();
+        let listeners = Listeners::open(Steering::Tproxy);
         let agent = Agent::start();
         let claims = [claim("198.51.100.0/24", "*")];
         let prefixes = ["198.51.100.0/24", "198.51.100.64/26", "2001:db8:51::/48"];
@@ -170,6 +173,7 @@ fn undo_leaves_nothing_behind() {
         let everything = Undone {
             routes: 3,
             table: true,
+            program: false,
         };
         assert_eq!(undo().await.unwrap(), everything);
         assert_eq!(undo().await.unwrap(), Undone::default());
@@ -183,7 +187,7 @@ fn undo_leaves_nothing_behind() {
 #[test]
 fn claims_that_overlap_are_refused_as_a_whole() {
     on_edge(async |edge| {
-        let listeners = Listeners::open();
+        let listeners = Listeners::open(Steering::Tproxy);
         let agent = Agent::start();
         let good = [claim("198.51.100.0/25", "80")];
         agent

@@ -6,12 +6,15 @@ use std::{
     io::{ErrorKind, Read},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream},
     num::NonZeroU16,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex},
     time::Duration,
 };
 
 use anyport_edge_agent::kernel::{
-    Applied, Desired, Drift, FamilyPorts, Kernel, KernelHandle, ListenerPorts, Reconciler,
+    Applied, Desired, Drift, Dropped, FamilyPorts, Kernel, KernelHandle, ListenerPorts, Reconciler,
+    SteeredSockets, Steering, undo,
 };
 use anyport_model::{resource::Transport, steering::Claim};
 use anyport_netns::{Namespace, Topology};
@@ -29,6 +32,21 @@ pub(crate) fn claim(net: &str, ports: &str) -> Claim {
     }
 }
 
+/// A test for each way of steering.
+macro_rules! under_both {
+    ($($scenario:ident),+ $(,)?) => {
+        mod tproxy {
+            use anyport_edge_agent::kernel::Steering;
+            $(#[test] fn $scenario() { super::$scenario(Steering::Tproxy); })+
+        }
+        mod sk_lookup {
+            use anyport_edge_agent::kernel::Steering;
+            $(#[test] fn $scenario() { super::$scenario(Steering::SkLookup); })+
+        }
+    };
+}
+pub(crate) use under_both;
+
 /// How the edge meets a connection.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Answer {
@@ -42,6 +60,18 @@ pub(crate) enum Answer {
 
 /// Runs `test` inside the edge's namespace.
 pub(crate) fn on_edge<F, Fut>(test: F)
+where
+    F: FnOnce(Edge) -> Fut + Send,
+    Fut: Future<Output = ()>,
+{
+    on_edge_without_cleaning(async |edge| {
+        test(edge).await;
+        // Pins would outlive the namespace.
+        undo().await.unwrap();
+    });
+}
+
+pub(crate) fn on_edge_without_cleaning<F, Fut>(test: F)
 where
     F: FnOnce(Edge) -> Fut + Send,
     Fut: Future<Output = ()>,
@@ -77,6 +107,20 @@ impl Edge {
         dial(self.topology.client(), to).await
     }
 
+    /// Waits until a connection is taken.
+    pub(crate) async fn until_steered(&self, to: &str) {
+        let start = Instant::now();
+        let to: SocketAddr = to.parse().unwrap();
+        loop {
+            let client = self.client();
+            let connecting = move || client.run(|| TcpStream::connect(to)).unwrap();
+            match tokio::task::spawn_blocking(connecting).await.unwrap() {
+                Ok(_) => return,
+                Err(error) => assert!(start.elapsed() < PATIENCE, "{to}: {error}"),
+            }
+        }
+    }
+
     /// Dials from the edge host itself.
     pub(crate) async fn dial_from_itself(&self, to: &str) -> Answer {
         dial(self.topology.edge(), to).await
@@ -87,6 +131,12 @@ impl Edge {
         let (edge, to) = (self.topology.edge().clone(), to.parse().unwrap());
         let asking = move || edge.run(|| ask(to)).unwrap().unwrap().1.ip();
         tokio::task::spawn_blocking(asking).await.unwrap()
+    }
+
+    /// Where the pins of the edge's namespace are.
+    pub(crate) fn pins(&self) -> PathBuf {
+        let namespace = std::fs::metadata(self.topology.edge().path()).unwrap();
+        Path::new("/sys/fs/bpf/anyport").join(namespace.ino().to_string())
     }
 
     pub(crate) fn client(&self) -> Namespace {
@@ -173,19 +223,24 @@ pub(crate) fn steered(to: &str) -> Answer {
     Answer::Steered(to.parse().unwrap())
 }
 
-/// Transparent listeners on both loopback addresses, which tell each client
-/// where it thinks it is connected to.
+/// Listeners on both loopback addresses, which tell each client where it thinks
+/// it is connected to. For TPROXY they are transparent, for sk_lookup not.
 pub(crate) struct Listeners {
+    steering: Steering,
+    sockets: SteeredSockets,
     pub(crate) v4: NonZeroU16,
     pub(crate) v6: NonZeroU16,
     tasks: [JoinHandle<()>; 2],
 }
 
 impl Listeners {
-    pub(crate) fn open() -> Self {
-        let (v4, first) = listen(Ipv4Addr::LOCALHOST.into());
-        let (v6, second) = listen(Ipv6Addr::LOCALHOST.into());
+    pub(crate) fn open(steering: Steering) -> Self {
+        let mut sockets = SteeredSockets::default();
+        let (v4, first) = listen(Ipv4Addr::LOCALHOST.into(), steering, &mut sockets);
+        let (v6, second) = listen(Ipv6Addr::LOCALHOST.into(), steering, &mut sockets);
         Self {
+            steering,
+            sockets,
             v4,
             v6,
             tasks: [first, second],
@@ -202,6 +257,8 @@ impl Listeners {
 
     pub(crate) fn wants(&self, prefixes: &[&str], claims: &[Claim]) -> Desired {
         Desired {
+            steering: self.steering,
+            sockets: self.sockets.clone(),
             prefixes: prefixes.iter().map(|p| p.parse().unwrap()).collect(),
             claims: claims.to_vec(),
             listeners: ListenerPorts {
@@ -220,19 +277,25 @@ fn for_both_transports(port: NonZeroU16) -> FamilyPorts {
     }
 }
 
-fn listen(on: IpAddr) -> (NonZeroU16, JoinHandle<()>) {
+fn listen(
+    on: IpAddr,
+    steering: Steering,
+    sockets: &mut SteeredSockets,
+) -> (NonZeroU16, JoinHandle<()>) {
     let socket = Socket::new(
         Domain::for_address((on, 0).into()),
         Type::STREAM,
         Some(Protocol::TCP),
     )
     .unwrap();
-    match on {
-        IpAddr::V4(_) => socket.set_ip_transparent_v4(true).unwrap(),
-        IpAddr::V6(_) => socket.set_ip_transparent_v6(true).unwrap(),
+    match (steering, on) {
+        (Steering::SkLookup, _) => {}
+        (Steering::Tproxy, IpAddr::V4(_)) => socket.set_ip_transparent_v4(true).unwrap(),
+        (Steering::Tproxy, IpAddr::V6(_)) => socket.set_ip_transparent_v6(true).unwrap(),
     }
     socket.bind(&SocketAddr::from((on, 0)).into()).unwrap();
     socket.listen(4096).unwrap();
+    sockets.add(&socket).unwrap();
     socket.set_nonblocking(true).unwrap();
     let listener = tokio::net::TcpListener::from_std(socket.into()).unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -252,6 +315,7 @@ fn listen(on: IpAddr) -> (NonZeroU16, JoinHandle<()>) {
 pub(crate) struct Agent {
     pub(crate) handle: KernelHandle,
     repairs: Arc<Mutex<BTreeMap<Drift, u64>>>,
+    drops: Arc<Mutex<BTreeMap<Dropped, u64>>>,
     task: JoinHandle<()>,
 }
 
@@ -263,10 +327,16 @@ impl Agent {
             *counter.lock().unwrap().entry(what).or_default() += count;
         })
         .unwrap();
+        let drops = Arc::new(Mutex::new(BTreeMap::new()));
+        let dropped = Arc::clone(&drops);
+        let reconciler = reconciler.on_drop(move |reason, count| {
+            dropped.lock().unwrap().insert(reason, count);
+        });
         let task = tokio::spawn(async move { reconciler.run().await.unwrap() });
         Self {
             handle,
             repairs,
+            drops,
             task,
         }
     }
@@ -287,6 +357,19 @@ impl Agent {
 
     pub(crate) fn repairs(&self) -> BTreeMap<Drift, u64> {
         self.repairs.lock().unwrap().clone()
+    }
+
+    /// Waits until as many packets were dropped, and returns how many.
+    pub(crate) async fn dropped(&self, reason: Dropped, count: u64) -> u64 {
+        let start = Instant::now();
+        loop {
+            let dropped = self.drops.lock().unwrap().get(&reason).copied();
+            match dropped {
+                Some(dropped) if dropped >= count => return dropped,
+                _ => assert!(start.elapsed() < PATIENCE, "{dropped:?} of {count}"),
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
     }
 
     /// As a crash does: no farewell.

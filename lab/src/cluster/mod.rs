@@ -30,6 +30,7 @@ mod wait;
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -42,7 +43,7 @@ pub use beside::Beside;
 pub use command::Said;
 pub use error::{Error, Result};
 pub use metrics::Metrics;
-pub use service::{Replica, Service, Store};
+pub use service::{Replica, Service, Steering, Store};
 pub use wait::eventually;
 
 use process::Process;
@@ -64,6 +65,8 @@ pub struct Plan {
     pub origins: usize,
     /// Where the config service keeps its state.
     pub store: Store,
+    /// How the agent has the kernel steer.
+    pub steering: Steering,
     /// Worker threads of the agent.
     pub workers: NonZeroUsize,
     /// Environment of every process, for example of the exporter of traces. They inherit nothing
@@ -71,11 +74,28 @@ pub struct Plan {
     pub environment: Vec<(String, String)>,
 }
 
+impl Plan {
+    /// With a store, and a way of steering for it: the two have nothing to do with each other, so
+    /// a test that runs on both stores has run under both ways of steering.
+    pub fn on(store: Store) -> Self {
+        let steering = match store {
+            Store::Embedded => Steering::Tproxy,
+            Store::Etcd => Steering::SkLookup,
+        };
+        Self {
+            store,
+            steering,
+            ..Self::default()
+        }
+    }
+}
+
 impl Default for Plan {
     fn default() -> Self {
         Self {
             origins: 1,
             store: Store::Embedded,
+            steering: Steering::Tproxy,
             workers: WORKERS,
             environment: Vec::new(),
         }
@@ -147,6 +167,17 @@ impl Cluster {
     /// The network.
     pub fn topology(&self) -> &Topology {
         &self.topology
+    }
+
+    /// The directory in which the agent pins what belongs to sk_lookup.
+    ///
+    /// # Errors
+    ///
+    /// Where the edge's namespace cannot be looked at.
+    pub fn pins(&self) -> Result<PathBuf> {
+        let namespace = std::fs::metadata(self.topology.edge().path())
+            .map_err(|source| Error::io("looking at the edge's namespace", source))?;
+        Ok(Path::new("/sys/fs/bpf/anyport").join(namespace.ino().to_string()))
     }
 
     /// The config service's replicas.
@@ -388,6 +419,10 @@ impl Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
+        // They outlive the agent on purpose, and would outlive the namespace.
+        if let Ok(pins) = self.pins() {
+            let _ = std::fs::remove_dir_all(pins);
+        }
         if thread::panicking() {
             for service in Service::all_of(self.plan.store) {
                 let running = if self.processes.contains_key(service) {

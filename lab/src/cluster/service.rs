@@ -29,6 +29,25 @@ pub enum Store {
     Etcd,
 }
 
+/// How the agent has the kernel hand connections over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Steering {
+    /// By nftables.
+    Tproxy,
+    /// By a BPF program.
+    SkLookup,
+}
+
+impl fmt::Display for Steering {
+    /// As the agent's flag has it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tproxy => "tproxy",
+            Self::SkLookup => "sk-lookup",
+        })
+    }
+}
+
 /// Which config service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Replica {
@@ -152,7 +171,7 @@ impl Service {
                     flag("config-service", &replica.url()),
                     flag("balancer", &format!("http://{}", Self::Balancer.listen())),
                     flag("state-dir", &below("edge-agent")),
-                    flag("steering", &"tproxy"),
+                    flag("steering", &plan.steering),
                     flag("workers", &plan.workers),
                 ]
             }

@@ -45,6 +45,8 @@ impl Agent {
             table: SharedTable::new(TableWriter::new(Arc::clone(&stats))),
             cache,
             stats,
+            steering: Steering::Tproxy,
+            sockets: SteeredSockets::default(),
             listeners: ListenerPorts {
                 v4: FamilyPorts {
                     tcp: std::num::NonZeroU16::MIN,

@@ -13,6 +13,7 @@ use super::{
     probe::{self, Probe},
     sockets::{self, Listener},
 };
+use crate::kernel::sk_lookup::{foreign_programs, has_bpf_fs};
 
 /// `RT_TABLE_MAIN`.
 const MAIN_TABLE: u32 = 254;
@@ -28,6 +29,14 @@ pub(super) struct Facts {
     pub(super) capabilities: Fact<u64>,
     /// Whether a table like ours could be made, in a namespace of its own.
     pub(super) probe: Probe,
+    /// Whether our program could be attached, in a namespace of its own.
+    pub(super) sk_lookup: Probe,
+    /// Other programs of its kind on this namespace.
+    pub(super) foreign_programs: Fact<Vec<String>>,
+    /// Whether the BPF file system is where it ought to be.
+    pub(super) bpf_fs: bool,
+    pub(super) unprivileged_bpf: Fact<u32>,
+    pub(super) bpf_jit: Fact<u32>,
     /// Per interface and for `all`.
     pub(super) rp_filter: Fact<Vec<(String, u8)>>,
     pub(super) src_valid_mark: Fact<Vec<(String, u8)>>,
@@ -81,6 +90,11 @@ pub(super) async fn gather() -> Facts {
         kernel: kernel(),
         capabilities: capabilities(),
         probe: probe::tproxy().await,
+        sk_lookup: probe::sk_lookup().await,
+        foreign_programs: foreign_programs(),
+        bpf_fs: has_bpf_fs(),
+        unprivileged_bpf: number("kernel/unprivileged_bpf_disabled"),
+        bpf_jit: number("net/core/bpf_jit_enable"),
         rp_filter: per_interface("rp_filter"),
         src_valid_mark: per_interface("src_valid_mark"),
         chains: chains().await,

@@ -44,7 +44,11 @@ pub(super) fn judge(facts: &Facts, prefixes: &[IpNet], fixed_ports: &[u16]) -> V
     let mut findings = Findings::default();
     findings.privileges(&facts.capabilities);
     findings.kernel(&facts.kernel);
-    findings.probe(&facts.probe);
+    findings.sk_lookup(&facts.sk_lookup);
+    findings.tproxy(&facts.probe, &facts.sk_lookup);
+    findings.bpf_fs(facts.bpf_fs);
+    findings.foreign_programs(&facts.foreign_programs);
+    findings.bpf_settings(facts);
     findings.rp_filter(&facts.rp_filter);
     findings.src_valid_mark(&facts.src_valid_mark, &facts.rules);
     findings.policy_rules(&facts.rules);
@@ -150,18 +154,104 @@ impl Findings {
         }
     }
 
-    fn probe(&mut self, probe: &Probe) {
+    fn sk_lookup(&mut self, probe: &Probe) {
+        const TOPIC: &str = "sk_lookup";
+        match probe {
+            Probe::Works => self.ok(
+                TOPIC,
+                "the kernel takes our sk_lookup program, tried in a namespace of its own; \
+                 --steering=auto uses it",
+            ),
+            Probe::Refused(why) => self.warn(
+                TOPIC,
+                format!("the kernel does not take our sk_lookup program: {why}; --steering=auto uses tproxy"),
+                "nothing, if tproxy works; else Linux 5.9 or later with CONFIG_BPF_SYSCALL, and \
+                 CAP_BPF beside CAP_NET_ADMIN for the agent",
+            ),
+            Probe::NotTried(why) => self.warn(
+                TOPIC,
+                format!("whether the kernel takes our sk_lookup program could not be tried: {why}"),
+                "run the doctor as root (CAP_SYS_ADMIN is needed for the trial, not for the agent)",
+            ),
+        }
+    }
+
+    fn bpf_fs(&mut self, mounted: bool) {
+        const TOPIC: &str = "bpf file system";
+        if mounted {
+            self.ok(TOPIC, "mounted at /sys/fs/bpf");
+        } else {
+            self.warn(
+                TOPIC,
+                "not mounted at /sys/fs/bpf, where steering by sk_lookup keeps what outlives the \
+                 agent; an agent with CAP_SYS_ADMIN mounts it, any other steers by tproxy",
+                "mount -t bpf bpf /sys/fs/bpf (systemd does so at boot)",
+            );
+        }
+    }
+
+    fn foreign_programs(&mut self, programs: &Fact<Vec<String>>) {
+        const TOPIC: &str = "sk_lookup programs";
+        // An old kernel has no such programs to ask for.
+        match programs.as_deref() {
+            Err(_) => {}
+            Ok([]) => self.ok(TOPIC, "none but ours in this network namespace"),
+            Ok(programs) => self.warn(
+                TOPIC,
+                format!(
+                    "{} in this network namespace: of all that choose a socket for a connection, \
+                     the one that was attached last decides, and one that drops is only overruled \
+                     by one that chooses",
+                    listed(programs)
+                ),
+                "make sure that they leave the claimed addresses alone (bpftool net, bpftool link)",
+            ),
+        }
+    }
+
+    fn bpf_settings(&mut self, facts: &Facts) {
+        const TOPIC: &str = "bpf settings";
+        let mut well = true;
+        if facts.unprivileged_bpf == Ok(0) {
+            well = false;
+            self.warn(
+                TOPIC,
+                "every user of this host may load BPF programs",
+                "sysctl kernel.unprivileged_bpf_disabled=2",
+            );
+        }
+        if facts.bpf_jit == Ok(0) {
+            well = false;
+            self.warn(
+                TOPIC,
+                "BPF programs are interpreted: steering by sk_lookup takes several times as long \
+                 for each new connection",
+                "sysctl net.core.bpf_jit_enable=1",
+            );
+        }
+        if well {
+            self.ok(TOPIC, "programs are compiled, and not loaded by everybody");
+        }
+    }
+
+    fn tproxy(&mut self, probe: &Probe, sk_lookup: &Probe) {
         const TOPIC: &str = "tproxy";
+        let severity = match sk_lookup {
+            Probe::Works => Severity::Warn,
+            _ => Severity::Fail,
+        };
         match probe {
             Probe::Works => self.ok(
                 TOPIC,
                 "the kernel takes our nftables table, tried in a namespace of its own",
             ),
-            Probe::Refused(why) => self.fail(
+            Probe::Refused(why) => self.push(
+                severity,
                 TOPIC,
                 format!("the kernel does not take our nftables table: {why}"),
                 "a kernel with CONFIG_NF_TABLES_INET, CONFIG_NFT_TPROXY, CONFIG_NF_TPROXY_IPV4 and \
-                 CONFIG_NF_TPROXY_IPV6; if they are modules, load nft_tproxy",
+                 CONFIG_NF_TPROXY_IPV6; if they are modules, load nft_tproxy"
+                    .to_owned(),
             ),
             Probe::NotTried(why) => self.warn(
                 TOPIC,

@@ -7,10 +7,11 @@ use nix::sched::{CloneFlags, unshare};
 use tokio::sync::oneshot;
 
 use crate::kernel::{
-    KernelError,
-    desired::{Desired, FamilyPorts, ListenerPorts},
+    KernelError, SteeredSockets,
+    desired::{Desired, FamilyPorts, ListenerPorts, Steering},
     handle::{Applied, Kernel},
     reconcile::Reconciler,
+    sk_lookup::SkLookup,
 };
 
 /// What came of the trial.
@@ -25,11 +26,32 @@ pub(super) enum Probe {
 
 /// Makes our table and reads it back.
 pub(super) async fn tproxy() -> Probe {
+    in_new_namespace(make_table).await
+}
+
+/// Attaches our program, and pins nothing.
+pub(super) async fn sk_lookup() -> Probe {
+    in_new_namespace(|| {
+        let tried = SkLookup::open().and_then(|sk_lookup| sk_lookup.trial());
+        match tried {
+            Ok(()) => Probe::Works,
+            Err(error) => Probe::Refused(error.to_string()),
+        }
+    })
+    .await
+}
+
+async fn in_new_namespace(trial: fn() -> Probe) -> Probe {
     let (report, outcome) = oneshot::channel();
     let probe = thread::Builder::new().name("steering probe".to_owned());
     let spawned = probe.spawn(move || {
         // Nobody may be waiting any more.
-        let _ = report.send(in_new_namespace());
+        let _ = report.send(match unshare(CloneFlags::CLONE_NEWNET) {
+            Ok(()) => trial(),
+            Err(error) => {
+                Probe::NotTried(format!("making a network namespace to try it in: {error}"))
+            }
+        });
     });
     if let Err(error) = spawned {
         return Probe::NotTried(format!("starting a thread: {error}"));
@@ -38,10 +60,7 @@ pub(super) async fn tproxy() -> Probe {
     outcome.await.unwrap_or_else(lost)
 }
 
-fn in_new_namespace() -> Probe {
-    if let Err(error) = unshare(CloneFlags::CLONE_NEWNET) {
-        return Probe::NotTried(format!("making a network namespace to try it in: {error}"));
-    }
+fn make_table() -> Probe {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build();
@@ -64,12 +83,14 @@ async fn steer() -> Result<Applied, KernelError> {
         udp: NonZeroU16::MIN,
     };
     let desired = Desired {
+        steering: Steering::Tproxy,
         prefixes: Vec::new(),
         claims: Vec::new(),
         listeners: ListenerPorts {
             v4: ports,
             v6: Some(ports),
         },
+        sockets: SteeredSockets::default(),
     };
     let twice = async {
         handle.apply(desired.clone()).await?;

@@ -7,7 +7,7 @@ use anyport_model::resource::Transport;
 use proptest::prelude::*;
 
 use super::*;
-use crate::kernel::{desired::Ip, observed::RouteKey};
+use crate::kernel::{SteeredSockets, desired::Ip, observed::RouteKey};
 
 /// Carries out a plan, and panics where the real kernel would refuse.
 fn carry_out(observed: &mut Observed, plan: &Plan) {
@@ -164,6 +164,7 @@ fn element(host: u8, first: u16) -> Element {
 fn goal(routes: &[&str], elements: &[Element], listener: u16) -> Goal {
     Goal {
         lingering: Default::default(),
+        steering: Steering::Tproxy,
         routes: routes.iter().map(|text| net(text)).collect(),
         without_listener: BTreeSet::new(),
         elements: PerLane::from_fn(|lane| {
@@ -171,10 +172,28 @@ fn goal(routes: &[&str], elements: &[Element], listener: u16) -> Goal {
             filled.unwrap_or_default().iter().copied().collect()
         }),
         listeners: PerLane::from_fn(|_| Some(port(listener))),
+        sockets: SteeredSockets::default(),
     }
 }
 
 const TCP4: Lane = Lane::new(Transport::Tcp, Ip::V4);
+
+#[test]
+fn by_sk_lookup_only_our_table_goes() {
+    let tproxy = goal(&["198.51.100.0/24"], &[element(7, 80)], 1);
+    let goal = Goal {
+        steering: Steering::SkLookup,
+        ..tproxy.clone()
+    };
+    let planned = plan(&goal, &after(&tproxy)).expect("a plan");
+    assert_eq!(planned.table, [TableStep::DeleteTable]);
+    assert_eq!(planned.add_routes, []);
+    let foreign = Observed {
+        table: TableState::Foreign,
+        ..after(&tproxy)
+    };
+    assert_eq!(plan(&goal, &foreign), Ok(Plan::default()));
+}
 
 const NOTHING: Observed = Observed {
     routes: Vec::new(),
@@ -358,10 +377,12 @@ fn any_goal() -> impl Strategy<Value = Goal> {
     )
         .prop_map(|(routes, elements, listeners)| Goal {
             lingering: Default::default(),
+            steering: Steering::Tproxy,
             routes: routes.into_iter().map(net).collect(),
             without_listener: BTreeSet::new(),
             elements,
             listeners,
+            sockets: SteeredSockets::default(),
         })
 }
 

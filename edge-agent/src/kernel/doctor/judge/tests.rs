@@ -14,6 +14,11 @@ fn sound_host() -> Facts {
         kernel: Ok((6, 18)),
         capabilities: Ok(u64::MAX),
         probe: Probe::Works,
+        sk_lookup: Probe::Works,
+        foreign_programs: Ok(Vec::new()),
+        bpf_fs: true,
+        unprivileged_bpf: Ok(2),
+        bpf_jit: Ok(1),
         rp_filter: Ok(vec![("all".to_owned(), 0), ("eth0".to_owned(), 2)]),
         src_valid_mark: Ok(vec![("all".to_owned(), 0), ("eth0".to_owned(), 0)]),
         chains: Ok(Vec::new()),
@@ -73,7 +78,7 @@ fn a_sound_host_has_no_complaint() {
     for finding in &findings {
         assert_eq!(finding.severity, Severity::Ok, "{finding:?}");
     }
-    assert_eq!(findings.len(), 18);
+    assert_eq!(findings.len(), 22);
 }
 
 #[test]
@@ -86,8 +91,6 @@ fn what_makes_steering_impossible() {
         &["CAP_NET_ADMIN"],
     );
     assert_found(|f| f.kernel = Ok((5, 9)), "kernel", Fail, &["5.9", "5.10"]);
-    let refused = Probe::Refused("no tproxy".to_owned());
-    assert_found(|f| f.probe = refused, "tproxy", Fail, &["no tproxy"]);
     let no_local = |f: &mut Facts| {
         if let Ok(rules) = &mut f.rules {
             rules[0].table = 254;
@@ -247,6 +250,51 @@ fn a_fixed_port_among_the_ephemeral_ones_unless_reserved() {
     facts.reserved = Ok(vec![(7400, 7430)]);
     let findings = judge(&facts, &prefixes(), &[7420]);
     assert!(findings.iter().all(|f| f.severity == Severity::Ok));
+}
+
+#[test]
+fn one_of_the_two_ways_of_steering_has_to_work() {
+    use Severity::{Fail, Warn};
+    let refused = || Probe::Refused("not allowed".to_owned());
+    assert_found(|f| f.probe = refused(), "tproxy", Warn, &["not allowed"]);
+    let words = ["not allowed", "auto uses tproxy"];
+    assert_found(|f| f.sk_lookup = refused(), "sk_lookup", Warn, &words);
+    let mut facts = sound_host();
+    (facts.probe, facts.sk_lookup) = (refused(), refused());
+    let findings = judge(&facts, &prefixes(), &[]);
+    let failed = findings.iter().filter(|finding| finding.severity == Fail);
+    let failed: Vec<_> = failed.map(|finding| finding.topic).collect();
+    assert_eq!(failed, ["tproxy"]);
+}
+
+#[test]
+fn what_is_in_the_way_of_sk_lookup() {
+    use Severity::Warn;
+    let other = Ok(vec!["theirs (program 7)".to_owned()]);
+    assert_found(
+        |f| f.foreign_programs = other,
+        "sk_lookup programs",
+        Warn,
+        &["theirs (program 7)"],
+    );
+    assert_found(
+        |f| f.bpf_fs = false,
+        "bpf file system",
+        Warn,
+        &["/sys/fs/bpf"],
+    );
+    assert_found(
+        |f| f.bpf_jit = Ok(0),
+        "bpf settings",
+        Warn,
+        &["interpreted"],
+    );
+    assert_found(
+        |f| f.unprivileged_bpf = Ok(0),
+        "bpf settings",
+        Warn,
+        &["every user"],
+    );
 }
 
 #[test]

@@ -1,0 +1,218 @@
+//! Where everything is kept that is to outlive the agent: a directory of the
+//! BPF file system for each network namespace, `/sys/fs/bpf/anyport/INODE`.
+//!
+//! ```text
+//! link              keeps the program attached to the namespace
+//! sockets counters  the maps that all programs share
+//! claims-DIGEST     the attached program, named by what it steers
+//! ```
+
+use std::{
+    ffi::CString,
+    fs::{self, DirBuilder, File},
+    io::{self, ErrorKind},
+    os::{
+        fd::{AsFd, AsRawFd},
+        unix::{ffi::OsStrExt, fs::DirBuilderExt},
+    },
+    path::{Path, PathBuf},
+};
+
+use libbpf_rs::{
+    ErrorExt, Link, ProgramHandle, Result, libbpf_sys,
+    query::{LinkInfo, LinkTypeInfo},
+};
+use nix::{
+    fcntl::{Flock, FlockArg},
+    mount::{MsFlags, mount},
+    sys::statfs::{BPF_FS_MAGIC, statfs},
+};
+
+use super::Claims;
+
+/// Where the BPF file system is by custom; systemd mounts it there at boot.
+const BPF_FS: &str = "/sys/fs/bpf";
+
+/// Of all namespaces.
+const OURS: &str = "/sys/fs/bpf/anyport";
+
+const LINK: &str = "link";
+const CLAIMS: &str = "claims-";
+
+/// The directory of one namespace.
+#[derive(Debug)]
+pub(super) struct Pins {
+    /// The namespace's number, as `ls -i` and the kernel name it.
+    inode: u32,
+    directory: PathBuf,
+}
+
+impl Pins {
+    pub(super) fn of_namespace(inode: u32) -> Self {
+        Self {
+            inode,
+            directory: Path::new(OURS).join(inode.to_string()),
+        }
+    }
+
+    pub(super) fn path(&self, name: &str) -> PathBuf {
+        self.directory.join(name)
+    }
+
+    pub(super) fn link(&self) -> PathBuf {
+        self.path(LINK)
+    }
+
+    pub(super) fn claims(&self, digest: &str) -> PathBuf {
+        self.path(&format!("{CLAIMS}{digest}"))
+    }
+
+    pub(super) fn exist(&self) -> bool {
+        self.directory.exists()
+    }
+
+    /// Makes the directory where it is not there, and first of all the file
+    /// system.
+    pub(super) fn make(&self) -> Result<()> {
+        if self.exist() {
+            return Ok(());
+        }
+        mount_bpf_fs()?;
+        let mut builder = DirBuilder::new();
+        let made = builder.recursive(true).mode(0o700).create(&self.directory);
+        made.with_context(|| format!("making {}", self.directory.display()))?;
+        remove_of_dead_namespaces();
+        Ok(())
+    }
+
+    /// The pinned link, if it is still attached to our namespace. Numbers of
+    /// namespaces are given again, so it may be a dead one's.
+    pub(super) fn attached_link(&self) -> Option<Link> {
+        Link::open(self.link())
+            .ok()
+            .filter(|link| self.is_attached(link).is_some())
+    }
+
+    /// What the link runs in our namespace, if anything.
+    pub(super) fn is_attached(&self, link: &Link) -> Option<LinkInfo> {
+        let info = link.info().ok()?;
+        match &info.info {
+            LinkTypeInfo::NetNs(namespace) if namespace.ino == self.inode => Some(info),
+            _ => None,
+        }
+    }
+
+    /// The program of this number and what it steers, by the name of its pin.
+    pub(super) fn claims_of(&self, program: u32) -> Option<Claims> {
+        let pinned = self.all_claims().into_iter().filter_map(|digest| {
+            let program = ProgramHandle::from_pinned_path(self.claims(&digest)).ok()?;
+            Some(Claims { program, digest })
+        });
+        pinned
+            .into_iter()
+            .find(|claims| claims.program.id() == program)
+    }
+
+    /// Unpins all programs but the one that steers `digest`.
+    pub(super) fn keep_claims(&self, digest: &str) {
+        for other in self.all_claims().iter().filter(|other| *other != digest) {
+            let _ = fs::remove_file(self.claims(other));
+        }
+    }
+
+    fn all_claims(&self) -> Vec<String> {
+        let entries = fs::read_dir(&self.directory)
+            .into_iter()
+            .flatten()
+            .flatten();
+        let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+        names
+            .filter_map(|name| Some(name.strip_prefix(CLAIMS)?.to_owned()))
+            .collect()
+    }
+
+    /// Detaches the program and removes every pin. Returns whether there was
+    /// anything.
+    pub(super) fn remove(&self) -> Result<bool> {
+        if !self.exist() {
+            return Ok(false);
+        }
+        if let Some(link) = self.attached_link() {
+            // Another process may hold it, so unpinning may not end it.
+            link.detach().context("detaching the sk_lookup program")?;
+        }
+        let removed = fs::remove_dir_all(&self.directory);
+        removed.with_context(|| format!("removing {}", self.directory.display()))?;
+        // As long as other namespaces have theirs, this is refused.
+        let _ = fs::remove_dir(OURS);
+        Ok(true)
+    }
+}
+
+/// Pins at `path` in place of what is there.
+pub(super) fn pin(object: &impl AsFd, path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            return Err(error).with_context(|| format!("unpinning {}", path.display()));
+        }
+        _ => {}
+    }
+    let name = c_path(path)?;
+    // SAFETY: `name` is a string that ends with NUL and lives long enough.
+    let result = unsafe { libbpf_sys::bpf_obj_pin(object.as_fd().as_raw_fd(), name.as_ptr()) };
+    checked(result).with_context(|| format!("pinning {}", path.display()))?;
+    Ok(())
+}
+
+/// libbpf's functions return the error's number, negated.
+fn checked(result: i32) -> io::Result<i32> {
+    if result < 0 {
+        Err(io::Error::from_raw_os_error(-result))
+    } else {
+        Ok(result)
+    }
+}
+
+fn c_path(path: &Path) -> io::Result<CString> {
+    Ok(CString::new(path.as_os_str().as_bytes())?)
+}
+
+pub(crate) fn has_bpf_fs() -> bool {
+    statfs(BPF_FS).is_ok_and(|found| found.filesystem_type() == BPF_FS_MAGIC)
+}
+
+/// As systemd does, where nobody has.
+fn mount_bpf_fs() -> Result<()> {
+    if has_bpf_fs() {
+        return Ok(());
+    }
+    // Two agents that start together must not hide one's pins by the other's
+    // mount.
+    let directory = File::open(BPF_FS).context("opening /sys/fs/bpf")?;
+    let _lock = Flock::lock(directory, FlockArg::LockExclusive)
+        .map_err(|(_, error)| io::Error::from(error))
+        .context("locking /sys/fs/bpf")?;
+    if has_bpf_fs() {
+        return Ok(());
+    }
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    mount(Some("bpf"), BPF_FS, Some("bpf"), flags, Some("mode=0700"))
+        .map_err(io::Error::from)
+        .context("mounting the BPF file system at /sys/fs/bpf")?;
+    tracing::info!("mounted the BPF file system at {BPF_FS}");
+    Ok(())
+}
+
+/// A pin outlives its namespace, with nothing left to do.
+fn remove_of_dead_namespaces() {
+    for entry in fs::read_dir(OURS).into_iter().flatten().flatten() {
+        let dead = Link::open(entry.path().join(LINK)).is_ok_and(|link| {
+            let info = link.info().map(|info| info.info);
+            matches!(info, Ok(LinkTypeInfo::NetNs(namespace)) if namespace.ino == 0)
+        });
+        if dead {
+            // Somebody else may be at it.
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+}
