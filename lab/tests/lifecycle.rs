@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use anyport_lab::cluster::{Beside, Cluster, PATIENCE, Plan, Service, eventually};
+use anyport_lab::cluster::{Beside, Cluster, PATIENCE, Plan, Service, Steering, eventually};
 use anyport_lab::load::connect::{self, Close, Request};
 use anyport_lab::load::{Control, Load, Report, RunError, pingpong};
 use nix::sys::signal::Signal;
@@ -167,9 +167,22 @@ fn is_refused(cluster: &Cluster, target: &str) {
 }
 
 #[test]
-fn two_upgrades_under_load_lose_no_connection_and_no_descriptor() {
+fn two_upgrades_under_load_lose_nothing_by_tproxy() {
+    two_upgrades_under_load_lose_no_connection_and_no_descriptor(Steering::Tproxy);
+}
+
+#[test]
+fn two_upgrades_under_load_lose_nothing_by_sk_lookup() {
+    two_upgrades_under_load_lose_no_connection_and_no_descriptor(Steering::SkLookup);
+}
+
+fn two_upgrades_under_load_lose_no_connection_and_no_descriptor(steering: Steering) {
     const CONNECTIONS: usize = 5000;
-    let mut cluster = cluster();
+    let mut cluster = Cluster::start(Plan {
+        steering,
+        ..Plan::default()
+    })
+    .unwrap();
     let _origin = cluster.echo(0, "a", [7000]).unwrap();
     cluster
         .apply(&manifest("timeouts: { drain: 10m }"))
@@ -201,6 +214,7 @@ fn workers_may_be_fewer_or_more_after_an_upgrade_and_four_earlier_ones_go_on() {
     let environment = ("NOTIFY_SOCKET".to_owned(), path.display().to_string());
     let mut cluster = Cluster::start(Plan {
         environment: vec![environment],
+        steering: Steering::SkLookup,
         ..Plan::default()
     })
     .unwrap();
