@@ -87,6 +87,10 @@ struct Worker {
 
 impl Worker {
     async fn work(self, listeners: WorkerListeners) {
+        tokio::select! {
+            () = self.accepting.cancelled() => {}
+            () = self.drain.started() => {}
+        }
         let pairs = listeners.v4.into_iter().chain(listeners.v6);
         let (tcp, udp): (Vec<_>, Vec<_>) = pairs.map(|pair| (pair.tcp, pair.udp)).unzip();
         join_all(tcp.into_iter().map(|listener| self.accept_on(listener))).await;
@@ -107,10 +111,6 @@ impl Worker {
     }
 
     async fn accept_on(&self, listener: std::net::TcpListener) {
-        tokio::select! {
-            () = self.accepting.cancelled() => {}
-            () = self.drain.started() => return,
-        }
         match TcpListener::from_std(listener) {
             Ok(listener) => accept(listener, Arc::clone(&self.service), self.drain.clone()).await,
             Err(error) => tracing::error!(%error, "a worker cannot use its listener"),
