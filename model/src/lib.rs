@@ -4,6 +4,7 @@
 //! - **app**: what arrives where, and where it goes ([`resource::App`])
 //! - **pool**, **origin**: servers behind an app ([`resource::Pool`])
 //! - **monitor**: how an origin is probed ([`resource::Monitor`])
+//! - **certificate**: what the edge shows to TLS clients ([`certificate::Certificate`])
 //! - **claim**: a rectangle of addresses × ports ([`steering::Claim`])
 //! - **revision**: a number for one committed state ([`names::Revision`])
 //! - **state**: all resources of a revision, which fit each other ([`state::State`])
@@ -12,6 +13,8 @@
 //! Time, randomness and hash seeds are arguments everywhere.
 
 pub mod backoff;
+pub mod certificate;
+pub mod client_hello;
 pub mod diff;
 pub mod disabled;
 pub mod drain;
@@ -26,7 +29,9 @@ pub mod ports;
 pub mod replica;
 pub mod resource;
 pub mod route;
+pub mod server_name;
 pub mod state;
 pub mod steering;
+pub mod tls;
 pub mod validate;
 pub mod weights;

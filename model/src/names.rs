@@ -77,6 +77,8 @@ names! {
     PoolName,
     /// Name of an origin; unique in its pool only.
     OriginName,
+    /// Name of a certificate.
+    CertificateName,
     /// Name of a monitor.
     MonitorName,
     /// Name of an edge or a balancer.

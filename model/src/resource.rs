@@ -6,9 +6,11 @@ use std::{fmt, net::SocketAddr, num::NonZeroU32, str::FromStr, sync::Arc, time::
 use ipnet::IpNet;
 
 use crate::{
+    certificate::Certificate,
     identity::Identity,
-    names::{AppName, MonitorName, OriginName, PoolName},
+    names::{AppName, CertificateName, MonitorName, OriginName, PoolName},
     ports::{PortMap, PortRange},
+    tls::Tls,
 };
 
 /// A declared thing of any kind.
@@ -17,6 +19,7 @@ pub enum Resource {
     Prefix(Prefix),
     Monitor(Arc<Monitor>),
     Pool(Arc<Pool>),
+    Certificate(Arc<Certificate>),
     App(Arc<App>),
 }
 
@@ -27,6 +30,7 @@ pub enum ResourceRef {
     Prefix(Prefix),
     Monitor(MonitorName),
     Pool(PoolName),
+    Certificate(CertificateName),
     App(AppName),
 }
 
@@ -36,11 +40,18 @@ pub enum Kind {
     Prefix,
     Monitor,
     Pool,
+    Certificate,
     App,
 }
 
 impl Kind {
-    pub const ALL: [Kind; 4] = [Kind::Prefix, Kind::Monitor, Kind::Pool, Kind::App];
+    pub const ALL: [Kind; 5] = [
+        Kind::Prefix,
+        Kind::Monitor,
+        Kind::Pool,
+        Kind::Certificate,
+        Kind::App,
+    ];
 
     /// The word for one of this kind.
     pub fn singular(self) -> &'static str {
@@ -48,6 +59,7 @@ impl Kind {
             Kind::Prefix => "prefix",
             Kind::Monitor => "monitor",
             Kind::Pool => "pool",
+            Kind::Certificate => "certificate",
             Kind::App => "app",
         }
     }
@@ -58,6 +70,7 @@ impl Kind {
             Kind::Prefix => "prefixes",
             Kind::Monitor => "monitors",
             Kind::Pool => "pools",
+            Kind::Certificate => "certificates",
             Kind::App => "apps",
         }
     }
@@ -69,6 +82,9 @@ impl Resource {
             Resource::Prefix(prefix) => ResourceRef::Prefix(*prefix),
             Resource::Monitor(monitor) => ResourceRef::Monitor(monitor.name.clone()),
             Resource::Pool(pool) => ResourceRef::Pool(pool.name.clone()),
+            Resource::Certificate(certificate) => {
+                ResourceRef::Certificate(certificate.name.clone())
+            }
             Resource::App(app) => ResourceRef::App(app.name.clone()),
         }
     }
@@ -78,6 +94,7 @@ impl Resource {
             Resource::Prefix(_) => Kind::Prefix,
             Resource::Monitor(_) => Kind::Monitor,
             Resource::Pool(_) => Kind::Pool,
+            Resource::Certificate(_) => Kind::Certificate,
             Resource::App(_) => Kind::App,
         }
     }
@@ -89,6 +106,7 @@ impl ResourceRef {
             ResourceRef::Prefix(_) => Kind::Prefix,
             ResourceRef::Monitor(_) => Kind::Monitor,
             ResourceRef::Pool(_) => Kind::Pool,
+            ResourceRef::Certificate(_) => Kind::Certificate,
             ResourceRef::App(_) => Kind::App,
         }
     }
@@ -99,6 +117,7 @@ impl ResourceRef {
             ResourceRef::Prefix(prefix) => prefix.to_string(),
             ResourceRef::Monitor(name) => name.to_string(),
             ResourceRef::Pool(name) => name.to_string(),
+            ResourceRef::Certificate(name) => name.to_string(),
             ResourceRef::App(name) => name.to_string(),
         }
     }
@@ -365,6 +384,7 @@ pub struct App {
     /// Where the app answers; networks without host bits, not empty, none twice.
     pub edge_nets: Vec<IpNet>,
     pub origin: OriginChoice,
+    pub tls: Tls,
     pub identity: Identity,
     pub timeouts: Timeouts,
     /// Set: the app takes no connections, and its ports look closed.
@@ -385,6 +405,7 @@ impl App {
             ports,
             edge_nets,
             origin,
+            tls: Tls::default(),
             identity: Identity::default(),
             timeouts: Timeouts::default(),
             disable: None,
@@ -434,6 +455,8 @@ pub struct DirectOrigin {
 pub struct Timeouts {
     /// Until some origin has accepted, all attempts together.
     pub connect: Duration,
+    /// Of each TLS handshake, and until a ClientHello that decides is there.
+    pub tls_handshake: Duration,
     /// Without a byte in either direction.
     pub idle: Duration,
     /// Without a datagram in either direction, for flows of UDP.
@@ -446,6 +469,7 @@ impl Default for Timeouts {
     fn default() -> Self {
         Self {
             connect: Duration::from_secs(5),
+            tls_handshake: Duration::from_secs(5),
             idle: Duration::from_secs(3600),
             udp_idle: Duration::from_secs(60),
             drain: Duration::from_secs(30),

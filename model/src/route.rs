@@ -4,6 +4,10 @@
 //! wins; at equal length the narrower range of ports. A lookup tries the
 //! network lengths in use, longest first, and in each does one hash lookup and
 //! one binary search: it does not grow with the number of apps.
+//!
+//! Apps with the same network and ports share that place if they differ by the
+//! names that TLS clients ask for; one of them may be without names, and has
+//! what no name fits.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -16,24 +20,45 @@ use ipnet::IpNet;
 use crate::{
     ports::PortRange,
     resource::{App, Transport},
+    server_name::{ByName, NamePattern, ServerName},
 };
 
 /// The apps of one state, ready to be asked.
 #[derive(Debug, Clone, Default)]
 pub struct RouteTable {
     apps: Vec<Arc<App>>,
+    places: Vec<Place>,
     /// Network lengths in use, longest first, for IPv4 and IPv6.
     lengths: [Vec<u8>; 2],
     nets: HashMap<(Transport, IpNet), Vec<Segment>>,
 }
 
-/// Ports of one network that all belong to one claim.
+/// Ports of one network that all belong to one place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Segment {
     first: u16,
     last: u16,
-    /// Index into `RouteTable::apps`.
-    app: u32,
+    /// Index into `RouteTable::places`.
+    place: u32,
+}
+
+/// The apps that claim the same ports of one network, by index into
+/// `RouteTable::apps`.
+#[derive(Debug, Clone)]
+struct Place {
+    first: u32,
+    /// The one without names.
+    any: Option<u32>,
+    /// `None` where no app has names.
+    names: Option<Box<ByName<u32>>>,
+}
+
+/// The apps that share a destination.
+#[derive(Debug, Clone, Copy)]
+pub struct Candidates<'a> {
+    table: &'a RouteTable,
+    place: &'a Place,
+    net: IpNet,
 }
 
 /// The app that takes a connection, and the claim that decided.
@@ -46,12 +71,16 @@ pub struct Route<'a> {
 }
 
 /// Two apps of which neither is the more specific somewhere.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Conflict {
     /// Indices into the apps that were given; `first` < `second`.
     pub first: usize,
     pub second: usize,
     pub net: IpNet,
+    /// The name that both have, where they share their place.
+    pub name: Option<NamePattern>,
+    /// Of `net` in the second one's networks, or of `name` in its names.
+    pub position: usize,
 }
 
 fn family(ip: &IpAddr) -> usize {
@@ -77,21 +106,53 @@ fn claims_by_net(apps: &[Arc<App>]) -> Claims {
 }
 
 /// Every pair of neighbouring claims that a lookup could not decide between:
-/// the same network and overlapping ranges of the same width.
+/// the same network, overlapping ranges of the same width, and not the same
+/// ports with different names.
 pub fn conflicts(apps: &[&Arc<App>]) -> Vec<Conflict> {
     let apps: Vec<Arc<App>> = apps.iter().map(|app| Arc::clone(app)).collect();
     let mut found = Vec::new();
     for ((_, net), claims) in claims_by_net(&apps) {
+        let mut conflict = |a: usize, b: usize, name: Option<&NamePattern>| {
+            let (first, second) = (a.min(b), a.max(b));
+            let app = &apps[second];
+            let position = match name {
+                None => app.edge_nets.iter().position(|own| own.trunc() == net),
+                Some(name) => app.tls.sni().iter().position(|own| own == name),
+            };
+            found.push(Conflict {
+                first,
+                second,
+                net,
+                name: name.cloned(),
+                position: position.unwrap_or(0),
+            });
+        };
         for pair in claims.windows(2) {
             let [(ports_a, a), (ports_b, b)] = pair else {
                 continue;
             };
-            if ports_a.width() == ports_b.width() && ports_a.overlaps(*ports_b) && a != b {
-                found.push(Conflict {
-                    first: *a.min(b),
-                    second: *a.max(b),
-                    net,
-                });
+            let overlap = ports_a.width() == ports_b.width() && ports_a.overlaps(*ports_b);
+            if overlap && ports_a != ports_b {
+                conflict(*a, *b, None);
+            }
+        }
+        for sharing in claims.chunk_by(|(a, _), (b, _)| a == b) {
+            let mut any: Option<usize> = None;
+            let mut names: HashMap<&NamePattern, usize> = HashMap::new();
+            for &(_, index) in sharing {
+                let sni = apps[index].tls.sni();
+                if sni.is_empty()
+                    && let Some(other) = any.replace(index)
+                {
+                    conflict(other, index, None);
+                }
+                for name in sni {
+                    if let Some(other) = names.insert(name, index)
+                        && other != index
+                    {
+                        conflict(other, index, Some(name));
+                    }
+                }
             }
         }
     }
@@ -104,12 +165,22 @@ impl RouteTable {
     pub fn new(apps: Vec<Arc<App>>) -> Self {
         let mut lengths = [BTreeSet::new(), BTreeSet::new()];
         let mut nets = HashMap::new();
+        let mut places = Vec::new();
         for (key, claims) in claims_by_net(&apps) {
             lengths[family(&key.1.addr())].insert(key.1.prefix_len());
-            nets.insert(key, segments(&claims));
+            let sharing = claims.chunk_by(|(a, _), (b, _)| a == b);
+            let claimed: Vec<(PortRange, usize)> = sharing
+                .filter_map(|sharing| {
+                    let ports = sharing.first()?.0;
+                    places.push(Place::of(&apps, sharing)?);
+                    Some((ports, places.len() - 1))
+                })
+                .collect();
+            nets.insert(key, segments(&claimed));
         }
         Self {
             apps,
+            places,
             lengths: lengths.map(|lengths| lengths.into_iter().rev().collect()),
             nets,
         }
@@ -119,8 +190,18 @@ impl RouteTable {
         &self.apps
     }
 
-    /// The app that takes a connection to `destination`.
+    /// The app that takes a connection to `destination`, whatever name it asks
+    /// for, or none.
     pub fn lookup(&self, transport: Transport, destination: SocketAddr) -> Option<Route<'_>> {
+        self.candidates(transport, destination)?.any()
+    }
+
+    /// The apps of which one takes a connection to `destination`.
+    pub fn candidates(
+        &self,
+        transport: Transport,
+        destination: SocketAddr,
+    ) -> Option<Candidates<'_>> {
         let ip = destination.ip().to_canonical();
         let port = destination.port();
         for &len in &self.lengths[family(&ip)] {
@@ -134,12 +215,71 @@ impl RouteTable {
             let after = segments.partition_point(|segment| segment.first <= port);
             let segment = after.checked_sub(1).map(|index| segments[index]);
             if let Some(segment) = segment.filter(|segment| port <= segment.last) {
-                let index = segment.app as usize;
-                let app = &self.apps[index];
-                return Some(Route { index, app, net });
+                return Some(Candidates {
+                    table: self,
+                    place: &self.places[segment.place as usize],
+                    net,
+                });
             }
         }
         None
+    }
+}
+
+impl Place {
+    /// Of claims with the same ports; of apps in conflict the earlier one wins.
+    fn of(apps: &[Arc<App>], sharing: &[(PortRange, usize)]) -> Option<Self> {
+        let index = |(_, index): &(PortRange, usize)| u32::try_from(*index).ok();
+        let mut any = None;
+        let mut names = ByName::default();
+        for claim in sharing {
+            let index = index(claim)?;
+            let sni = apps[index as usize].tls.sni();
+            if sni.is_empty() {
+                any = any.or(Some(index));
+            }
+            for name in sni {
+                names.insert(name.clone(), index);
+            }
+        }
+        Some(Self {
+            first: sharing.first().and_then(index)?,
+            any,
+            names: (!names.is_empty()).then(|| Box::new(names)),
+        })
+    }
+}
+
+impl<'a> Candidates<'a> {
+    fn route(self, index: u32) -> Route<'a> {
+        let index = index as usize;
+        Route {
+            index,
+            app: &self.table.apps[index],
+            net: self.net,
+        }
+    }
+
+    /// Whether the name that a connection asks for decides.
+    pub fn are_named(self) -> bool {
+        self.place.names.is_some()
+    }
+
+    /// One of them.
+    pub fn first(self) -> Route<'a> {
+        self.route(self.place.first)
+    }
+
+    /// The app without names: it has what no name fits.
+    pub fn any(self) -> Option<Route<'a>> {
+        self.place.any.map(|index| self.route(index))
+    }
+
+    /// The app for a connection that asks for `name`, or for none.
+    pub fn of_name(self, name: Option<&ServerName>) -> Option<Route<'a>> {
+        let names = self.place.names.as_deref();
+        let named = names.zip(name).and_then(|(names, name)| names.get(name));
+        named.map(|&index| self.route(index)).or_else(|| self.any())
     }
 }
 
@@ -173,19 +313,19 @@ fn segments(claims: &[(PortRange, usize)]) -> Vec<Segment> {
     segments
 }
 
-fn push(segments: &mut Vec<Segment>, first: u32, last: u32, app: usize) {
-    let (Ok(first), Ok(last), Ok(app)) = (
+fn push(segments: &mut Vec<Segment>, first: u32, last: u32, place: usize) {
+    let (Ok(first), Ok(last), Ok(place)) = (
         u16::try_from(first),
         u16::try_from(last),
-        u32::try_from(app),
+        u32::try_from(place),
     ) else {
         return;
     };
     match segments.last_mut() {
-        Some(end) if end.app == app && u32::from(end.last) + 1 == u32::from(first) => {
+        Some(end) if end.place == place && u32::from(end.last) + 1 == u32::from(first) => {
             end.last = last;
         }
-        _ => segments.push(Segment { first, last, app }),
+        _ => segments.push(Segment { first, last, place }),
     }
 }
 
@@ -194,6 +334,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::resource::OriginChoice;
+    use crate::tls::Tls;
     use proptest::prelude::*;
     use std::net::Ipv4Addr;
 
@@ -269,6 +410,86 @@ mod tests {
             let route = table.lookup(transport, "198.51.100.1:53".parse().unwrap());
             assert_eq!(route.unwrap().app.name.as_str(), transport.as_str());
         }
+    }
+
+    fn named(name: &str, ports: &str, sni: &[&str]) -> Arc<App> {
+        let app = app(name, ports, &["198.51.100.0/24"]);
+        Arc::new(App {
+            tls: Tls::Off {
+                sni: sni.iter().map(|name| name.parse().unwrap()).collect(),
+            },
+            ..App::clone(&app)
+        })
+    }
+
+    #[test]
+    fn apps_that_share_a_place_are_told_apart_by_name() {
+        let apps = vec![
+            named("a", "443", &["a.example.com", "*.a.example.com"]),
+            named("b", "443", &["b.example.com"]),
+            named("any", "443", &[]),
+            named("alone", "8443", &["a.example.com"]),
+            named("around", "*", &[]),
+        ];
+        assert_eq!(conflicts(&apps.iter().collect::<Vec<_>>()), []);
+        let table = RouteTable::new(apps);
+        let taken_by = |port: u16, name: Option<&str>| {
+            let to = SocketAddr::from((Ipv4Addr::new(198, 51, 100, 9), port));
+            let candidates = table.candidates(Transport::Tcp, to).unwrap();
+            let name = name.map(|name| name.parse().unwrap());
+            let route = candidates.of_name(name.as_ref());
+            route.map(|route| route.app.name.to_string())
+        };
+        for (port, name, app) in [
+            (443, Some("a.example.com"), Some("a")),
+            (443, Some("www.a.example.com"), Some("a")),
+            (443, Some("b.example.com"), Some("b")),
+            (443, Some("c.example.com"), Some("any")),
+            (443, None, Some("any")),
+            (8443, Some("a.example.com"), Some("alone")),
+            // The place is decided by address and port alone.
+            (8443, Some("b.example.com"), None),
+            (8443, None, None),
+            (8444, None, Some("around")),
+        ] {
+            assert_eq!(taken_by(port, name).as_deref(), app, "{port} {name:?}");
+        }
+    }
+
+    #[test]
+    fn two_apps_with_one_name_at_one_place_conflict() {
+        let apps = [
+            named("a", "443", &["a.example.com", "*.x.example.com"]),
+            named("b", "443", &["b.example.com", "*.x.example.com"]),
+            named("elsewhere", "444", &["a.example.com"]),
+            named("any", "443", &[]),
+            named("other", "443", &[]),
+        ];
+        let found = conflicts(&apps.iter().collect::<Vec<_>>());
+        let said: Vec<_> = found
+            .iter()
+            .map(|c| {
+                (
+                    c.first,
+                    c.second,
+                    c.name.as_ref().map(ToString::to_string),
+                    c.position,
+                )
+            })
+            .collect();
+        assert_eq!(
+            said,
+            [
+                (0, 1, Some("*.x.example.com".to_owned()), 1),
+                (3, 4, None, 0)
+            ]
+        );
+        // Ranges that only overlap are no shared place.
+        let apps = [
+            named("a", "1-10", &["a.example.com"]),
+            named("b", "2-11", &["b.example.com"]),
+        ];
+        assert_eq!(conflicts(&apps.iter().collect::<Vec<_>>()).len(), 1);
     }
 
     fn any_apps() -> impl Strategy<Value = Vec<Arc<App>>> {

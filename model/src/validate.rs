@@ -36,7 +36,7 @@ pub fn faults(resources: &Resources, unreadable: &BTreeSet<ResourceRef>) -> Vec<
     };
     for resource in resources.values() {
         match resource {
-            Resource::Prefix(_) | Resource::Monitor(_) => {}
+            Resource::Prefix(_) | Resource::Monitor(_) | Resource::Certificate(_) => {}
             Resource::Pool(pool) => checker.pool(pool),
             Resource::App(app) => checker.app(app),
         }
@@ -116,6 +116,10 @@ impl Checker<'_> {
                 self.fault(this.clone(), format!("edge_ips[{index}]"), problem);
             }
         }
+        if let Some(certificate) = app.tls.certificate() {
+            let reference = ResourceRef::Certificate(certificate.clone());
+            self.must_be_declared(&this, "certificate", reference);
+        }
         match &app.origin {
             OriginChoice::Pool { pool, .. } => {
                 self.must_be_declared(&this, "origin_pool", ResourceRef::Pool(pool.clone()));
@@ -146,12 +150,22 @@ impl Checker<'_> {
         for conflict in route::conflicts(&apps) {
             let (first, second) = (&apps[conflict.first], &apps[conflict.second]);
             let other = ResourceRef::App(first.name.clone());
-            let problem = format!(
-                "{}/{} on {} overlaps {}/{} of {other}, and neither is the more specific",
-                second.transport, second.ports, conflict.net, first.transport, first.ports,
-            );
-            let index = second.edge_nets.iter().position(|net| *net == conflict.net);
-            let field = format!("edge_ips[{}]", index.unwrap_or(0));
+            let (field, problem) = match &conflict.name {
+                None => (
+                    format!("edge_ips[{}]", conflict.position),
+                    format!(
+                        "{}/{} on {} overlaps {}/{} of {other}, and neither is the more specific",
+                        second.transport, second.ports, conflict.net, first.transport, first.ports,
+                    ),
+                ),
+                Some(name) => (
+                    format!("sni[{}]", conflict.position),
+                    format!(
+                        "{name} at {}/{} on {} is also a name of {other}",
+                        second.transport, second.ports, conflict.net,
+                    ),
+                ),
+            };
             self.fault(ResourceRef::App(second.name.clone()), field, problem);
         }
     }
