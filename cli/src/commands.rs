@@ -1,6 +1,7 @@
 //! One file per command.
 
 pub mod apply;
+mod certificates;
 mod changes;
 pub mod delete;
 pub mod demo;

@@ -1,7 +1,7 @@
 //! Manifests: what users write, and what `get -o yaml` writes for them.
 //!
-//! A manifest is a YAML mapping with the lists `prefixes`, `monitors`, `pools`
-//! and `apps`, whose entries have the fields of `anyport/v1/resources.proto`.
+//! A manifest is a YAML mapping with the lists `prefixes`, `monitors`, `pools`,
+//! `certificates` and `apps`, whose entries have the fields of `anyport/v1/resources.proto`.
 //! Reading finds every fault at once and keeps for each value its path and
 //! line, so that a fault that only the config service can see is shown at the
 //! place where the user wrote it. What is well-formed but wrong (a port above

@@ -250,7 +250,7 @@ error: cannot apply: 9 faults, nothing was stored
 #[tokio::test]
 async fn a_fault_that_only_the_command_sees_stores_nothing_either() {
     let (fake, server) = Fake::start().await;
-    let manifest = format!("{GAME}    tls: full\n");
+    let manifest = format!("{GAME}    tls: on\n");
     let ran = anyport(server, &["apply", "-f", "-"], &manifest).await;
     assert_eq!(ran.code, 1);
     assert!(
@@ -533,7 +533,7 @@ async fn a_command_line_that_makes_no_sense_is_usage() {
         &["apply"],
         &["apply", "-f", "-", "--wait=soon"],
         &["apply", "-f", "-", "--wait", "--dry-run"],
-        &["get", "certificates"],
+        &["get", "secrets"],
         &["delete", "edges", "east"],
         &["explain", "198.51.100.10:1"],
         &["explain", "tcp/198.51.100.10:0"],
@@ -573,8 +573,10 @@ apps:
   edge_ips:
   - \"198.51.100.10\"
   origin_pool: game
+  tls: \"off\"
   timeouts:
     connect: 5s
+    tls_handshake: 5s
     idle: 1h
 ",
             "",
@@ -587,9 +589,9 @@ async fn tables_are_for_people() {
     anyport(server, &["get", "apps"], "").await.is(
         0,
         "\
-NAME        PROTOCOL   EDGE IPS         ORIGIN                  ORIGIN PORT
-everything  tcp/*      198.51.100.0/24  tcp://10.0.2.9:1-65535  -
-minecraft   tcp/25565  198.51.100.10    pool game               -
+NAME        PROTOCOL   EDGE IPS         ORIGIN                  ORIGIN PORT  TLS
+everything  tcp/*      198.51.100.0/24  tcp://10.0.2.9:1-65535  -            off
+minecraft   tcp/25565  198.51.100.10    pool game               -            off
 ",
         "",
     );

@@ -3,5 +3,5 @@
 mod dial;
 mod rest;
 
-pub use dial::{Dialled, NoOrigin, dial};
+pub use dial::{NoOrigin, dial};
 pub use rest::Rest;

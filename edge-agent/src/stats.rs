@@ -37,6 +37,8 @@ pub struct Stats {
     pub apply_time: Histogram,
     pub drift_repaired: IntCounterVec,
     pub dropped_packets: IntCounterVec,
+    /// TLS handshakes that succeeded, with clients and with origins.
+    pub tls_handshake: HistogramVec,
     /// Connections that no app took: they came while the kernel's rules and
     /// the route table were between two revisions, or past the rules.
     pub unclaimed: IntCounter,
@@ -204,6 +206,18 @@ impl Stats {
                 "anyport_dropped_packets_total",
                 "Packets for claimed ports that were turned away, by the reason.",
                 &["reason"],
+            )?,
+            tls_handshake: registered(
+                registry,
+                HistogramVec::new(
+                    histogram(
+                        "anyport_tls_handshake_seconds",
+                        "TLS handshakes that succeeded, with the client or the origin.",
+                        // A tenth of a millisecond to 6.6 seconds.
+                        exponential_buckets(0.0001, 2.0, 17),
+                    )?,
+                    &["side"],
+                ),
             )?,
             unclaimed: registered(
                 registry,

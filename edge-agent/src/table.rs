@@ -10,6 +10,7 @@ use std::{
 };
 
 use anyport_model::{
+    certificate::CertificateError,
     disabled::without_disabled,
     names::{AppName, PoolName, Revision},
     net_set::NetSet,
@@ -19,9 +20,10 @@ use anyport_model::{
         App, DirectOrigin, Disable, Origin, OriginChoice, Policy, Pool, Prefix, Resource,
         ResourceRef, Transport, Weight,
     },
-    route::RouteTable,
+    route::{Candidates, Route, RouteTable},
     state::Resources,
     steering::{Claim, claims_of, disjoint_claims},
+    tls::Tls,
     weights::{PoolState, PoolWeights},
 };
 use anyport_proto::{convert::write_reference, v1};
@@ -32,6 +34,7 @@ use crate::{
     live::AppKey,
     protect::Answered,
     stats::{AppStats, OriginStats, PoolId, PoolStats, Stats},
+    tls::{Configs, Termination},
 };
 
 /// Everything that workers read.
@@ -54,6 +57,8 @@ pub struct AppEntry {
     /// Into `Snapshot::pools`: the app's pool, then its fallbacks in order.
     chain: Vec<usize>,
     ports: Ports,
+    /// `None`: bytes pass untouched.
+    pub tls: Option<Termination>,
 }
 
 #[derive(Clone)]
@@ -94,10 +99,34 @@ pub struct Target<'a> {
 }
 
 impl Snapshot {
-    /// Where a connection to `destination` goes; `None`: no app takes it, or
-    /// one that is disabled.
+    /// Where a connection to `destination` goes that asks for no name; `None`:
+    /// no app takes it, or one that is disabled.
+    #[cfg(test)]
     pub fn target(&self, destination: SocketAddr) -> Option<Target<'_>> {
-        let route = self.routes.lookup(Transport::Tcp, destination)?;
+        let candidates = self.routes.candidates(Transport::Tcp, destination)?;
+        self.target_of(candidates.any()?)
+    }
+
+    /// The apps of which one takes a connection to `destination`, the first of
+    /// them, and where no name decides, where it goes. `None`: no app takes it,
+    /// or one that is disabled.
+    pub fn apps_at(
+        &self,
+        destination: SocketAddr,
+    ) -> Option<(Candidates<'_>, &AppEntry, Option<Target<'_>>)> {
+        let candidates = self.routes.candidates(Transport::Tcp, destination)?;
+        let first = candidates.first();
+        let only = if candidates.are_named() {
+            None
+        } else {
+            Some(self.target_of(first)?)
+        };
+        Some((candidates, self.apps.get(first.index)?, only))
+    }
+
+    /// The app of a route, and the pool for a connection; `None` where it is
+    /// disabled.
+    pub fn target_of(&self, route: Route<'_>) -> Option<Target<'_>> {
         let app = self.apps.get(route.index)?;
         if app.app.disable.is_some() {
             return None;
@@ -150,6 +179,7 @@ pub struct TableWriter {
     stats: Arc<Stats>,
     weights: BTreeMap<PoolName, PoolWeights>,
     protected: Vec<IpAddr>,
+    tls: Configs,
     current: Arc<ArcSwap<Snapshot>>,
 }
 
@@ -171,6 +201,7 @@ impl TableWriter {
             stats,
             weights: BTreeMap::new(),
             protected: Vec::new(),
+            tls: Configs::default(),
             current: Arc::default(),
         }
     }
@@ -187,7 +218,7 @@ impl TableWriter {
     }
 
     /// Makes the table for `resources` without putting it to use. An app whose
-    /// pool is missing is served as before, or not at all, and is rejected. A
+    /// pool or certificate is missing is served as before, or not at all, and is rejected. A
     /// prefix that contains a protected address is not answered for.
     pub fn prepare(&self, revision: Revision, resources: &Resources) -> Prepared {
         let previous = self.current.load();
@@ -220,6 +251,12 @@ impl TableWriter {
             let reference = ResourceRef::Pool(pool.name.clone());
             let kept = in_use.entry(reference);
             kept.or_insert_with(|| Resource::Pool(Arc::clone(pool)));
+        }
+        for shown in apps.iter().filter_map(|app| app.tls.as_ref()) {
+            let certificate = &shown.shown.certificate;
+            let reference = ResourceRef::Certificate(certificate.name.clone());
+            let kept = in_use.entry(reference);
+            kept.or_insert_with(|| Resource::Certificate(Arc::clone(certificate)));
         }
         let answered = Answered::of(resources.values().filter_map(as_prefix), &self.protected);
         rejections.extend(answered.rejections());
@@ -377,11 +414,20 @@ fn as_prefix(resource: &Resource) -> Option<Prefix> {
     }
 }
 
-fn rejection(app: &App, missing: &PoolName) -> v1::Rejection {
+fn rejection(app: &App, missing: &Missing) -> v1::Rejection {
     v1::Rejection {
         resource: Some(write_reference(&ResourceRef::App(app.name.clone()))),
-        reason: format!("there is no pool \"{missing}\" here; it was not sent or was rejected"),
+        reason: missing.to_string(),
     }
+}
+
+/// What an app lacks to be served.
+#[derive(Debug, thiserror::Error)]
+enum Missing {
+    #[error("there is no {0} here; it was not sent or was rejected")]
+    Resource(ResourceRef),
+    #[error("certificate: {0}")]
+    Certificate(#[from] CertificateError),
 }
 
 /// Makes the entries of one table, each pool once.
@@ -400,8 +446,26 @@ impl<'a> Builder<'a> {
         }
     }
 
-    /// The entry of an app, or the pool that it lacks.
-    fn app(&mut self, app: &Arc<App>) -> Result<AppEntry, PoolName> {
+    fn termination(&self, app: &App) -> Result<Option<Termination>, Missing> {
+        let Tls::Terminate {
+            certificate,
+            origin,
+        } = &app.tls
+        else {
+            return Ok(None);
+        };
+        let reference = ResourceRef::Certificate(certificate.clone());
+        match self.resources.get(&reference) {
+            Some(Resource::Certificate(certificate)) => {
+                Ok(Some(self.writer.tls.termination(certificate, origin)?))
+            }
+            _ => Err(Missing::Resource(reference)),
+        }
+    }
+
+    /// The entry of an app, or what it lacks.
+    fn app(&mut self, app: &Arc<App>) -> Result<AppEntry, Missing> {
+        let tls = self.termination(app)?;
         let (chain, ports) = match &app.origin {
             OriginChoice::Pool { pool, port } => {
                 (self.chain(pool)?, port.map_or(Ports::Own, Ports::Mapped))
@@ -420,6 +484,7 @@ impl<'a> Builder<'a> {
             trusted_senders: (!trusted.is_empty()).then(|| NetSet::new(trusted.iter().copied())),
             chain,
             ports,
+            tls,
         })
     }
 
@@ -446,11 +511,12 @@ impl<'a> Builder<'a> {
             trusted_senders: old.trusted_senders.clone(),
             chain: chain.collect(),
             ports: old.ports.clone(),
+            tls: old.tls.clone(),
         }
     }
 
     /// A pool and its fallbacks. A fallback that is missing ends the chain.
-    fn chain(&mut self, first: &PoolName) -> Result<Vec<usize>, PoolName> {
+    fn chain(&mut self, first: &PoolName) -> Result<Vec<usize>, Missing> {
         let mut chain = Vec::new();
         let mut next = Some(first);
         while let Some(name) = next {
@@ -466,7 +532,7 @@ impl<'a> Builder<'a> {
             next = pool.fallback.as_ref();
         }
         if chain.is_empty() {
-            return Err(first.clone());
+            return Err(Missing::Resource(ResourceRef::Pool(first.clone())));
         }
         Ok(chain)
     }

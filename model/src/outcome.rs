@@ -11,11 +11,18 @@ pub enum Status {
     /// Turned away at the edge: an access rule, a limit, or a PROXY header that
     /// does not come from where it may or not at all.
     Denied,
+    /// Apps are told apart by name here, and none has the name that the client
+    /// asked for.
+    InvalidSni,
+    /// The client's TLS handshake failed or was not there in time.
+    TlsHandshake,
     OriginReset,
     OriginTimedOut,
     OriginUnreachable,
     OriginRefusedRead,
     OriginBrokenPipe,
+    /// The client broke TLS, or its stream ended without saying so.
+    ClientTls,
     /// Nothing came from either side for the idle timeout, or the client's
     /// kernel stopped answering.
     ClientTimedOut,
@@ -31,17 +38,23 @@ pub enum Status {
     ConnectSystem,
     /// There was no origin to connect to.
     NoOrigin,
+    /// The origin's TLS handshake failed, or its certificate is not what the
+    /// app asks for.
+    TlsConfiguration,
 }
 
 impl Status {
-    pub const ALL: [Status; 18] = [
+    pub const ALL: [Status; 22] = [
         Status::Closed,
+        Status::InvalidSni,
         Status::Denied,
+        Status::TlsHandshake,
         Status::OriginReset,
         Status::OriginTimedOut,
         Status::OriginUnreachable,
         Status::OriginRefusedRead,
         Status::OriginBrokenPipe,
+        Status::ClientTls,
         Status::ClientTimedOut,
         Status::ClientUnreachable,
         Status::ClientBrokenPipe,
@@ -53,18 +66,22 @@ impl Status {
         Status::ConnectUnreachable,
         Status::ConnectSystem,
         Status::NoOrigin,
+        Status::TlsConfiguration,
     ];
 
     /// Spectrum's code.
     pub fn code(self) -> u16 {
         match self {
             Status::Closed => 200,
+            Status::InvalidSni => 400,
             Status::Denied => 403,
+            Status::TlsHandshake => 443,
             Status::OriginReset => 444,
             Status::OriginTimedOut => 445,
             Status::OriginUnreachable => 446,
             Status::OriginRefusedRead => 447,
             Status::OriginBrokenPipe => 448,
+            Status::ClientTls => 490,
             Status::ClientUnreachable => 496,
             Status::ClientTimedOut => 497,
             Status::ClientBrokenPipe => 498,
@@ -76,6 +93,7 @@ impl Status {
             Status::ConnectUnreachable => 523,
             Status::ConnectSystem => 524,
             Status::NoOrigin => 530,
+            Status::TlsConfiguration => 540,
         }
     }
 
@@ -86,6 +104,8 @@ impl Status {
             ErrorKind::TimedOut => Status::ClientTimedOut,
             ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable => Status::ClientUnreachable,
             ErrorKind::BrokenPipe => Status::ClientBrokenPipe,
+            // Only TLS says these.
+            ErrorKind::InvalidData | ErrorKind::UnexpectedEof => Status::ClientTls,
             _ => Status::Internal,
         }
     }
@@ -93,7 +113,10 @@ impl Status {
     /// An error while reading from or writing to the origin.
     pub fn of_origin_error(kind: ErrorKind) -> Self {
         match kind {
-            ErrorKind::ConnectionReset => Status::OriginReset,
+            // Only TLS says the other two: the stream is cut short as well.
+            ErrorKind::ConnectionReset | ErrorKind::InvalidData | ErrorKind::UnexpectedEof => {
+                Status::OriginReset
+            }
             ErrorKind::TimedOut => Status::OriginTimedOut,
             ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable => Status::OriginUnreachable,
             ErrorKind::ConnectionRefused => Status::OriginRefusedRead,

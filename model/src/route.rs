@@ -159,6 +159,21 @@ pub fn conflicts(apps: &[&Arc<App>]) -> Vec<Conflict> {
     found
 }
 
+/// Pairs of apps that share a place, by index into `apps`, the first one of it
+/// with each other; and the network.
+pub fn sharing(apps: &[&Arc<App>]) -> Vec<(usize, usize, IpNet)> {
+    let apps: Vec<Arc<App>> = apps.iter().map(|app| Arc::clone(app)).collect();
+    let mut pairs = Vec::new();
+    for ((_, net), claims) in claims_by_net(&apps) {
+        for sharing in claims.chunk_by(|(a, _), (b, _)| a == b) {
+            if let [(_, first), others @ ..] = sharing {
+                pairs.extend(others.iter().map(|(_, other)| (*first, *other, net)));
+            }
+        }
+    }
+    pairs
+}
+
 impl RouteTable {
     /// Builds the table in O(n log n) of all claims. Of apps in conflict the
     /// earlier one wins.

@@ -147,6 +147,22 @@ impl Checker<'_> {
 
     fn conflicts(&mut self) {
         let apps: Vec<&Arc<App>> = state::apps(self.resources).collect();
+        for (first, second, net) in route::sharing(&apps) {
+            let (first, second) = (&apps[first], &apps[second]);
+            let trusted = |app: &App| -> BTreeSet<IpNet> {
+                app.identity.trusted_senders.iter().copied().collect()
+            };
+            if trusted(first) != trusted(second) {
+                let other = ResourceRef::App(first.name.clone());
+                let problem = format!(
+                    "is not that of {other}, with which this app shares {}/{} on {net}; a PROXY \
+                     header comes before the name that tells them apart",
+                    second.transport, second.ports,
+                );
+                let this = ResourceRef::App(second.name.clone());
+                self.fault(this, "accept_proxy_protocol", problem);
+            }
+        }
         for conflict in route::conflicts(&apps) {
             let (first, second) = (&apps[conflict.first], &apps[conflict.second]);
             let other = ResourceRef::App(first.name.clone());
@@ -285,6 +301,31 @@ mod tests {
                 "app \"second\": edge_ips[0]: tcp/5-14 on 198.51.100.7/32 overlaps tcp/1-10 of \
               app \"first\", and neither is the more specific"
             ]
+        );
+    }
+
+    #[test]
+    fn apps_told_apart_by_name_trust_the_same_senders() {
+        let app = |name: &str, sni: &[&str], trusted: &[&str]| {
+            let Resource::App(app) = app(name, "443", "198.51.100.7/32", "10.0.2.2") else {
+                panic!("an app");
+            };
+            let mut app = Arc::unwrap_or_clone(app);
+            let sni = sni.iter().map(|name| name.parse().unwrap()).collect();
+            app.tls = crate::tls::Tls::Off { sni };
+            app.identity.trusted_senders = trusted.iter().map(|net| net.parse().unwrap()).collect();
+            Resource::App(Arc::new(app))
+        };
+        let found = said(vec![
+            prefix("198.51.100.0/24"),
+            app("a", &["a.org"], &["10.0.0.0/8"]),
+            app("b", &["b.org"], &["10.0.0.0/8"]),
+            app("c", &[], &[]),
+        ]);
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert!(
+            found[0].starts_with("app \"c\": accept_proxy_protocol: is not that of app \"a\""),
+            "{found:?}"
         );
     }
 

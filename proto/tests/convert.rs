@@ -20,8 +20,8 @@ use anyport_model::{
 };
 use anyport_proto::{
     convert::{
-        read_pool_weights, read_reference, read_resource, read_update, write_reference,
-        write_resource,
+        read_pool_weights, read_reference, read_resource, read_update, write_redacted,
+        write_reference, write_resource,
     },
     v1::{self, resource::Kind},
 };
@@ -288,6 +288,7 @@ fn wire() -> impl Strategy<Value = v1::Resource> {
                     ..Default::default()
                 }),
                 disable: None,
+                ..Default::default()
             })
         },
     );
@@ -564,6 +565,26 @@ fn every_fault_names_its_field() {
         (
             an_app(|a| {
                 a.timeouts = Some(v1::Timeouts {
+                    tls_handshake: seconds(0),
+                    ..Default::default()
+                })
+            }),
+            "timeouts.tls_handshake",
+        ),
+        (an_app(|a| a.tls = 99), "tls"),
+        (an_app(|a| a.tls = v1::TlsMode::Full.into()), "certificate"),
+        (an_app(|a| a.certificate = "mail".into()), "certificate"),
+        (an_app(|a| a.sni = vec!["a b".into()]), "sni[0]"),
+        (
+            an_app(|a| a.sni = vec!["a.org".into(), "A.org.".into()]),
+            "sni[1]",
+        ),
+        (an_app(|a| ends(a, v1::TlsMode::Flexible, "sni")), "sni"),
+        (an_app(|a| ends(a, v1::TlsMode::Full, "ca")), "origin_ca"),
+        (an_app(|a| ends(a, v1::TlsMode::Strict, "no")), "origin_ca"),
+        (
+            an_app(|a| {
+                a.timeouts = Some(v1::Timeouts {
                     idle: seconds(0),
                     ..Default::default()
                 })
@@ -588,6 +609,84 @@ fn every_fault_names_its_field() {
     }
 }
 
+fn ends(app: &mut v1::App, mode: v1::TlsMode, with: &str) {
+    app.tls = mode.into();
+    app.certificate = "mail".into();
+    match with {
+        "sni" => app.sni = vec!["a.org".into()],
+        "ca" => app.origin_ca = authority(),
+        other => app.origin_ca = other.into(),
+    }
+}
+
+fn authority() -> String {
+    let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let key = rcgen::KeyPair::generate().unwrap();
+    params.self_signed(&key).unwrap().pem()
+}
+
+#[test]
+fn tls_is_the_same_after_the_way_over_the_wire() {
+    let mut kinds = vec![an_app(|a| {
+        a.sni = vec!["*.example.com".into(), "mail.example.com".into()];
+    })];
+    for mode in [
+        v1::TlsMode::Flexible,
+        v1::TlsMode::Full,
+        v1::TlsMode::Strict,
+    ] {
+        kinds.push(an_app(|a| ends(a, mode, "")));
+    }
+    kinds.push(an_app(|a| ends(a, v1::TlsMode::Strict, "ca")));
+    for kind in kinds {
+        let read = read_resource(v1::Resource { kind: Some(kind) }).unwrap();
+        assert_eq!(read_resource(write_resource(&read)), Ok(read));
+    }
+}
+
+#[test]
+fn a_certificate_comes_whole_only_where_it_must() {
+    let made = rcgen::generate_simple_self_signed(vec!["mail.example.com".to_owned()]).unwrap();
+    let (cert, key) = (made.cert.pem(), made.signing_key.serialize_pem());
+    let wire = |cert: &str, key: &str| v1::Resource {
+        kind: Some(Kind::Certificate(v1::Certificate {
+            name: "mail".to_owned(),
+            cert: cert.to_owned(),
+            key: key.to_owned(),
+        })),
+    };
+    let read = read_resource(wire(&cert, &key)).unwrap();
+    assert_eq!(read_resource(write_resource(&read)), Ok(read.clone()));
+    let shown = write_redacted(&read);
+    let secret = key.lines().nth(1).unwrap();
+    assert!(!format!("{shown:?} {read:?} {:?}", wire(&cert, &key)).contains(secret));
+    assert!(
+        !shown
+            .encode_to_vec()
+            .windows(20)
+            .any(|part| part == &secret.as_bytes()[..20])
+    );
+    let Err(refused) = read_resource(shown) else {
+        panic!("a redacted key was taken");
+    };
+    let faults = refused.faults;
+    assert_eq!((faults.len(), faults[0].field.as_str()), (1, "key"));
+    assert!(faults[0].problem.starts_with("is redacted"), "{faults:?}");
+    for (cert, key, field) in [
+        ("", key.as_str(), "cert"),
+        (&cert, "", "key"),
+        (&cert, &cert, "key"),
+    ] {
+        let faults = read_resource(wire(cert, key)).unwrap_err().faults;
+        assert_eq!(
+            (faults.len(), faults[0].field.as_str()),
+            (1, field),
+            "{faults:?}"
+        );
+    }
+}
+
 #[test]
 fn all_faults_of_a_resource_are_found_at_once() {
     let many = an_app(|a| {
@@ -599,6 +698,7 @@ fn all_faults_of_a_resource_are_found_at_once() {
             connect: seconds(-1),
             idle: seconds(-1),
             drain: seconds(-1),
+            ..Default::default()
         });
     });
     assert_eq!(

@@ -6,7 +6,7 @@
 use std::{
     io::{self, Read},
     sync::Arc,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use anyport_proto::v1;
@@ -14,11 +14,12 @@ use tonic::{Code, Status};
 use tonic_types::{FieldViolation, StatusExt};
 
 use super::{
-    Context, changes,
+    Context, certificates, changes,
     wait::{self, Edges},
 };
 use crate::{
     connection::{Client, Unwritten, author, request_id},
+    console::{Mood, printable},
     failure::Failure,
     manifest::{Manifest, ManifestFault, parse_duration},
 };
@@ -97,6 +98,15 @@ pub(super) async fn apply(args: &Args, context: &mut Context) -> Result<u64, Fai
         Err(unwritten) => return Err(refusal(&manifest, &unwritten, context)),
     };
     changes::print(&mut context.console, &response.changes, args.dry_run)?;
+    let now = SystemTime::now();
+    for resource in manifest.resources() {
+        if let Some(warning) = certificates::warning(&resource, now) {
+            let word = context.console.paint("warning", Mood::Notable);
+            context
+                .console
+                .line(format_args!("{word}    {}", printable(&warning)))?;
+        }
+    }
     let revision = response.revision;
     let line = if args.dry_run {
         format!("dry run: nothing was stored, the latest revision is still {revision}")
@@ -254,7 +264,7 @@ mod tests {
 
     #[test]
     fn faults_that_the_server_does_not_name_are_counted_all_the_same() {
-        let manifest = Manifest::read("game.yaml", "apps:\n  - name: a\n    tls: off\n");
+        let manifest = Manifest::read("game.yaml", "apps:\n  - name: a\n    unknown: off\n");
         let named = vec![
             FieldViolation::new("app[\"x\"].protocol", "is empty"),
             FieldViolation::new("app[\"y\"].protocol", "is empty"),
@@ -284,7 +294,7 @@ mod tests {
     fn faults_of_both_sides_come_in_the_order_of_the_file() {
         let manifest = Manifest::read(
             "game.yaml",
-            "pools:\n  - name: game\n    monitor: 5\n    origins: []\napps:\n  - name: a\n    edge_ips: [198.51.101.1]\n    tls: off\n",
+            "pools:\n  - name: game\n    monitor: 5\n    origins: []\napps:\n  - name: a\n    edge_ips: [198.51.101.1]\n    unknown: off\n",
         );
         let violation = FieldViolation::new;
         let lines = fault_lines(
@@ -294,7 +304,10 @@ mod tests {
                     "resources[1].app.edge_ips[0]",
                     "198.51.101.1/32 is in no declared prefix",
                 ),
-                violation("resources[1].app.tls", "follows from a fault found here"),
+                violation(
+                    "resources[1].app.unknown",
+                    "follows from a fault found here",
+                ),
                 violation(
                     "resources[0].pool.origins",
                     "is empty; a pool has at least one origin",
@@ -306,7 +319,7 @@ mod tests {
 game.yaml:3: pools[0].monitor: is the number 5; right is a text, which here needs quotes
 game.yaml:4: pools[0].origins: is empty; a pool has at least one origin
 game.yaml:7: apps[0].edge_ips[0]: 198.51.101.1/32 is in no declared prefix
-game.yaml:8: apps[0].tls: an app has no field \"tls\" in this version of Anyport; its fields are name, protocol, edge_ips, origin_pool, origin_direct, origin_port, proxy_protocol, accept_proxy_protocol, timeouts, disable
+game.yaml:8: apps[0].unknown: an app has no field \"unknown\" in this version of Anyport; its fields are name, protocol, edge_ips, origin_pool, origin_direct, origin_port, tls, certificate, sni, origin_ca, origin_ca_file, proxy_protocol, accept_proxy_protocol, timeouts, disable
 app[\"old\"].origin_pool: there is no pool \"gone\"";
         assert_eq!(lines.join("\n"), wanted);
     }

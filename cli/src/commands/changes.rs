@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use anyport_model::certificate::Chain;
 use anyport_proto::{
     convert,
     v1::{self, change::Action},
@@ -83,12 +84,37 @@ fn differences(before: Option<&v1::Resource>, after: Option<&v1::Resource>) -> V
 /// mappings are called by their names and not by their positions.
 fn leaves(resource: Option<&v1::Resource>) -> Vec<(String, String)> {
     let mut leaves = Vec::new();
+    if let Some(v1::resource::Kind::Certificate(certificate)) =
+        resource.and_then(|resource| resource.kind.as_ref())
+    {
+        return certificate_leaves(certificate);
+    }
     let entry = resource.and_then(Entry::new);
     // Entries hold nothing that JSON could not.
     if let Some(Ok(value)) = entry.map(serde_json::to_value) {
         collect(String::new(), &value, &mut leaves);
     }
     leaves
+}
+
+/// A line each instead of a page of PEM.
+fn certificate_leaves(certificate: &v1::Certificate) -> Vec<(String, String)> {
+    let lines = certificate.cert.lines();
+    let body: Vec<&str> = lines.filter(|line| !line.starts_with("---")).collect();
+    let cert = match Chain::from_pem(&certificate.cert) {
+        Ok(chain) => {
+            let until = prost_types::Timestamp::from(chain.not_after).to_string();
+            let names = chain.names.join(", ");
+            // The end of its signature tells it from others of that name.
+            let end = body.last().copied().unwrap_or_default();
+            format!("{names} until {until} (…{end})")
+        }
+        Err(error) => error.to_string(),
+    };
+    vec![
+        ("cert".to_owned(), cert),
+        ("name".to_owned(), certificate.name.clone()),
+    ]
 }
 
 fn collect(path: String, value: &Value, leaves: &mut Vec<(String, String)>) {

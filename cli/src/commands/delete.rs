@@ -36,6 +36,8 @@ enum Declared {
     Pools,
     #[value(alias = "monitor")]
     Monitors,
+    #[value(alias = "certificate")]
+    Certificates,
     #[value(alias = "prefix")]
     Prefixes,
 }
@@ -46,6 +48,7 @@ impl From<Declared> for Kind {
             Declared::Apps => Kind::App,
             Declared::Pools => Kind::Pool,
             Declared::Monitors => Kind::Monitor,
+            Declared::Certificates => Kind::Certificate,
             Declared::Prefixes => Kind::Prefix,
         }
     }

@@ -13,7 +13,9 @@ use anyport_model::{
     identity::ProxyProtocol,
     resource::{App, Disable, OriginChoice, Pool, Resource, Transport},
     route::RouteTable,
+    server_name::ServerName,
     steering::{Claim, claims_of},
+    tls::{OriginTls, Roots, Tls},
 };
 use anyport_proto::{convert::read_resource, v1};
 use ipnet::IpNet;
@@ -35,6 +37,9 @@ pub struct Args {
     /// The client's address
     #[arg(long, value_name = "ADDR")]
     from: Option<IpAddr>,
+    /// The name in the client's ClientHello, where apps are told apart by it
+    #[arg(long, value_name = "NAME")]
+    sni: Option<ServerName>,
 }
 
 /// What a connection is made to.
@@ -73,7 +78,7 @@ pub async fn run(args: Args, mut context: Context) -> Result<(), Failure> {
     )?;
     let world = World::new(listed.resources, pools::by_name(&nodes.nodes));
     let console = &mut context.console;
-    world.explain(console, args.destination, args.from, SystemTime::now())
+    world.explain(console, &args, SystemTime::now())
 }
 
 /// What is declared and known.
@@ -105,27 +110,31 @@ impl World {
                     world.pools.extend(known.map(|known| (name, known)));
                 }
                 Ok(Resource::Prefix(prefix)) => world.prefixes.push(prefix.net()),
-                Ok(Resource::Monitor(_)) | Err(_) => {}
+                Ok(Resource::Monitor(_) | Resource::Certificate(_)) | Err(_) => {}
             }
         }
         world
     }
 
-    fn explain(
-        &self,
-        console: &mut Console,
-        destination: Destination,
-        from: Option<IpAddr>,
-        now: SystemTime,
-    ) -> Result<(), Failure> {
-        let Destination { transport, address } = destination;
+    fn explain(&self, console: &mut Console, args: &Args, now: SystemTime) -> Result<(), Failure> {
+        let Destination { transport, address } = args.destination;
+        let from = args.from;
         let from_words = from.map(|from| format!(" from {from}")).unwrap_or_default();
-        let title = format!("{transport}/{address}{from_words}");
+        let name_words = match &args.sni {
+            Some(name) => format!(" asking for {name}"),
+            None => String::new(),
+        };
+        let title = format!("{transport}/{address}{from_words}{name_words}");
         let table = RouteTable::new(self.apps.clone());
-        let Some(route) = table.lookup(transport, address) else {
+        let candidates = table.candidates(transport, address);
+        let route = candidates.and_then(|candidates| candidates.of_name(args.sni.as_ref()));
+        let Some(route) = route else {
             let refused = console.paint("refused", Mood::Bad);
             console.line(format_args!("{title}: {refused}"))?;
-            self.explain_refusal(console, address)?;
+            match candidates {
+                Some(candidates) => self.explain_names(console, address, candidates.first().app)?,
+                None => self.explain_refusal(console, address)?,
+            }
             return Err(Failure::refused(format_args!("{title} would be refused")));
         };
         if let Some(disable) = route.app.disable {
@@ -149,6 +158,7 @@ impl World {
                 "  source   {from} is let in: access rules are not part of this version"
             ))?;
         }
+        explain_tls(console, route.app)?;
         explain_identity(console, route.app)?;
         self.explain_origins(console, route.app, address.port(), now)
     }
@@ -177,6 +187,31 @@ impl World {
         Ok(())
     }
 
+    /// Apps have the place, but none for the name.
+    fn explain_names(
+        &self,
+        console: &mut Console,
+        address: SocketAddr,
+        one: &Arc<App>,
+    ) -> Result<(), Failure> {
+        console.line(
+            "  the apps there are told apart by the name that the client asks for (--sni NAME),\n  \
+             and none has this one; the connection is reset, status 400",
+        )?;
+        for (app, claim) in claims(&self.apps) {
+            let holds = claim.net.contains(&address.ip()) && app.ports == one.ports;
+            if holds && !app.tls.sni().is_empty() {
+                let names = names(app);
+                console.line(format_args!(
+                    "  {} has {names} at {}",
+                    app.name,
+                    words(app, &claim)
+                ))?;
+            }
+        }
+        Ok(())
+    }
+
     /// The claim that decided and those that it beat, the next best first.
     fn explain_claims(
         &self,
@@ -197,9 +232,23 @@ impl World {
         let Some(((app, won), beaten)) = held.split_first() else {
             return Ok(());
         };
-        console.line(format_args!("  because  it has {}", words(app, won)))?;
+        if winner.tls.sni().is_empty() {
+            console.line(format_args!("  because  it has {}", words(app, won)))?;
+        } else {
+            let names = names(winner);
+            console.line(format_args!(
+                "  because  it has {names} at {}",
+                words(app, won)
+            ))?;
+        }
         for (app, lost) in beaten {
-            let why = if lost.net.prefix_len() < won.net.prefix_len() {
+            let why = if lost.net == won.net && lost.ports == won.ports {
+                if app.tls.sni().is_empty() {
+                    "it has what no name fits"
+                } else {
+                    "another name"
+                }
+            } else if lost.net.prefix_len() < won.net.prefix_len() {
                 "a shorter network"
             } else if lost.ports > won.ports {
                 "a wider range of ports"
@@ -308,6 +357,36 @@ fn explain_identity(console: &mut Console, app: &App) -> Result<(), Failure> {
         ))?;
     }
     Ok(())
+}
+
+/// Where TLS passes through by name or ends.
+fn explain_tls(console: &mut Console, app: &App) -> Result<(), Failure> {
+    let to_origin = match &app.tls {
+        Tls::Off { sni } if sni.is_empty() => return Ok(()),
+        Tls::Off { .. } => return Ok(console.line("  tls      passes through untouched")?),
+        Tls::Terminate { origin, .. } => match origin {
+            OriginTls::Clear => "clear text to the origin",
+            OriginTls::Unchecked => "TLS to the origin, whose certificate is not checked",
+            OriginTls::Verified(Roots::System) => {
+                "TLS to the origin, with a certificate that the edge's host trusts"
+            }
+            OriginTls::Verified(Roots::Given(_)) => {
+                "TLS to the origin, with a certificate of the app's origin_ca"
+            }
+        },
+    };
+    let certificate = app.tls.certificate().map(ToString::to_string);
+    let certificate = certificate.unwrap_or_default();
+    let mode = app.tls.as_str();
+    Ok(console.line(format_args!(
+        "  tls      {mode}: ends at the edge with certificate {certificate}; {to_origin}"
+    ))?)
+}
+
+/// `*.example.com, mail.example.com`.
+fn names(app: &App) -> String {
+    let names: Vec<String> = app.tls.sni().iter().map(ToString::to_string).collect();
+    names.join(", ")
 }
 
 fn claims(apps: &[Arc<App>]) -> impl Iterator<Item = (&Arc<App>, Claim)> {

@@ -12,7 +12,7 @@ use anyport_proto::{
 };
 use serde::Serialize;
 
-use super::{Context, nodes};
+use super::{Context, certificates, nodes};
 use crate::{
     connection::Client,
     console::{Cell, Console, Format},
@@ -49,6 +49,9 @@ enum Listed {
     /// How origins are probed
     #[value(alias = "monitor")]
     Monitors,
+    /// What the edges show to TLS clients
+    #[value(alias = "certificate")]
+    Certificates,
     /// Address space that the edges answer for
     #[value(alias = "prefix")]
     Prefixes,
@@ -65,6 +68,7 @@ pub async fn run(args: Args, mut context: Context) -> Result<(), Failure> {
         Listed::Apps => Kind::App,
         Listed::Pools => Kind::Pool,
         Listed::Monitors => Kind::Monitor,
+        Listed::Certificates => Kind::Certificate,
         Listed::Prefixes => Kind::Prefix,
         Listed::Edges => return connected(v1::NodeRole::Edge, args, context).await,
         Listed::Balancers => return connected(v1::NodeRole::Balancer, args, context).await,
@@ -145,13 +149,23 @@ fn table(console: &mut Console, kind: Kind, resources: &[v1::Resource]) -> Resul
         Kind::Prefix => &["CIDR"],
         Kind::Monitor => &["NAME", "TYPE", "INTERVAL", "TIMEOUT", "UP", "DOWN", "PORT"],
         Kind::Pool => &["NAME", "POLICY", "MONITOR", "FALLBACK", "ORIGINS"],
-        Kind::App => &["NAME", "PROTOCOL", "EDGE IPS", "ORIGIN", "ORIGIN PORT"],
+        Kind::Certificate => &["NAME", "FOR", "EXPIRES"],
+        Kind::App => &[
+            "NAME",
+            "PROTOCOL",
+            "EDGE IPS",
+            "ORIGIN",
+            "ORIGIN PORT",
+            "TLS",
+        ],
     };
-    let rows = resources.iter().filter_map(|r| r.kind.as_ref()).map(row);
+    let now = SystemTime::now();
+    let rows = resources.iter().filter_map(|r| r.kind.as_ref());
+    let rows = rows.map(|kind| row(kind, now));
     Ok(console.table("", header, rows.collect())?)
 }
 
-fn row(kind: &Wire) -> Vec<Cell> {
+fn row(kind: &Wire, now: SystemTime) -> Vec<Cell> {
     match kind {
         Wire::Prefix(prefix) => vec![Cell::from(&prefix.cidr)],
         Wire::Monitor(monitor) => {
@@ -182,6 +196,14 @@ fn row(kind: &Wire) -> Vec<Cell> {
                 Cell::from(join(pool.origins.iter().map(origin))),
             ]
         }
+        Wire::Certificate(certificate) => {
+            let (names, expiry) = certificates::shown(certificate, now);
+            vec![
+                Cell::from(&certificate.name),
+                Cell::from(join(names.into_iter())),
+                expiry,
+            ]
+        }
         Wire::App(app) => {
             let origin = if app.origin_pool.is_empty() {
                 join(app.origin_direct.iter().cloned())
@@ -198,9 +220,22 @@ fn row(kind: &Wire) -> Vec<Cell> {
                 Cell::from(join(app.edge_ips.iter().cloned())),
                 Cell::from(origin),
                 Cell::from(or_dash(&app.origin_port)),
+                Cell::from(tls(app)),
             ]
         }
     }
+}
+
+/// `off`, `off for mail.example.com`, `strict with mail`.
+fn tls(app: &v1::App) -> String {
+    let mut text = word::<v1::TlsMode>(app.tls).unwrap_or_else(|| "off".to_owned());
+    if !app.sni.is_empty() {
+        text += &format!(" for {}", join(app.sni.iter().cloned()));
+    }
+    if !app.certificate.is_empty() {
+        text += &format!(" with {}", app.certificate);
+    }
+    text
 }
 
 fn time(duration: Option<prost_types::Duration>) -> String {

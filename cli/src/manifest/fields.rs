@@ -1,7 +1,7 @@
 //! Walks a mapping field by field. A fault is noted and the walk goes on, so
 //! that one look at a manifest finds all that is wrong with it.
 
-use std::sync::Arc;
+use std::{fs::File, io::Read, path::Path, sync::Arc};
 
 use anyport_proto::convert;
 
@@ -133,6 +133,30 @@ impl<'n> Fields<'n, '_> {
             value => text(value),
         };
         self.read(name, read).unwrap_or_default()
+    }
+
+    /// A text that stands there or in a file, whose path counts from the
+    /// manifest's directory.
+    pub(super) fn text_or_file(&mut self, name: &'static str, file: &'static str) -> String {
+        let text = self.text(name);
+        let Some(node) = self.take(file) else {
+            return text;
+        };
+        let read = match &node.value {
+            _ if !text.is_empty() => Err(format!("is set beside {name}; one of them is enough")),
+            Value::Text(path) => read_file(&self.faults.file, path),
+            other => Err(format!(
+                "is {}; right is the path of a file",
+                other.describe()
+            )),
+        };
+        read.unwrap_or_else(|problem| {
+            self.fault(file, node, problem);
+            // Not to be called missing too.
+            let path = self.path_of(name);
+            self.faults.spoiled.push(path);
+            String::new()
+        })
     }
 
     /// A list of texts. Unreadable ones are left empty, so that the others keep
@@ -326,6 +350,30 @@ impl<'n> Fields<'n, '_> {
             self.faults.add(path, key.line, problem);
         }
     }
+}
+
+/// Largest file that a manifest takes in: a chain of certificates has some ten
+/// thousand bytes.
+const INCLUDED_MAX: u64 = 1 << 20;
+
+fn read_file(manifest: &str, path: &str) -> Result<String, String> {
+    let beside = Path::new(manifest).parent().unwrap_or(Path::new(""));
+    let path = beside.join(path);
+    let cannot =
+        |problem: &dyn std::fmt::Display| format!("cannot read {}: {problem}", path.display());
+    // A pipe might never end.
+    match path.metadata() {
+        Ok(found) if !found.is_file() => return Err(cannot(&"it is no file")),
+        _ => {}
+    }
+    let mut text = String::new();
+    File::open(&path)
+        .and_then(|file| file.take(INCLUDED_MAX + 1).read_to_string(&mut text))
+        .map_err(|error| cannot(&error))?;
+    if text.len() as u64 > INCLUDED_MAX {
+        return Err(cannot(&"it is larger than 1 MiB"));
+    }
+    Ok(text)
 }
 
 fn text(value: &Value) -> Result<String, String> {

@@ -90,6 +90,16 @@ impl From<Spanned<Value>> for Node {
     }
 }
 
+impl Node {
+    /// Whether it is a mapping with such a key.
+    pub(super) fn has(&self, key: &str) -> bool {
+        match &self.value {
+            Value::Map(entries) => entries.iter().any(|(found, _)| found.name == key),
+            _ => false,
+        }
+    }
+}
+
 impl Value {
     /// What a user would call it: `the number 5`, `a list`.
     pub(super) fn describe(&self) -> String {

@@ -94,6 +94,12 @@ impl Manifest {
             None => ("", ""),
         };
         let mut place = entry.place.clone();
+        let from_file = format!("{inner}_file");
+        let inner = if entry.node.has(&from_file) {
+            &from_file
+        } else {
+            inner
+        };
         if !inner.is_empty() {
             place.line = line_of(&entry.node, inner);
             place.path = format!("{}.{inner}", place.path);
@@ -158,6 +164,9 @@ fn declare_all(fields: &mut Fields<'_, '_>, file: &Arc<str>, to: &mut Vec<Declar
     declare("prefixes", "a prefix", |f| Kind::Prefix(prefix(f)));
     declare("monitors", "a monitor", |f| Kind::Monitor(monitor(f)));
     declare("pools", "a pool", |f| Kind::Pool(pool(f)));
+    declare("certificates", "a certificate", |f| {
+        Kind::Certificate(certificate(f))
+    });
     declare("apps", "an app", |f| Kind::App(app(f)));
 }
 
@@ -198,6 +207,14 @@ fn pool(fields: &mut Fields<'_, '_>) -> v1::Pool {
     }
 }
 
+fn certificate(fields: &mut Fields<'_, '_>) -> v1::Certificate {
+    v1::Certificate {
+        name: fields.text("name"),
+        cert: fields.text_or_file("cert", "cert_file"),
+        key: fields.text_or_file("key", "key_file"),
+    }
+}
+
 fn app(fields: &mut Fields<'_, '_>) -> v1::App {
     let app = v1::App {
         name: fields.text("name"),
@@ -206,10 +223,15 @@ fn app(fields: &mut Fields<'_, '_>) -> v1::App {
         origin_pool: fields.text("origin_pool"),
         origin_direct: fields.texts("origin_direct"),
         origin_port: fields.text_or_number("origin_port"),
+        tls: fields.choice::<v1::TlsMode>("tls"),
+        certificate: fields.text("certificate"),
+        sni: fields.texts("sni"),
+        origin_ca: fields.text_or_file("origin_ca", "origin_ca_file"),
         proxy_protocol: fields.choice::<v1::ProxyProtocol>("proxy_protocol"),
         accept_proxy_protocol: fields.texts("accept_proxy_protocol"),
         timeouts: fields.mapping("timeouts", "timeouts", |timeouts| v1::Timeouts {
             connect: timeouts.duration("connect"),
+            tls_handshake: timeouts.duration("tls_handshake"),
             idle: timeouts.duration("idle"),
             drain: timeouts.duration("drain"),
         }),
@@ -218,6 +240,7 @@ fn app(fields: &mut Fields<'_, '_>) -> v1::App {
         }),
         ..Default::default()
     };
+    fields.spoil_together(&["tls", "certificate", "sni", "origin_ca"]);
     fields.spoil_together(&["origin_pool", "origin_direct", "origin_port"]);
     app
 }

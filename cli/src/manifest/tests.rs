@@ -107,6 +107,7 @@ fn every_field_arrives_in_its_message() {
                 connect: seconds(5, 0),
                 idle: seconds(3600, 0),
                 drain: seconds(120, 0),
+                ..Default::default()
             }),
             disable: Some(v1::Disable {
                 close: v1::disable::Close::Now.into(),
@@ -147,10 +148,10 @@ pools:
 apps:
   - name: minecraft
     edge_ips: 198.51.100.10
-    tls: off
+    tls: on
   - [a, b]
 poools: []
-certificates: []
+secrets: []
 "#,
     );
     let wanted = r#"
@@ -168,10 +169,10 @@ m.yaml:14: pools[0].origins[0].enabled: is the text "yes"; right is true or fals
 m.yaml:14: pools[0].origins[0].adress: an origin has no field "adress" in this version of Anyport; did you mean address?
 m.yaml:15: pools[0].origins[1]: is the text "b"; right is an origin as a mapping, FIELD: VALUE
 m.yaml:18: apps[0].edge_ips: is the text "198.51.100.10"; right is a list: ["198.51.100.10"]
-m.yaml:19: apps[0].tls: an app has no field "tls" in this version of Anyport; its fields are name, protocol, edge_ips, origin_pool, origin_direct, origin_port, proxy_protocol, accept_proxy_protocol, timeouts, disable
+m.yaml:19: apps[0].tls: "on" is no tls mode; right is off, flexible, full or strict
 m.yaml:20: apps[1]: is a list; right is an app as a mapping, FIELD: VALUE
 m.yaml:21: poools: a manifest has no field "poools" in this version of Anyport; did you mean pools?
-m.yaml:22: certificates: a manifest has no field "certificates" in this version of Anyport; its fields are prefixes, monitors, pools, apps
+m.yaml:22: secrets: a manifest has no field "secrets" in this version of Anyport; its fields are prefixes, monitors, pools, certificates, apps
 "#;
     let wanted: Vec<&str> = wanted.lines().skip(1).collect();
     assert_eq!(found, wanted);
@@ -277,6 +278,64 @@ fn a_path_of_the_config_service_leads_to_the_users_line() {
     ] {
         assert_eq!(shown(&manifest, path), None, "{path}");
     }
+}
+
+#[test]
+fn certificates_come_from_files_beside_the_manifest() {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(directory.path().join("mail.pem"), "the chain").unwrap();
+    std::fs::write(directory.path().join("mail.key"), "the key").unwrap();
+    let name = directory.path().join("m.yaml").display().to_string();
+    let text = "\
+certificates:
+  - name: mail
+    cert_file: mail.pem
+    key_file: mail.key
+  - { name: inline, cert: x, key: y }
+  - { name: absent, cert_file: nowhere.pem, key: y, key_file: mail.key }
+";
+    let manifest = Manifest::read(&name, text);
+    let found: Vec<String> = manifest.faults().iter().map(ToString::to_string).collect();
+    let nowhere = directory.path().join("nowhere.pem");
+    assert_eq!(
+        found,
+        [
+            format!(
+                "{name}:6: certificates[2].cert_file: cannot read {}: No such file or directory \
+                 (os error 2)",
+                nowhere.display()
+            ),
+            format!("{name}:6: certificates[2].key_file: is set beside key; one of them is enough"),
+        ]
+    );
+    let resources = manifest.resources();
+    let certificate = |index: usize| match &resources[index].kind {
+        Some(Kind::Certificate(certificate)) => certificate.clone(),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(certificate(0).cert, "the chain");
+    assert_eq!(certificate(0).key, "the key");
+    assert_eq!((&*certificate(1).cert, &*certificate(1).key), ("x", "y"));
+    // What the config service says of `cert` is about the file.
+    let place = shown(&manifest, "resources[0].certificate.cert").unwrap();
+    assert_eq!(place, format!("{name}:3: certificates[0].cert_file"));
+    assert!(manifest.is_spoiled(&manifest.place_of("resources[2].certificate.cert").unwrap()));
+    let shown = format!("{manifest:?}");
+    assert!(!shown.contains("the key"), "{shown}");
+}
+
+#[test]
+fn a_key_is_written_as_redacted() {
+    let resource = v1::Resource {
+        kind: Some(Kind::Certificate(v1::Certificate {
+            name: "mail".into(),
+            cert: "-----BEGIN\n".into(),
+            key: "secret".into(),
+        })),
+    };
+    let text = serde_saphyr::to_string(&Document::new([&resource])).unwrap();
+    assert!(text.contains("key: redacted"), "{text}");
+    assert!(!text.contains("secret"), "{text}");
 }
 
 #[test]
@@ -415,7 +474,10 @@ fn any_app() -> impl Strategy<Value = Kind> {
         disable,
     );
     let identity = (0..5i32, texts());
-    (app, identity).prop_map(|(app, (proxy_protocol, accept_proxy_protocol))| {
+    let tls = (0..5i32, any_text(), texts(), any_text(), any_duration());
+    (app, identity, tls).prop_map(|(app, identity, tls)| {
+        let (proxy_protocol, accept_proxy_protocol) = identity;
+        let (tls, certificate, sni, origin_ca, tls_handshake) = tls;
         let (name, protocol, edge_ips, origin_pool, origin_direct, origin_port, timeouts, disable) =
             app;
         Kind::App(v1::App {
@@ -425,10 +487,15 @@ fn any_app() -> impl Strategy<Value = Kind> {
             origin_pool,
             origin_direct,
             origin_port,
+            tls,
+            certificate,
+            sni,
+            origin_ca,
             proxy_protocol,
             accept_proxy_protocol,
             timeouts: timeouts.map(|(connect, idle, drain)| v1::Timeouts {
                 connect,
+                tls_handshake,
                 idle,
                 drain,
             }),
@@ -452,7 +519,8 @@ fn any_resources() -> impl Strategy<Value = Vec<v1::Resource>> {
             Kind::Prefix(_) => 0,
             Kind::Monitor(_) => 1,
             Kind::Pool(_) => 2,
-            Kind::App(_) => 3,
+            Kind::Certificate(_) => 3,
+            Kind::App(_) => 4,
         });
         let resource = |kind| v1::Resource { kind: Some(kind) };
         kinds.into_iter().map(resource).collect()

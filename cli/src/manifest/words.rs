@@ -39,6 +39,16 @@ impl Word for v1::ProxyProtocol {
     ];
 }
 
+impl Word for v1::TlsMode {
+    const NOUN: &'static str = "tls mode";
+    const WORDS: &'static [(&'static str, Self)] = &[
+        ("off", Self::Off),
+        ("flexible", Self::Flexible),
+        ("full", Self::Full),
+        ("strict", Self::Strict),
+    ];
+}
+
 /// The word for a value of an enum; `None` for the unspecified one.
 pub fn word<T: Word>(value: i32) -> Option<String> {
     let known = T::WORDS

@@ -24,6 +24,8 @@ pub struct Document {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pools: Vec<Pool>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    certificates: Vec<Certificate>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     apps: Vec<App>,
 }
 
@@ -34,6 +36,7 @@ pub enum Entry {
     Prefix(Prefix),
     Monitor(Monitor),
     Pool(Pool),
+    Certificate(Certificate),
     App(App),
 }
 
@@ -92,6 +95,15 @@ struct Origin {
     enabled: Option<bool>,
 }
 
+/// As the config service shows it: without its key.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Certificate {
+    name: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    cert: String,
+    key: &'static str,
+}
+
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct App {
     name: String,
@@ -104,6 +116,14 @@ pub struct App {
     origin_direct: Vec<String>,
     #[serde(skip_serializing_if = "String::is_empty")]
     origin_port: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tls: Option<String>,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    certificate: String,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    sni: Vec<String>,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    origin_ca: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     proxy_protocol: Option<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -118,6 +138,8 @@ pub struct App {
 struct Timeouts {
     #[serde(skip_serializing_if = "Option::is_none")]
     connect: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tls_handshake: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     idle: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -139,6 +161,7 @@ impl Document {
                 Entry::Prefix(prefix) => document.prefixes.push(prefix),
                 Entry::Monitor(monitor) => document.monitors.push(monitor),
                 Entry::Pool(pool) => document.pools.push(pool),
+                Entry::Certificate(certificate) => document.certificates.push(certificate),
                 Entry::App(app) => document.apps.push(app),
             }
         }
@@ -155,6 +178,11 @@ impl Entry {
             }),
             Kind::Monitor(monitor) => Entry::Monitor(monitor.into()),
             Kind::Pool(pool) => Entry::Pool(pool.into()),
+            Kind::Certificate(certificate) => Entry::Certificate(Certificate {
+                name: certificate.name.clone(),
+                cert: certificate.cert.clone(),
+                key: convert::REDACTED,
+            }),
             Kind::App(app) => Entry::App(app.into()),
         })
     }
@@ -221,10 +249,15 @@ impl From<&v1::App> for App {
             origin_pool: wire.origin_pool.clone(),
             origin_direct: wire.origin_direct.clone(),
             origin_port: wire.origin_port.clone(),
+            tls: word::<v1::TlsMode>(wire.tls),
+            certificate: wire.certificate.clone(),
+            sni: wire.sni.clone(),
+            origin_ca: wire.origin_ca.clone(),
             proxy_protocol: word::<v1::ProxyProtocol>(wire.proxy_protocol),
             accept_proxy_protocol: wire.accept_proxy_protocol.clone(),
             timeouts: wire.timeouts.as_ref().map(|timeouts| Timeouts {
                 connect: timeouts.connect.map(write_wire_duration),
+                tls_handshake: timeouts.tls_handshake.map(write_wire_duration),
                 idle: timeouts.idle.map(write_wire_duration),
                 drain: timeouts.drain.map(write_wire_duration),
             }),

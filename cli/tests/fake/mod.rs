@@ -9,7 +9,7 @@ use std::{
 
 use anyport_model::{resource::ResourceRef, state::Resources, validate};
 use anyport_proto::{
-    convert::{read_kind, read_reference, read_resource, write_reference, write_resource},
+    convert::{read_kind, read_reference, read_resource, write_redacted, write_reference},
     v1::{
         self,
         change::Action,
@@ -167,8 +167,8 @@ fn changes(before: &Resources, after: &Resources) -> Vec<v1::Change> {
             v1::Change {
                 resource: Some(write_reference(reference)),
                 action: action.into(),
-                before: old.map(write_resource),
-                after: Some(write_resource(resource)),
+                before: old.map(write_redacted),
+                after: Some(write_redacted(resource)),
             },
         );
     }
@@ -176,7 +176,7 @@ fn changes(before: &Resources, after: &Resources) -> Vec<v1::Change> {
         all.entry(reference).or_insert_with(|| v1::Change {
             resource: Some(write_reference(reference)),
             action: Action::Deleted.into(),
-            before: Some(write_resource(resource)),
+            before: Some(write_redacted(resource)),
             after: None,
         });
     }
@@ -216,6 +216,7 @@ impl ConfigService for Fake {
                 Some(v1::resource::Kind::Prefix(_)) => "prefix",
                 Some(v1::resource::Kind::Monitor(_)) => "monitor",
                 Some(v1::resource::Kind::Pool(_)) => "pool",
+                Some(v1::resource::Kind::Certificate(_)) => "certificate",
                 Some(v1::resource::Kind::App(_)) => "app",
                 None => "none",
             };
@@ -273,7 +274,7 @@ impl ConfigService for Fake {
             read_reference(&wanted).map_err(|fault| Status::invalid_argument(fault.to_string()))?;
         self.state(|state| match state.resources.get(&reference) {
             Some(resource) => Ok(Response::new(v1::GetResponse {
-                resource: Some(write_resource(resource)),
+                resource: Some(write_redacted(resource)),
                 revision: state.revision(),
             })),
             None => Err(Status::not_found(format!("there is no {reference}"))),
@@ -292,7 +293,7 @@ impl ConfigService for Fake {
             let of_kind: Vec<_> = of_kind.collect();
             let page = of_kind.iter().skip(from).take(2);
             Ok(Response::new(v1::ListResponse {
-                resources: page.map(|resource| write_resource(resource)).collect(),
+                resources: page.map(|resource| write_redacted(resource)).collect(),
                 next_page_token: if from + 2 < of_kind.len() {
                     (from + 2).to_string()
                 } else {

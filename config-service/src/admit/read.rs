@@ -56,7 +56,10 @@ fn add(read: &mut ApplyRead, index: usize, resource: Resource) {
 fn name_field(reference: &ResourceRef) -> &'static str {
     match reference {
         ResourceRef::Prefix(_) => "cidr",
-        ResourceRef::Monitor(_) | ResourceRef::Pool(_) | ResourceRef::App(_) => "name",
+        ResourceRef::Monitor(_)
+        | ResourceRef::Pool(_)
+        | ResourceRef::Certificate(_)
+        | ResourceRef::App(_) => "name",
     }
 }
 
@@ -65,6 +68,7 @@ fn kind_of(wire: &v1::Resource) -> Option<Kind> {
         Wire::Prefix(_) => Kind::Prefix,
         Wire::Monitor(_) => Kind::Monitor,
         Wire::Pool(_) => Kind::Pool,
+        Wire::Certificate(_) => Kind::Certificate,
         Wire::App(_) => Kind::App,
     })
 }

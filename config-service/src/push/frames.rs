@@ -153,7 +153,8 @@ fn encode(to: &Snapshot, update: v1::Update) -> Frame {
     }
 }
 
-/// Balancers have no use for where an app answers.
+/// Balancers have no use for where an app answers, and private keys go to
+/// nobody who has no use for them.
 fn concerns(role: Role, kind: Kind) -> bool {
     match role {
         Role::Edge => true,

@@ -9,7 +9,7 @@ use anyport_model::{
 };
 use anyport_node::drain::Drain;
 use anyport_proto::{
-    convert::{read_kind, read_reference, write_reference, write_resource},
+    convert::{read_kind, read_reference, write_redacted, write_reference},
     v1::{self, config_service_server::ConfigService},
 };
 use prost::Message;
@@ -178,7 +178,7 @@ impl ConfigService for ConfigApi {
             return Err(Status::not_found(format!("there is no {reference}")));
         };
         Ok(Response::new(v1::GetResponse {
-            resource: Some(write_resource(resource)),
+            resource: Some(write_redacted(resource)),
             revision: present.revision().0,
         }))
     }
@@ -378,7 +378,7 @@ fn write_change(change: &Change) -> v1::Change {
     v1::Change {
         resource: Some(write_reference(&change.reference())),
         action: action.into(),
-        before: before.map(write_resource),
-        after: after.map(write_resource),
+        before: before.map(write_redacted),
+        after: after.map(write_redacted),
     }
 }

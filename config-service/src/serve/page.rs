@@ -8,7 +8,7 @@ use anyport_model::{
     state::Resources,
 };
 use anyport_proto::{
-    convert::{read_reference, write_resource},
+    convert::{read_reference, write_redacted},
     v1,
 };
 use prost::Message;
@@ -83,7 +83,7 @@ pub(super) fn page(
     let mut page = Page::default();
     let mut bytes = 0;
     while let Some(resource) = rest.next() {
-        let wire = write_resource(resource);
+        let wire = write_redacted(resource);
         bytes += wire.encoded_len();
         page.resources.push(wire);
         if rest.peek().is_some() && (page.resources.len() == size || bytes >= BYTES_MAX) {
@@ -130,7 +130,7 @@ mod tests {
                     }
                 }
             }
-            let all: Vec<_> = resources.values().map(write_resource).collect();
+            let all: Vec<_> = resources.values().map(write_redacted).collect();
             assert_eq!(seen, all, "pages of {size}");
         }
     }

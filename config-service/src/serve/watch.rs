@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use anyport_model::{diff::Diff, resource::Kind};
 use anyport_node::drain::Drain;
 use anyport_proto::{
-    convert::{write_reference, write_resource},
+    convert::{write_redacted, write_reference},
     v1,
 };
 use tokio::sync::mpsc;
@@ -64,7 +64,7 @@ fn difference(sent: Option<&Snapshot>, latest: &Snapshot, kinds: &[Kind]) -> v1:
         full: sent.is_none(),
         upserts: upserts
             .filter(|resource| wanted(resource.kind()))
-            .map(write_resource)
+            .map(write_redacted)
             .collect(),
         removals: removals
             .filter(|reference| wanted(reference.kind()))

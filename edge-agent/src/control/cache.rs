@@ -4,6 +4,7 @@
 use std::{
     fs::{self, File},
     io::{self, Write},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
 
@@ -34,7 +35,12 @@ pub struct CacheError {
 impl Cache {
     /// Makes the directory where it is missing.
     pub fn open(directory: &Path) -> Result<Self, CacheError> {
-        fs::create_dir_all(directory).map_err(|source| CacheError {
+        // For nobody else: private keys of certificates are kept here.
+        let made = fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(directory);
+        made.map_err(|source| CacheError {
             doing: "create",
             path: directory.to_owned(),
             source,
@@ -76,7 +82,10 @@ impl Cache {
     pub fn save(&self, update: &v1::Update) -> Result<(), CacheError> {
         let path = self.path();
         let new = self.directory.join(format!("{FILE}.new"));
-        let written = File::create(&new).and_then(|mut file| {
+        // Also where the directory is older than that.
+        let mut options = File::options();
+        options.write(true).create(true).truncate(true).mode(0o600);
+        let written = options.open(&new).and_then(|mut file| {
             file.write_all(&encode(update))?;
             file.sync_all()
         });

@@ -23,7 +23,7 @@ thread_local! {
 ///
 /// # Panics
 /// If called within itself.
-pub(super) fn with_scratch<T>(use_it: impl FnOnce(&mut [u8]) -> T) -> T {
+pub fn with_scratch<T>(use_it: impl FnOnce(&mut [u8]) -> T) -> T {
     SCRATCH_BUFFER.with_borrow_mut(|scratch| use_it(scratch))
 }
 

@@ -7,21 +7,24 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyport_model::outcome::Status;
+use anyport_model::{client_hello::ClientHello, identity::ProxyProtocol, outcome::Status};
 use anyport_node::{drain::DrainGuard, telemetry::TRACE_ONLY};
 use arc_swap::ArcSwap;
+use rustls::ClientConfig;
 use tokio::net::TcpStream;
 use tracing::{Instrument, Span, field};
 
 use super::{
     identity::{self, Identity},
+    leg::Leg,
     relay::{Ended, relay},
 };
 use crate::{
     live::{Closing, Place},
-    origin::{Dialled, NoOrigin, dial},
-    stats::{AppStats, Stats},
-    table::{Snapshot, Target},
+    origin::{NoOrigin, dial},
+    stats::{AppStats, OpenGuard, Stats},
+    table::{AppEntry, Snapshot, Target},
+    tls::{self, Arrived, Termination, TlsLeg, ToOrigin, Turned},
 };
 
 /// What connections need of the agent.
@@ -70,8 +73,23 @@ impl Drop for Account {
 
 /// A connection with both legs.
 struct Joined {
-    dialled: Dialled,
+    legs: Legs,
+    open: OpenGuard,
     idle: Duration,
+}
+
+enum Legs {
+    Plain(TcpStream, TcpStream),
+    /// TLS ends here.
+    Ended(TlsLeg, TcpStream),
+    /// TLS ends here, and begins anew towards the origin.
+    Renewed(TlsLeg, TlsLeg),
+}
+
+/// Why there are no two legs.
+struct Refused {
+    status: Status,
+    reason: String,
 }
 
 /// Serves an accepted connection to its end. `place` and `guard` are held as
@@ -101,6 +119,9 @@ pub async fn serve(
         server.port = destination.port(),
         config_revision = field::Empty,
         claimed_client = field::Empty,
+        server_name = field::Empty,
+        tls_version = field::Empty,
+        tls_cipher = field::Empty,
         client_bytes = field::Empty,
         origin_bytes = field::Empty,
         status = field::Empty,
@@ -113,82 +134,114 @@ pub async fn serve(
 }
 
 async fn live(service: &Service, client: TcpStream, destination: SocketAddr, place: Place) {
-    // Boxed, so that the memory of the dial is given back before the relay,
-    // which may be idle for hours.
-    let Some((account, joined)) = Box::pin(join(service, &client, destination, place)).await else {
+    // Boxed, so that the memory of handshakes and the dial is given back before
+    // the relay, which may be idle for hours.
+    let Some((account, joined)) = Box::pin(join(service, client, destination, place)).await else {
         service.stats.unclaimed.inc();
-        reset(&client);
         return;
     };
-    match joined {
-        Ok(joined) => carry(account, client, joined).await,
+    let Joined { legs, open, idle } = match joined {
+        Ok(joined) => joined,
         Err(refused) => {
             record(refused.status, &refused.reason);
-            reset(&client);
-            account.close(refused.status);
+            return account.close(refused.status);
         }
+    };
+    match legs {
+        Legs::Plain(client, origin) => carry(account, client, origin, open, idle).await,
+        Legs::Ended(client, origin) => carry(account, client, origin, open, idle).await,
+        Legs::Renewed(client, origin) => carry(account, client, origin, open, idle).await,
     }
 }
 
-/// Finds the app, learns who the client is and dials an origin; `None` if no
-/// app takes the connection.
+/// Finds the app and makes both legs; `None` if no app takes the connection. A
+/// client that is turned away has been told.
 async fn join(
     service: &Service,
-    client: &TcpStream,
+    client: TcpStream,
     destination: SocketAddr,
     place: Place,
-) -> Option<(Account, Result<Joined, NoOrigin>)> {
+) -> Option<(Account, Result<Joined, Refused>)> {
     let table = service.table.load_full();
-    let target = table.target(destination)?;
-    let account = Account::open(Arc::clone(&target.app.stats), place);
     let span = Span::current();
+    span.record("config_revision", table.revision.0);
+    let Some((candidates, first, only)) = table.apps_at(destination) else {
+        reset(&client);
+        return None;
+    };
+    // Where the name in the ClientHello decides, the app is not known yet.
+    let account = match only {
+        Some(_) => Ok(Account::open(Arc::clone(&first.stats), place)),
+        None => Err(place),
+    };
+    let arrived = match receive(service, first, &client, destination).await {
+        Ok(identity) => tls::arrive(&table, candidates, only, first, &client)
+            .await
+            .map(|arrived| (arrived, identity)),
+        Err(turned) => Err(turned),
+    };
+    let stats = match &arrived {
+        Ok((arrived, _)) => &arrived.target.app.stats,
+        Err(turned) => &turned.stats,
+    };
+    let account = account.unwrap_or_else(|place| Account::open(Arc::clone(stats), place));
+    let (Arrived { target, hello }, identity) = match arrived {
+        Ok(arrived) => arrived,
+        Err(turned) => {
+            if !turned.told {
+                reset(&client);
+            }
+            let Turned { status, reason, .. } = turned;
+            return Some((account, Err(Refused { status, reason })));
+        }
+    };
     span.record("app", target.app.app.name.as_str());
     span.record("pool", target.pool.id.label());
-    span.record("config_revision", table.revision.0);
-    let identity = match identify(service, target, client, destination).await {
-        Ok(identity) => identity,
-        Err(refused) => return Some((account, Err(refused))),
+    let way = Way {
+        service,
+        target,
+        identity,
+        destination,
     };
-    let dialled = match dial(target, destination.port(), &service.stats).await {
-        Ok(dialled) => dialled,
-        Err(refused) => return Some((account, Err(refused))),
+    let joined = match (&target.app.tls, hello) {
+        (Some(ends), Some(hello)) => Terminate { way, ends, hello }.join(client).await,
+        _ => match way.reach(&client, identity::has_sent(&client)).await {
+            Ok((origin, open)) => Ok((Legs::Plain(client, origin), open)),
+            Err(refused) => {
+                reset(&client);
+                Err(refused)
+            }
+        },
     };
-    span.record("origin", dialled.origin.as_ref());
-    let form = target.app.app.identity.proxy_protocol;
-    if let Some(header) = identity.and_then(|identity| identity.header(form)) {
-        let more = identity::has_sent(client);
-        if let Err(error) = identity::announce(&dialled.stream, &header, more) {
-            let status = Status::of_origin_error(error.kind());
-            let reason = format!("sending the PROXY header: {error}");
-            return Some((account, Err(NoOrigin { status, reason })));
-        }
-    }
-    let joined = Joined {
-        dialled,
+    let joined = joined.map(|(legs, open)| Joined {
+        legs,
+        open,
         idle: target.app.app.timeouts.idle,
-    };
-    Some((account, Ok(joined)))
+    });
+    Some((account, joined))
 }
 
-/// Who the connection is from, where that matters to its app.
-async fn identify(
+/// Who the connection is from, where somebody else has to say so. Apps that
+/// share a place have the same trusted senders, so `first` stands for all.
+async fn receive(
     service: &Service,
-    target: Target<'_>,
+    first: &AppEntry,
     client: &TcpStream,
     edge: SocketAddr,
-) -> Result<Option<Identity>, NoOrigin> {
-    let wanted = &target.app.app.identity;
-    if *wanted == anyport_model::identity::Identity::default() {
+) -> Result<Option<Identity>, Turned> {
+    let Some(trusted) = &first.trusted_senders else {
         return Ok(None);
-    }
-    // Asked for here, so that other connections do not carry it for hours.
-    let peer = client.peer_addr().map_err(|error| NoOrigin {
-        status: Status::of_client_error(error.kind()),
-        reason: error.to_string(),
-    })?;
-    let Some(trusted) = &target.app.trusted_senders else {
-        return Ok(Some(Identity::of(peer, edge)));
     };
+    let turned = |status, reason| Turned {
+        stats: Arc::clone(&first.stats),
+        status,
+        reason,
+        told: false,
+    };
+    // Asked for here, so that other connections do not carry it for hours.
+    let peer = client
+        .peer_addr()
+        .map_err(|error| turned(Status::of_client_error(error.kind()), error.to_string()))?;
     // Boxed: apps of other kinds do not carry its memory.
     let received = Box::pin(identity::receive(client, peer, edge, trusted)).await;
     match received {
@@ -200,25 +253,168 @@ async fn identify(
         Err(refused) => {
             let count = &service.stats.headers_refused;
             count.with_label_values(&[refused.label()]).inc();
-            Err(NoOrigin {
-                status: refused.status(),
-                reason: refused.to_string(),
-            })
+            Err(turned(refused.status(), refused.to_string()))
         }
     }
 }
 
-async fn carry(account: Account, client: TcpStream, joined: Joined) {
-    let Joined { dialled, idle } = joined;
+/// From an app to its origin.
+struct Way<'a> {
+    service: &'a Service,
+    target: Target<'a>,
+    /// As a trusted sender said.
+    identity: Option<Identity>,
+    /// What the client dialled.
+    destination: SocketAddr,
+}
+
+impl Way<'_> {
+    /// Dials an origin and tells it who the client is; `more` is to follow at
+    /// once.
+    async fn reach(
+        &self,
+        client: &TcpStream,
+        more: bool,
+    ) -> Result<(TcpStream, OpenGuard), Refused> {
+        let stats = &self.service.stats;
+        let dialled = match dial(self.target, self.destination.port(), stats).await {
+            Ok(dialled) => dialled,
+            Err(NoOrigin { status, reason }) => return Err(Refused { status, reason }),
+        };
+        Span::current().record("origin", dialled.origin.as_ref());
+        if let Some(header) = self.header(client)? {
+            identity::announce(&dialled.stream, &header, more).map_err(|error| Refused {
+                status: Status::of_origin_error(error.kind()),
+                reason: format!("sending the PROXY header: {error}"),
+            })?;
+        }
+        Ok((dialled.stream, dialled.open))
+    }
+
+    /// What the origin is told of the client, if anything.
+    fn header(&self, client: &TcpStream) -> Result<Option<Vec<u8>>, Refused> {
+        let form = self.target.app.app.identity.proxy_protocol;
+        if form == ProxyProtocol::Off {
+            return Ok(None);
+        }
+        let of_socket = || {
+            let peer = client.peer_addr().map_err(|error| Refused {
+                status: Status::of_client_error(error.kind()),
+                reason: error.to_string(),
+            })?;
+            Ok(Identity::of(peer, self.destination))
+        };
+        match &self.identity {
+            Some(identity) => Ok(identity.header(form)),
+            None => Ok(of_socket()?.header(form)),
+        }
+    }
+}
+
+/// A connection whose TLS ends here.
+struct Terminate<'a> {
+    way: Way<'a>,
+    ends: &'a Termination,
+    hello: ClientHello,
+}
+
+impl Terminate<'_> {
+    async fn join(self, client: TcpStream) -> Result<(Legs, OpenGuard), Refused> {
+        let span = Span::current();
+        if let Some(name) = &self.hello.server_name {
+            span.record("server_name", name.as_str());
+        }
+        match &self.ends.origin {
+            // Nothing reaches the origin before the client has shaken hands.
+            ToOrigin::Clear => {
+                let client = self.accept(client, None).await?;
+                match self.way.reach(client.socket(), false).await {
+                    Ok((origin, open)) => Ok((Legs::Ended(client, origin), open)),
+                    Err(refused) => {
+                        reset(client.socket());
+                        Err(refused)
+                    }
+                }
+            }
+            // The origin chooses the protocol (ALPN) that the client is told.
+            ToOrigin::Tls(config) => {
+                let (origin, open) = match self.secure(&client, config).await {
+                    Ok(secured) => secured,
+                    Err(refused) => {
+                        reset(&client);
+                        return Err(refused);
+                    }
+                };
+                let client = self.accept(client, origin.protocol()).await?;
+                Ok((Legs::Renewed(client, origin), open))
+            }
+        }
+    }
+
+    async fn secure(
+        &self,
+        client: &TcpStream,
+        config: &Arc<ClientConfig>,
+    ) -> Result<(TlsLeg, OpenGuard), Refused> {
+        let (origin, open) = self.way.reach(client, true).await?;
+        let start = Instant::now();
+        let origin = tls::connect(origin, config, &self.hello, self.patience()).await;
+        let origin = origin.map_err(|error| Refused {
+            status: error.status(),
+            reason: error.to_string(),
+        })?;
+        self.shaken("origin", start);
+        Ok((origin, open))
+    }
+
+    async fn accept(&self, client: TcpStream, protocol: Option<&[u8]>) -> Result<TlsLeg, Refused> {
+        let start = Instant::now();
+        let config = &self.ends.shown.config;
+        match tls::accept(client, config, protocol, self.patience()).await {
+            Ok(leg) => {
+                self.shaken("client", start);
+                let span = Span::current();
+                span.record("tls_version", leg.version());
+                span.record("tls_cipher", leg.cipher());
+                Ok(leg)
+            }
+            Err(error) => Err(Refused {
+                status: match error.kind() {
+                    io::ErrorKind::ConnectionReset => Status::ClientReset,
+                    _ => Status::TlsHandshake,
+                },
+                reason: format!("TLS with the client: {error}"),
+            }),
+        }
+    }
+
+    fn patience(&self) -> Duration {
+        self.way.target.app.app.timeouts.tls_handshake
+    }
+
+    fn shaken(&self, side: &str, start: Instant) {
+        let took = start.elapsed().as_secs_f64();
+        let times = &self.way.service.stats.tls_handshake;
+        times.with_label_values(&[side]).observe(took);
+    }
+}
+
+async fn carry<C: Leg, O: Leg>(
+    account: Account,
+    client: C,
+    origin: O,
+    open: OpenGuard,
+    idle: Duration,
+) {
     let app = Arc::clone(&account.app);
     let (mut from_client, mut from_origin) = (0, 0);
-    let ended = relay(client, dialled.stream, idle, |moved| {
+    let ended = relay(client, origin, idle, |moved| {
         from_client += moved.from_client;
         from_origin += moved.from_origin;
         app.moved(moved.from_client, moved.from_origin);
     })
     .await;
-    drop(dialled.open);
+    drop(open);
     let (status, reason) = outcome(&ended);
     let span = Span::current();
     span.record("client_bytes", from_client);

@@ -1,8 +1,11 @@
-//! Moves bytes both ways between two sockets until both are done.
+//! Moves bytes both ways between two sides until both are done.
 //!
 //! End of stream, reset and back-pressure are carried over as they came: a
 //! half-close becomes a half-close, a reset becomes a reset, and a side that
-//! does not read stops the other one from being read.
+//! does not read stops the other one from being read. In TLS the end of a
+//! stream is a message (close_notify), and a stream that ends without it was
+//! cut short, by whom nobody knows: a side in TLS gets all that came and no
+//! close_notify either, and a plain one, which could not tell, a reset.
 
 use std::{
     future::poll_fn,
@@ -13,12 +16,14 @@ use std::{
 };
 
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::TcpStream,
+    io::ReadBuf,
     time::{Instant, Sleep, sleep},
 };
 
-use super::buffers::{Pending, SCRATCH, with_scratch};
+use super::{
+    buffers::{Pending, SCRATCH, with_scratch},
+    leg::Leg,
+};
 use crate::listen::KEEPALIVE;
 
 /// What one direction may move before the worker's other connections get
@@ -49,9 +54,9 @@ const TELL: u64 = 64 << 10;
 /// Relays until both sides are done. `progress` is told of bytes moved, every
 /// now and then and at the end. Where the relay is dropped before its end, both
 /// sides are reset.
-pub(super) async fn relay(
-    client: TcpStream,
-    origin: TcpStream,
+pub(super) async fn relay<C: Leg, O: Leg>(
+    client: C,
+    origin: O,
     idle: Duration,
     mut progress: impl FnMut(Moved),
 ) -> Ended {
@@ -65,7 +70,7 @@ pub(super) async fn relay(
         if legs.untold() >= TELL {
             progress(legs.tell());
         }
-        silence.look_often(timer.as_mut(), legs.up.is_blind() || legs.down.is_blind());
+        silence.look_often(timer.as_mut(), legs.are_blind());
         while timer.as_mut().poll(cx).is_ready() {
             progress(legs.tell());
             if let Some(ended) = legs.look(&mut silence) {
@@ -81,10 +86,10 @@ pub(super) async fn relay(
     ended
 }
 
-/// Both sockets, and what is on its way between them.
-struct Legs {
-    client: TcpStream,
-    origin: TcpStream,
+/// Both sides, and what is on its way between them.
+struct Legs<C: Leg, O: Leg> {
+    client: C,
+    origin: O,
     /// Client to origin.
     up: Half,
     /// Origin to client.
@@ -93,8 +98,8 @@ struct Legs {
     kept_alive: bool,
 }
 
-impl Legs {
-    fn new(client: TcpStream, origin: TcpStream) -> Self {
+impl<C: Leg, O: Leg> Legs<C, O> {
+    fn new(client: C, origin: O) -> Self {
         Self {
             client,
             origin,
@@ -118,26 +123,35 @@ impl Legs {
             Poll::Ready(Ok(())) => true,
             Poll::Pending => false,
         };
-        if sent && received {
-            Poll::Ready(Ended::Done)
-        } else {
-            Poll::Pending
+        if !(sent && received) {
+            return Poll::Pending;
         }
+        Poll::Ready(if self.up.cut {
+            Ended::Client(io::ErrorKind::UnexpectedEof.into())
+        } else if self.down.cut {
+            Ended::Origin(io::ErrorKind::UnexpectedEof.into())
+        } else {
+            Ended::Done
+        })
+    }
+
+    fn are_blind(&self) -> bool {
+        self.up.is_blind(&self.origin) || self.down.is_blind(&self.client)
     }
 
     /// What shows only when it is looked for.
     fn look(&mut self, silence: &mut Silence) -> Option<Ended> {
-        if let Some(error) = self.up.unread_fault(&self.client) {
+        if let Some(error) = self.up.unread_fault(&self.client, &self.origin) {
             return Some(Ended::Client(error));
         }
-        if let Some(error) = self.down.unread_fault(&self.origin) {
+        if let Some(error) = self.down.unread_fault(&self.origin, &self.client) {
             return Some(Ended::Origin(error));
         }
         // The client's leg has it from its listener. Short connections, which
         // end before the first look, are spared the system calls.
         if !self.kept_alive {
             self.kept_alive = true;
-            let origin = socket2::SockRef::from(&self.origin);
+            let origin = socket2::SockRef::from(self.origin.socket());
             if let Err(error) = origin.set_tcp_keepalive(&KEEPALIVE) {
                 tracing::debug!(%error, "an origin's connection goes without keepalive");
             }
@@ -175,15 +189,15 @@ impl Legs {
         // The sockets are being dropped: there is nobody left to tell of an
         // error.
         if client && self.down.state != State::Ended {
-            let _ = self.client.set_zero_linger();
+            let _ = self.client.socket().set_zero_linger();
         }
         if origin && self.up.state != State::Ended {
-            let _ = self.origin.set_zero_linger();
+            let _ = self.origin.socket().set_zero_linger();
         }
     }
 }
 
-impl Drop for Legs {
+impl<C: Leg, O: Leg> Drop for Legs<C, O> {
     fn drop(&mut self) {
         if !self.closed {
             self.reset(true, true);
@@ -210,6 +224,8 @@ impl Fault {
 #[derive(Default)]
 struct Half {
     state: State,
+    /// The sender's stream was cut short, and the receiver is told so.
+    cut: bool,
     pending: Pending,
     /// Read from the sender.
     bytes: u64,
@@ -257,21 +273,29 @@ enum State {
 impl Half {
     /// Moves what can be moved. Ready when the receiver was told the end, or
     /// will be by the close that follows, this being the `last` direction.
-    fn pump(
+    fn pump<F: Leg, T: Leg>(
         &mut self,
         cx: &mut Context<'_>,
-        from: &mut TcpStream,
-        to: &mut TcpStream,
+        from: &mut F,
+        to: &mut T,
         last: bool,
     ) -> Poll<Result<(), Fault>> {
         let mut moved = 0;
         loop {
             ready!(self.write_pending(cx, to)).map_err(Fault::Writing)?;
+            if to.holds() {
+                ready!(Pin::new(&mut *to).poll_flush(cx)).map_err(Fault::Writing)?;
+            }
             match self.state {
                 State::Ended => return Poll::Ready(Ok(())),
-                State::SenderDone if last => self.state = State::Ended,
+                State::SenderDone if last && T::CLOSE_ENDS => self.state = State::Ended,
                 State::SenderDone => {
-                    ready!(Pin::new(&mut *to).poll_shutdown(cx))
+                    let ended = if self.cut {
+                        to.poll_cut(cx)
+                    } else {
+                        Pin::new(&mut *to).poll_shutdown(cx)
+                    };
+                    ready!(ended)
                         .or_else(not_connected)
                         .map_err(Fault::Writing)?;
                     self.state = State::Ended;
@@ -280,12 +304,12 @@ impl Half {
                     cx.waker().wake_by_ref();
                     return Poll::Pending;
                 }
-                State::Open => moved += ready!(self.read_and_write(cx, from, to))?,
+                State::Open => moved += ready!(self.read_and_write(cx, from, to, last))?,
             }
         }
     }
 
-    fn write_pending(&mut self, cx: &mut Context<'_>, to: &mut TcpStream) -> Poll<io::Result<()>> {
+    fn write_pending<T: Leg>(&mut self, cx: &mut Context<'_>, to: &mut T) -> Poll<io::Result<()>> {
         while !self.pending.is_empty() {
             let written = ready!(Pin::new(&mut *to).poll_write(cx, self.pending.unwritten()))?;
             self.pending.wrote(written);
@@ -295,16 +319,20 @@ impl Half {
     }
 
     /// Reads once, writes at once, and keeps what the receiver did not take.
-    fn read_and_write(
+    fn read_and_write<F: Leg, T: Leg>(
         &mut self,
         cx: &mut Context<'_>,
-        from: &mut TcpStream,
-        to: &mut TcpStream,
+        from: &mut F,
+        to: &mut T,
+        last: bool,
     ) -> Poll<Result<usize, Fault>> {
         with_scratch(|scratch| {
             let chunk = scratch.get_mut(..self.chunk.0).unwrap_or_default();
             let mut buffer = ReadBuf::new(chunk);
-            ready!(Pin::new(from).poll_read(cx, &mut buffer)).map_err(Fault::Reading)?;
+            match ready!(Pin::new(from).poll_read(cx, &mut buffer)) {
+                Ok(()) => {}
+                Err(error) => return Poll::Ready(self.cut_short::<T>(error, last)),
+            }
             let bytes = buffer.filled();
             if bytes.is_empty() {
                 self.state = State::SenderDone;
@@ -324,14 +352,27 @@ impl Half {
         })
     }
 
-    /// The sender is not being read: the receiver does not take what there
-    /// is, or the sender is done. Its reset is not seen by itself then.
-    fn is_blind(&self) -> bool {
-        !self.pending.is_empty() || self.state != State::Open
+    /// A sender in TLS ended its stream without saying so. One that was told
+    /// the end of the other direction before has often nothing more to say, and
+    /// leaves it at that.
+    fn cut_short<T: Leg>(&mut self, error: io::Error, last: bool) -> Result<usize, Fault> {
+        if error.kind() != io::ErrorKind::UnexpectedEof || !(last || T::CAN_BE_CUT) {
+            return Err(Fault::Reading(error));
+        }
+        self.state = State::SenderDone;
+        self.cut = !last;
+        Ok(0)
     }
 
-    fn unread_fault(&self, from: &TcpStream) -> Option<io::Error> {
-        self.is_blind().then(|| from.take_error().ok().flatten())?
+    /// The sender is not being read: the receiver does not take what there
+    /// is, or the sender is done. Its reset is not seen by itself then.
+    fn is_blind<T: Leg>(&self, to: &T) -> bool {
+        !self.pending.is_empty() || self.state != State::Open || to.holds()
+    }
+
+    fn unread_fault<F: Leg, T: Leg>(&self, from: &F, to: &T) -> Option<io::Error> {
+        let blind = self.is_blind(to);
+        blind.then(|| from.socket().take_error().ok().flatten())?
     }
 
     fn untold(&self) -> u64 {
@@ -423,7 +464,7 @@ mod tests {
     use std::{future::Future, net::Ipv4Addr};
     use tokio::{
         io::{AsyncReadExt, AsyncWriteExt},
-        net::TcpListener,
+        net::{TcpListener, TcpStream},
         time::timeout,
     };
 

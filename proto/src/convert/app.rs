@@ -28,6 +28,8 @@ pub(super) fn read(wire: v1::App) -> Result<App, Unreadable> {
     let identity = identity::read(&mut faults, &wire, transport);
     let edge_ports = protocol.map(|(_, ports)| ports);
     let origin = origin(&mut faults, &wire, edge_ports);
+    let transport = protocol.map(|(transport, _)| transport);
+    let tls = super::tls::read(&mut faults, &wire, transport);
     let timeouts = timeouts(&mut faults, wire.timeouts.unwrap_or_default());
     let disable = disable(&mut faults, wire.disable);
     let app = (|| {
@@ -38,6 +40,7 @@ pub(super) fn read(wire: v1::App) -> Result<App, Unreadable> {
             ports,
             edge_nets: edge_nets?,
             origin: origin?,
+            tls: tls?,
             identity: identity?,
             timeouts: timeouts?,
             disable: disable?,
@@ -205,13 +208,25 @@ fn timeouts(faults: &mut Faults, wire: v1::Timeouts) -> Option<Timeouts> {
     let default = Timeouts::default();
     let second = Duration::from_secs(1);
     let bounds = Duration::from_millis(10)..=60 * second;
-    let connect = faults.duration("timeouts.connect", wire.connect, default.connect, bounds);
+    let connect = faults.duration(
+        "timeouts.connect",
+        wire.connect,
+        default.connect,
+        bounds.clone(),
+    );
+    let handshake = faults.duration(
+        "timeouts.tls_handshake",
+        wire.tls_handshake,
+        default.tls_handshake,
+        bounds,
+    );
     let bounds = second..=7 * 24 * 3600 * second;
     let idle = faults.duration("timeouts.idle", wire.idle, default.idle, bounds);
     let bounds = Duration::ZERO..=24 * 3600 * second;
     let drain = faults.duration("timeouts.drain", wire.drain, default.drain, bounds);
     Some(Timeouts {
         connect: connect?,
+        tls_handshake: handshake?,
         idle: idle?,
         drain: drain?,
         ..default
@@ -252,7 +267,7 @@ pub(super) fn write(app: &App) -> v1::App {
             (String::new(), String::new(), texts.collect())
         }
     };
-    v1::App {
+    let wire = v1::App {
         name: app.name.to_string(),
         protocol: format!("{}/{}", app.transport, app.ports),
         edge_ips: app.edge_nets.iter().map(net_text).collect(),
@@ -264,11 +279,14 @@ pub(super) fn write(app: &App) -> v1::App {
         accept_proxy_protocol: app.identity.trusted_senders.iter().map(net_text).collect(),
         timeouts: Some(v1::Timeouts {
             connect: Some(write_duration(app.timeouts.connect)),
+            tls_handshake: Some(write_duration(app.timeouts.tls_handshake)),
             idle: Some(write_duration(app.timeouts.idle)),
             drain: Some(write_duration(app.timeouts.drain)),
         }),
         disable: app.disable.map(write_disable),
-    }
+        ..Default::default()
+    };
+    super::tls::write(&app.tls, wire)
 }
 
 /// A single address without the length that users seldom write.

@@ -2,6 +2,7 @@
 //! fault of a message by field path; writing cannot fail.
 
 mod app;
+mod certificate;
 mod fields;
 mod health;
 mod identity;
@@ -11,11 +12,13 @@ mod prefix;
 mod reference;
 mod resource;
 mod time;
+mod tls;
 mod update;
 
+pub use certificate::REDACTED;
 pub use fields::Unreadable;
 pub use health::{read_pool_weights, write_pool_health, write_pool_weights};
 pub use reference::{read_kind, read_reference, write_kind, write_reference};
-pub use resource::{read_resource, write_resource};
+pub use resource::{read_resource, write_redacted, write_resource};
 pub use time::{read_duration, write_duration, write_timestamp};
 pub use update::{read_update, write_full_update, write_rejections};

@@ -13,6 +13,7 @@ pub fn read_kind(wire: i32) -> Result<Option<Kind>, Fault> {
         Ok(v1::Kind::Prefix) => Ok(Some(Kind::Prefix)),
         Ok(v1::Kind::Monitor) => Ok(Some(Kind::Monitor)),
         Ok(v1::Kind::Pool) => Ok(Some(Kind::Pool)),
+        Ok(v1::Kind::Certificate) => Ok(Some(Kind::Certificate)),
         Ok(v1::Kind::App) => Ok(Some(Kind::App)),
         Err(unknown) => Err(Fault::new("kind", unknown)),
     }
@@ -23,6 +24,7 @@ pub fn write_kind(kind: Kind) -> v1::Kind {
         Kind::Prefix => v1::Kind::Prefix,
         Kind::Monitor => v1::Kind::Monitor,
         Kind::Pool => v1::Kind::Pool,
+        Kind::Certificate => v1::Kind::Certificate,
         Kind::App => v1::Kind::App,
     }
 }
@@ -45,6 +47,10 @@ pub fn read_reference(wire: &v1::ResourceRef) -> Result<ResourceRef, Fault> {
         },
         Some(Kind::Pool) => match wire.name.parse() {
             Ok(pool) => Ok(ResourceRef::Pool(pool)),
+            Err(problem) => Err(name(&problem)),
+        },
+        Some(Kind::Certificate) => match wire.name.parse() {
+            Ok(certificate) => Ok(ResourceRef::Certificate(certificate)),
             Err(problem) => Err(name(&problem)),
         },
         Some(Kind::App) => match wire.name.parse() {
