@@ -125,6 +125,7 @@ impl Balancer {
             name: self.config.name.to_string(),
             region: String::new(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            steering: String::new(),
         };
         let subscriber = Subscriber::new(handle);
 

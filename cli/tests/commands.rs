@@ -112,6 +112,7 @@ fn edge(name: &str, applied_revision: u64) -> v1::NodeStatus {
         name: name.to_owned(),
         region: "eu".to_owned(),
         version: "0.1.0".to_owned(),
+        steering: "sk-lookup".to_owned(),
         applied_revision,
         ..Default::default()
     }
@@ -617,8 +618,8 @@ quick  tcp   1s        2s       2   2     origin's
         0,
         "\
 NAME  REGION  REVISION  STATE       CONNECTED  VERSION
-east  eu      1         rejected 1  -          0.1.0
-west  eu      0         1 behind    -          0.1.0
+east  eu      1         rejected 1  -          0.1.0, sk-lookup
+west  eu      0         1 behind    -          0.1.0, sk-lookup
 ",
         "",
     );
@@ -706,8 +707,8 @@ config service http://{server}, revision 1
 
 edges
   NAME  REGION  REVISION  STATE       CONNECTED  VERSION
-  east  eu      1         rejected 1  -          0.1.0
-  west  eu      0         1 behind    -          0.1.0
+  east  eu      1         rejected 1  -          0.1.0, sk-lookup
+  west  eu      0         1 behind    -          0.1.0, sk-lookup
   rejected by east: app minecraft: nftables: no\u{fffd}[2J such set
 
 balancers

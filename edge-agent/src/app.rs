@@ -199,6 +199,7 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
         name: name.to_string(),
         region: config.region.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
+        steering: steering.as_str().to_owned(),
     };
     let about = Admin {
         name: name.to_string(),

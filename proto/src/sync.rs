@@ -39,6 +39,8 @@ pub struct Identity {
     pub name: String,
     pub region: String,
     pub version: String,
+    /// How an edge's kernel hands connections over; empty for a balancer.
+    pub steering: String,
 }
 
 /// Where an update came from.
@@ -203,6 +205,7 @@ impl<S: Subscriber> Session<'_, S> {
             name: self.identity.name.clone(),
             region: self.identity.region.clone(),
             version: self.identity.version.clone(),
+            steering: self.identity.steering.clone(),
             revision: revision.0,
             state_hash,
         }

@@ -18,6 +18,9 @@ pub(super) struct Node {
     #[serde(skip_serializing_if = "String::is_empty")]
     region: String,
     version: String,
+    /// How an edge's kernel hands connections over.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    steering: String,
     applied_revision: u64,
     /// How many revisions are newer.
     behind: u64,
@@ -54,6 +57,7 @@ impl Node {
             name: status.name.clone(),
             region: status.region.clone(),
             version: status.version.clone(),
+            steering: status.steering.clone(),
             applied_revision: status.applied_revision,
             behind: latest.saturating_sub(status.applied_revision),
             applied_at: status.applied_at.map(|time| time.to_string()),
@@ -88,7 +92,10 @@ impl Node {
             Cell::from(self.applied_revision),
             Cell::new(state, mood),
             Cell::from(age(now, self.connected)),
-            Cell::from(&self.version),
+            match &*self.steering {
+                "" => Cell::from(&self.version),
+                steering => Cell::from(format!("{}, {steering}", self.version)),
+            },
         ]
     }
 }

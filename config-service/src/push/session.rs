@@ -176,6 +176,7 @@ impl Shared {
             name: subscriber.key.name.to_string(),
             region: subscriber.region.clone(),
             version: subscriber.version.clone(),
+            steering: subscriber.steering.clone(),
             connected_at: Some(now.into()),
             replica: self.replica.clone(),
             ..Default::default()

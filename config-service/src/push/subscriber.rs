@@ -17,7 +17,7 @@ use crate::{
 /// A subscriber that has not said who it is by then is none.
 const FIRST_WORD: Duration = Duration::from_secs(10);
 
-/// Longest region and version of a subscriber, in bytes.
+/// Longest region, version and way of steering of a subscriber, in bytes.
 const WORD_MAX: usize = 128;
 
 /// Who subscribes, checked.
@@ -26,6 +26,7 @@ pub struct Subscriber {
     pub key: NodeKey,
     pub region: String,
     pub version: String,
+    pub steering: String,
     /// What it holds already.
     pub held: Option<Held>,
 }
@@ -66,6 +67,7 @@ fn read_subscribe(wire: v1::Subscribe) -> Result<Subscriber, Status> {
             .map(|e| ("subscribe.name".to_owned(), e.to_string())),
         long("subscribe.region", &wire.region),
         long("subscribe.version", &wire.version),
+        long("subscribe.steering", &wire.steering),
     ]
     .into_iter()
     .flatten()
@@ -78,6 +80,7 @@ fn read_subscribe(wire: v1::Subscribe) -> Result<Subscriber, Status> {
         key: NodeKey { role, name },
         region: wire.region,
         version: wire.version,
+        steering: wire.steering,
         // A hash that is none was never one of ours.
         held: hash.map(|hash| Held {
             revision: Revision(wire.revision),

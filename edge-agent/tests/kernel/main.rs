@@ -4,9 +4,12 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod agreement;
 mod change;
+mod cost;
 mod doctor;
 mod neighbours;
+mod program;
 mod repair;
 mod sk_lookup;
 mod steering;
