@@ -141,7 +141,7 @@ struct PortSets {
     /// Nodes in which everything is claimed, by height.
     full: [u32; LOWEST as usize + 1],
     /// Sets that were made already, by what they were made of.
-    made: HashMap<(u32, Vec<(u16, u16)>), u32>,
+    made: HashMap<(u32, Vec<(u32, u32)>), u32>,
 }
 
 impl Default for PortSets {
@@ -164,22 +164,17 @@ impl Default for PortSets {
 
 impl PortSets {
     /// The set `base` and `ranges` together.
-    fn with(&mut self, base: u32, mut ranges: Vec<(u16, u16)>) -> u32 {
-        ranges.sort_unstable();
-        ranges.dedup();
+    fn with(&mut self, base: u32, ranges: Vec<(u16, u16)>) -> u32 {
+        let ranges = union(ranges);
         if let Some(&set) = self.made.get(&(base, ranges.clone())) {
             return set;
         }
-        let wide: Vec<_> = ranges
-            .iter()
-            .map(|&(first, last)| (u32::from(first), u32::from(last)))
-            .collect();
-        let set = self.add(base, 0, 0, &wide);
+        let set = self.add(base, 0, 0, &ranges);
         self.made.insert((base, ranges), set);
         set
     }
 
-    /// `ranges` are sorted by their first ports.
+    /// `ranges` are as [`union`] returns them.
     fn add(&mut self, node: u32, height: u32, from: u32, ranges: &[(u32, u32)]) -> u32 {
         // Ports of one entry.
         let width = 1 << (4 * (3 - height));
@@ -187,21 +182,17 @@ impl PortSets {
         for (index, entry) in (0u32..).zip(&mut entries) {
             let first = from + index * width;
             let last = first + (width - 1);
-            let end = ranges.partition_point(|range| range.0 <= last);
-            let within: Vec<_> = (ranges[..end].iter().copied())
-                .filter(|range| range.1 >= first)
-                .collect();
-            if within.is_empty() {
-                continue;
-            }
-            let whole = within
-                .iter()
-                .any(|range| range.0 <= first && last <= range.1);
+            let within = overlapping(ranges, first, last);
+            let whole = match within {
+                [] => continue,
+                [only] => only.0 <= first && last <= only.1,
+                _ => false,
+            };
             *entry = match height {
                 LOWEST if whole => EVERY_BIT,
-                LOWEST => *entry | bitmap(first, &within),
+                LOWEST => *entry | bitmap(first, within),
                 _ if whole => self.full[height as usize + 1],
-                _ => self.add(*entry, height + 1, first, &within),
+                _ => self.add(*entry, height + 1, first, within),
             };
         }
         self.intern(entries)
@@ -214,6 +205,27 @@ impl PortSets {
             next
         })
     }
+}
+
+/// Sorted, disjoint and not adjacent; in 32 bits the port after the last exists.
+fn union(mut ranges: Vec<(u16, u16)>) -> Vec<(u32, u32)> {
+    ranges.sort_unstable();
+    let mut joined: Vec<(u32, u32)> = Vec::with_capacity(ranges.len());
+    for (first, last) in ranges {
+        let (first, last) = (u32::from(first), u32::from(last));
+        match joined.last_mut() {
+            Some(end) if first <= end.1 + 1 => end.1 = end.1.max(last),
+            _ => joined.push((first, last)),
+        }
+    }
+    joined
+}
+
+/// Those of the sorted `ranges` that have ports from `first` to `last`.
+fn overlapping(ranges: &[(u32, u32)], first: u32, last: u32) -> &[(u32, u32)] {
+    let start = ranges.partition_point(|range| range.1 < first);
+    let end = ranges.partition_point(|range| range.0 <= last);
+    ranges.get(start..end).unwrap_or_default()
 }
 
 /// Bits of the 16 ports from `first` on that are in one of `ranges`.
