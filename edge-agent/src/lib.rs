@@ -2,9 +2,9 @@
 //!
 //! - [`kernel`] makes every port of the prefixes arrive at the agent's sockets;
 //! - [`listen`] accepts, on worker threads with an event loop each;
-//! - [`tcp`] serves a connection, [`tls`] routes it by name or ends its TLS,
-//!   [`origin`] finds and dials its origin, all by the immutable snapshot of
-//!   [`table`];
+//! - [`tcp`] serves a connection and [`udp`] the flows of a worker, [`tls`]
+//!   routes a connection by name or ends its TLS, [`origin`] finds and dials
+//!   origins, all by the immutable snapshot of [`table`];
 //! - [`control`] keeps the snapshot and the kernel as the config service and
 //!   the balancer say, on a runtime of its own.
 
@@ -24,6 +24,7 @@ mod stats;
 mod table;
 mod tcp;
 mod tls;
+mod udp;
 
 pub use app::run;
 pub use config::{Config, Steering};

@@ -50,7 +50,7 @@ impl Closing {
 }
 
 /// What is told to every worker: whose connections are to be closed.
-type Order = Arc<HashSet<AppKey>>;
+pub type Order = Arc<HashSet<AppKey>>;
 
 /// What one worker is told.
 pub type Orders = mpsc::UnboundedReceiver<Order>;
@@ -178,9 +178,12 @@ fn taken() -> Vec<(u32, Option<AppKey>)> {
     })
 }
 
-/// Closes what this worker is told to, without end.
-pub async fn obey(mut orders: Orders) {
+/// Closes what this worker is told to, without end, and passes the order on to
+/// who keeps the worker's flows of UDP.
+pub async fn obey(mut orders: Orders, flows: mpsc::UnboundedSender<Order>) {
     while let Some(apps) = orders.recv().await {
+        // Where there are none any more, nobody need hear it.
+        let _ = flows.send(Arc::clone(&apps));
         for (index, app) in taken() {
             if app.is_some_and(|app| apps.contains(&app)) {
                 close(index, Closing::Disabled);
@@ -205,6 +208,26 @@ impl Windows {
         let window = own.unwrap_or(Timeouts::default().drain);
         self.limit.map_or(window, |limit| window.min(limit))
     }
+
+    /// When each of `open` is to be closed, after the begin of the drain and
+    /// in that order; who is first within a window is left to chance.
+    pub fn closings<T: Ord>(
+        &self,
+        open: impl IntoIterator<Item = (T, Option<AppKey>)>,
+    ) -> Vec<(Duration, T)> {
+        let mut by_window: HashMap<Duration, Vec<T>> = HashMap::new();
+        for (one, app) in open {
+            by_window.entry(self.of(app)).or_default().push(one);
+        }
+        let mut closings = Vec::new();
+        for (window, mut open) in by_window {
+            open.shuffle(&mut rand::rng());
+            let count = u32::try_from(open.len()).unwrap_or(u32::MAX);
+            closings.extend(closing_times(window, count).zip(open));
+        }
+        closings.sort_unstable();
+        closings
+    }
 }
 
 /// Closes this worker's connections as their windows end, in no order that
@@ -212,19 +235,7 @@ impl Windows {
 /// called when nothing is accepted any more.
 pub async fn close_over(windows: &Windows) {
     let start = Instant::now();
-    let mut by_window: HashMap<Duration, Vec<u32>> = HashMap::new();
-    for (index, app) in taken() {
-        let window = windows.of(app);
-        by_window.entry(window).or_default().push(index);
-    }
-    let mut closings = Vec::new();
-    for (window, mut places) in by_window {
-        places.shuffle(&mut rand::rng());
-        let count = u32::try_from(places.len()).unwrap_or(u32::MAX);
-        closings.extend(closing_times(window, count).zip(places));
-    }
-    closings.sort_unstable();
-    for (after, index) in closings {
+    for (after, index) in windows.closings(taken()) {
         let at = start + after;
         // The timer counts in milliseconds; many may be due in one.
         if at > Instant::now() {
@@ -275,7 +286,7 @@ mod tests {
         let [a, b] = apps();
         let (live, orders) = Live::of_workers(1);
         for orders in orders {
-            tokio::spawn(obey(orders));
+            tokio::spawn(obey(orders, mpsc::unbounded_channel().0));
         }
         let closed = [open(&a), open(&a)];
         let mut kept = open(&b);

@@ -3,5 +3,5 @@
 mod dial;
 mod rest;
 
-pub use dial::{NoOrigin, dial};
+pub use dial::{NoOrigin, choose, dial};
 pub use rest::Rest;

@@ -13,14 +13,12 @@
 mod crc32c;
 mod decode;
 mod encode;
-#[allow(dead_code)] // until datagrams are carried
 mod simple;
 
 use std::net::{IpAddr, SocketAddr, SocketAddrV4, SocketAddrV6};
 
 pub(crate) use decode::{Decoded, Header, Malformed, decode};
 pub(crate) use encode::{Tlv, encode_v1, encode_v2};
-#[allow(unused_imports)] // until datagrams are carried
 pub(crate) use simple::{decode_simple, encode_simple};
 
 /// What starts a header of version 2; its first byte is no letter.

@@ -53,6 +53,60 @@ struct Families {
     bytes: IntCounterVec,
     duration: HistogramVec,
     connect: HistogramVec,
+    sessions: IntGaugeVec,
+}
+
+/// Why a datagram went no further.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DropReason {
+    /// No app takes it.
+    Unclaimed,
+    /// There are as many flows as may be.
+    SessionsFull,
+    /// The source has as many flows as one may have.
+    SourceSessionsFull,
+    /// The app has no origin that could be tried.
+    NoOrigin,
+    /// This host is out of descriptors, ports or memory.
+    System,
+    /// More would have gone back than the client has sent, and it has not yet
+    /// shown that it is who it says.
+    Amplification,
+    /// An origin's answer without the Simple Proxy Protocol header of its flow.
+    SimpleHeader,
+    /// The path, or UDP, takes nothing as large.
+    TooLarge,
+    /// A socket's buffer is full, or the system refuses.
+    NotSent,
+}
+
+impl DropReason {
+    pub const ALL: [DropReason; 9] = [
+        DropReason::Unclaimed,
+        DropReason::SessionsFull,
+        DropReason::SourceSessionsFull,
+        DropReason::NoOrigin,
+        DropReason::System,
+        DropReason::Amplification,
+        DropReason::SimpleHeader,
+        DropReason::TooLarge,
+        DropReason::NotSent,
+    ];
+
+    /// The `reason` label.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            DropReason::Unclaimed => "unclaimed",
+            DropReason::SessionsFull => "sessions_full",
+            DropReason::SourceSessionsFull => "source_sessions_full",
+            DropReason::NoOrigin => "no_origin",
+            DropReason::System => "system",
+            DropReason::Amplification => "amplification",
+            DropReason::SimpleHeader => "simple_header",
+            DropReason::TooLarge => "too_large",
+            DropReason::NotSent => "not_sent",
+        }
+    }
 }
 
 /// The origins that an app's connections can go to: a declared pool, or the
@@ -82,6 +136,7 @@ pub struct AppStats {
     from_origin: IntCounter,
     duration: Histogram,
     closed: IntCounterVec,
+    sessions: IntGaugeVec,
 }
 
 /// Counters of one pool's origins, and whose turn it is.
@@ -129,7 +184,7 @@ impl Stats {
         };
         let service = Opts::new("anyport_config_revision", "Revision last received.")
             .const_label("service", "edge-agent");
-        Ok(Self {
+        let stats = Self {
             families: Families {
                 opened: counter(
                     "anyport_connections_opened_total",
@@ -175,6 +230,13 @@ impl Stats {
                             exponential_buckets(0.0001, 2.0, 16),
                         )?,
                         &["app", "pool", "origin"],
+                    ),
+                )?,
+                sessions: registered(
+                    registry,
+                    IntGaugeVec::new(
+                        Opts::new("anyport_udp_sessions_open", "Flows of UDP open now."),
+                        &["app"],
                     ),
                 )?,
             },
@@ -231,7 +293,13 @@ impl Stats {
                 "Connections refused for want of a PROXY header from a trusted sender.",
                 &["reason"],
             )?,
-        })
+        };
+        // All series exist from the start, so that the first drop is an
+        // increase that a dashboard can see.
+        for reason in DropReason::ALL {
+            stats.dropped(reason, 0);
+        }
+        Ok(stats)
     }
 
     /// The handles of an app, the same ones each time.
@@ -250,6 +318,7 @@ impl Stats {
                 from_origin: bytes("out"),
                 duration: self.families.duration.with_label_values(app),
                 closed: self.families.closed.clone(),
+                sessions: self.families.sessions.clone(),
             })
         };
         let mut apps = lock(&self.apps);
@@ -311,6 +380,7 @@ impl Stats {
         let _ = families.opened.remove_label_values(&[app]);
         let _ = families.open.remove_label_values(&[app]);
         let _ = families.duration.remove_label_values(&[app]);
+        let _ = families.sessions.remove_label_values(&[app]);
         for direction in ["in", "out"] {
             let _ = families.bytes.remove_label_values(&[app, direction]);
         }
@@ -334,6 +404,12 @@ impl Stats {
         let labels = &[app.name.as_str(), pool.label(), origin];
         let histogram = self.families.connect.with_label_values(labels);
         histogram.observe(took.as_secs_f64());
+    }
+
+    /// Datagrams went no further.
+    pub fn dropped(&self, reason: DropReason, count: u64) {
+        let counter = self.dropped_packets.with_label_values(&[reason.as_str()]);
+        counter.inc_by(count);
     }
 
     /// The origins of declared pools, with their counters.
@@ -372,6 +448,15 @@ impl AppStats {
         self.duration.observe(lasted.as_secs_f64());
         let labels = &[self.name.as_str(), &status.to_string()];
         self.closed.with_label_values(labels).inc();
+    }
+
+    /// A flow of UDP, which is counted as a connection too.
+    pub fn session_opened(&self) {
+        self.sessions.with_label_values(&[self.name.as_str()]).inc();
+    }
+
+    pub fn session_closed(&self) {
+        self.sessions.with_label_values(&[self.name.as_str()]).dec();
     }
 
     pub fn moved(&self, from_client: u64, from_origin: u64) {

@@ -99,11 +99,10 @@ pub struct Target<'a> {
 }
 
 impl Snapshot {
-    /// Where a connection to `destination` goes that asks for no name; `None`:
-    /// no app takes it, or one that is disabled.
-    #[cfg(test)]
-    pub fn target(&self, destination: SocketAddr) -> Option<Target<'_>> {
-        let candidates = self.routes.candidates(Transport::Tcp, destination)?;
+    /// Where a connection or flow to `destination` goes that asks for no name;
+    /// `None`: no app takes it, or one that is disabled.
+    pub fn target(&self, transport: Transport, destination: SocketAddr) -> Option<Target<'_>> {
+        let candidates = self.routes.candidates(transport, destination)?;
         self.target_of(candidates.any()?)
     }
 
@@ -620,7 +619,7 @@ mod tests {
     fn way(writer: &TableWriter, destination: &str) -> Option<(String, SocketAddr)> {
         let snapshot = writer.reader().load_full();
         let destination: SocketAddr = destination.parse().unwrap();
-        let target = snapshot.target(destination)?;
+        let target = snapshot.target(Transport::Tcp, destination)?;
         let index = target.pool.wheel.choose(0, 0, |_| 0, &[]).unwrap_or(0);
         let address = target.address(index, destination.port())?;
         Some((target.pool.id.label().to_owned(), address))

@@ -26,6 +26,8 @@ pub enum Status {
     /// Nothing came from either side for the idle timeout, or the client's
     /// kernel stopped answering.
     ClientTimedOut,
+    /// An ICMP message said that no socket of the client is there (UDP).
+    ClientRefused,
     ClientUnreachable,
     ClientBrokenPipe,
     ClientReset,
@@ -44,7 +46,7 @@ pub enum Status {
 }
 
 impl Status {
-    pub const ALL: [Status; 22] = [
+    pub const ALL: [Status; 23] = [
         Status::Closed,
         Status::InvalidSni,
         Status::Denied,
@@ -56,6 +58,7 @@ impl Status {
         Status::OriginBrokenPipe,
         Status::ClientTls,
         Status::ClientTimedOut,
+        Status::ClientRefused,
         Status::ClientUnreachable,
         Status::ClientBrokenPipe,
         Status::ClientReset,
@@ -82,6 +85,7 @@ impl Status {
             Status::OriginRefusedRead => 447,
             Status::OriginBrokenPipe => 448,
             Status::ClientTls => 490,
+            Status::ClientRefused => 495,
             Status::ClientUnreachable => 496,
             Status::ClientTimedOut => 497,
             Status::ClientBrokenPipe => 498,

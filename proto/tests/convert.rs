@@ -172,24 +172,28 @@ fn app() -> impl Strategy<Value = Resource> {
         origin,
         duration(second / 100, 60 * second),
         duration(second, 7 * 24 * 3600 * second),
+        duration(second, 7 * 24 * 3600 * second),
         duration(Duration::ZERO, 24 * 3600 * second),
         prop::option::of(prop::sample::select(&[
             Disable::KeepOpen,
             Disable::CloseNow,
         ])),
-        identity(),
+        (identity(), prop::sample::select(&Transport::ALL)),
     )
         .prop_map(
-            |(name, nets, (ports, origin), connect, idle, drain, disable, identity)| {
+            |(name, nets, (ports, origin), connect, idle, udp_idle, drain, disable, more)| {
+                let (identity, transport) = more;
                 let name = name.parse().unwrap();
                 Resource::App(Arc::new(App {
                     identity,
                     timeouts: Timeouts {
                         connect,
                         idle,
+                        udp_idle,
                         drain,
                         ..Timeouts::default()
                     },
+                    transport,
                     disable,
                     ..App::new(name, ports, nets.into_iter().collect(), origin)
                 }))
@@ -206,8 +210,8 @@ fn text() -> impl Strategy<Value = String> {
     prop_oneof![
         any::<String>(),
         "[a-z0-9./:*\\[\\]-]{0,20}",
-        "tcp/[0-9*-]{0,12}",
-        "tcp://[0-9.:\\[\\]-]{0,24}",
+        "(tcp|udp)/[0-9*-]{0,12}",
+        "(tcp|udp)://[0-9.:\\[\\]-]{0,24}",
         "[0-9]{1,3}\\.[0-9]{1,3}\\.[0-9]{1,3}\\.[0-9]{1,3}/[0-9]{1,3}",
     ]
 }
@@ -697,6 +701,7 @@ fn all_faults_of_a_resource_are_found_at_once() {
         a.timeouts = Some(v1::Timeouts {
             connect: seconds(-1),
             idle: seconds(-1),
+            udp_idle: seconds(-1),
             drain: seconds(-1),
             ..Default::default()
         });

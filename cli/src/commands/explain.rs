@@ -31,8 +31,8 @@ use crate::{
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Where the connection goes to: tcp/198.51.100.10:25565, tcp/[2001:db8::1]:22
-    #[arg(value_name = "tcp/ADDR:PORT")]
+    /// Where the connection goes to: tcp/198.51.100.10:25565, udp/[2001:db8::1]:53
+    #[arg(value_name = "tcp|udp/ADDR:PORT")]
     destination: Destination,
     /// The client's address
     #[arg(long, value_name = "ADDR")]
@@ -51,21 +51,22 @@ pub struct Destination {
 
 /// A text that is no [`Destination`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("right is tcp/198.51.100.10:25565 or tcp/[2001:db8::1]:22")]
+#[error("right is tcp/198.51.100.10:25565 or udp/[2001:db8::1]:53")]
 pub struct DestinationError;
 
 impl FromStr for Destination {
     type Err = DestinationError;
 
     fn from_str(text: &str) -> Result<Self, DestinationError> {
-        let address = text.strip_prefix("tcp/").ok_or(DestinationError)?;
+        let (transport, address) = text.split_once('/').ok_or(DestinationError)?;
+        let transport = transport.parse().map_err(|_| DestinationError)?;
         let address: SocketAddr = address.parse().map_err(|_| DestinationError)?;
         if address.port() == 0 {
             return Err(DestinationError);
         }
         let ip = address.ip().to_canonical();
         Ok(Self {
-            transport: Transport::Tcp,
+            transport,
             address: SocketAddr::new(ip, address.port()),
         })
     }
@@ -133,7 +134,7 @@ impl World {
             console.line(format_args!("{title}: {refused}"))?;
             match candidates {
                 Some(candidates) => self.explain_names(console, address, candidates.first().app)?,
-                None => self.explain_refusal(console, address)?,
+                None => self.explain_refusal(console, args.destination)?,
             }
             return Err(Failure::refused(format_args!("{title} would be refused")));
         };
@@ -152,7 +153,7 @@ impl World {
         }
         let name = console.paint(&route.app.name, Mood::Good);
         console.line(format_args!("{title}: app {name}"))?;
-        self.explain_claims(console, address, route.app)?;
+        self.explain_claims(console, args.destination, route.app)?;
         if let Some(from) = from {
             console.line(format_args!(
                 "  source   {from} is let in: access rules are not part of this version"
@@ -163,7 +164,12 @@ impl World {
         self.explain_origins(console, route.app, address.port(), now)
     }
 
-    fn explain_refusal(&self, console: &mut Console, address: SocketAddr) -> Result<(), Failure> {
+    fn explain_refusal(
+        &self,
+        console: &mut Console,
+        destination: Destination,
+    ) -> Result<(), Failure> {
+        let Destination { transport, address } = destination;
         let ip = address.ip();
         let Some(prefix) = self.prefixes.iter().find(|net| net.contains(&ip)) else {
             console.line(format_args!(
@@ -171,13 +177,17 @@ impl World {
             ))?;
             return Ok(());
         };
+        let answer = match transport {
+            Transport::Tcp => "resets the connection",
+            Transport::Udp => "answers ICMP port unreachable",
+        };
         console.line(format_args!(
             "  {ip} is in the prefix {prefix}, but no app has port {} there,\n  \
-             so the edge resets the connection, as a host does where nothing listens",
+             so the edge {answer}, as a host does where nothing listens",
             address.port()
         ))?;
         let mut there: Vec<String> = claims(&self.apps)
-            .filter(|(_, claim)| claim.net.contains(&ip))
+            .filter(|(_, claim)| claim.transport == transport && claim.net.contains(&ip))
             .map(|(app, claim)| format!("  {} has {}", app.name, words(app, &claim)))
             .collect();
         there.sort();
@@ -216,11 +226,14 @@ impl World {
     fn explain_claims(
         &self,
         console: &mut Console,
-        address: SocketAddr,
+        destination: Destination,
         winner: &Arc<App>,
     ) -> Result<(), Failure> {
+        let Destination { transport, address } = destination;
         let holds = |claim: &Claim| {
-            claim.net.contains(&address.ip()) && claim.ports.contains(address.port())
+            claim.transport == transport
+                && claim.net.contains(&address.ip())
+                && claim.ports.contains(address.port())
         };
         let mut held: Vec<(&Arc<App>, Claim)> = claims(&self.apps)
             .filter(|(_, claim)| holds(claim))

@@ -233,6 +233,7 @@ fn app(fields: &mut Fields<'_, '_>) -> v1::App {
             connect: timeouts.duration("connect"),
             tls_handshake: timeouts.duration("tls_handshake"),
             idle: timeouts.duration("idle"),
+            udp_idle: timeouts.duration("udp_idle"),
             drain: timeouts.duration("drain"),
         }),
         disable: fields.mapping("disable", "disable", |disable| v1::Disable {

@@ -40,7 +40,7 @@ apps:
     edge_ips: [198.51.100.10, 2001:db8:51::10]
     origin_pool: game
     origin_port: 7000
-    timeouts: { connect: 5s, idle: 1h, drain: 2m }
+    timeouts: { connect: 5s, idle: 1h, udp_idle: 60s, drain: 2m }
     disable: { close: now }
   - name: range
     protocol: tcp/*
@@ -106,6 +106,7 @@ fn every_field_arrives_in_its_message() {
             timeouts: Some(v1::Timeouts {
                 connect: seconds(5, 0),
                 idle: seconds(3600, 0),
+                udp_idle: seconds(60, 0),
                 drain: seconds(120, 0),
                 ..Default::default()
             }),
@@ -461,7 +462,12 @@ fn any_pool() -> impl Strategy<Value = Kind> {
 
 fn any_app() -> impl Strategy<Value = Kind> {
     let texts = || prop::collection::vec(any_text(), 0..4);
-    let timeouts = prop::option::of((any_duration(), any_duration(), any_duration()));
+    let timeouts = prop::option::of((
+        any_duration(),
+        any_duration(),
+        any_duration(),
+        any_duration(),
+    ));
     let disable = prop::option::of(0..3i32);
     let app = (
         any_text(),
@@ -493,10 +499,11 @@ fn any_app() -> impl Strategy<Value = Kind> {
             origin_ca,
             proxy_protocol,
             accept_proxy_protocol,
-            timeouts: timeouts.map(|(connect, idle, drain)| v1::Timeouts {
+            timeouts: timeouts.map(|(connect, idle, udp_idle, drain)| v1::Timeouts {
                 connect,
                 tls_handshake,
                 idle,
+                udp_idle,
                 drain,
             }),
             disable: disable.map(|close| v1::Disable { close }),

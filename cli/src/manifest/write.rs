@@ -143,6 +143,8 @@ struct Timeouts {
     #[serde(skip_serializing_if = "Option::is_none")]
     idle: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    udp_idle: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     drain: Option<String>,
 }
 
@@ -259,6 +261,7 @@ impl From<&v1::App> for App {
                 connect: timeouts.connect.map(write_wire_duration),
                 tls_handshake: timeouts.tls_handshake.map(write_wire_duration),
                 idle: timeouts.idle.map(write_wire_duration),
+                udp_idle: timeouts.udp_idle.map(write_wire_duration),
                 drain: timeouts.drain.map(write_wire_duration),
             }),
             disable: wire.disable.map(|disable| Disable {

@@ -5,13 +5,14 @@ use std::{io, pin::pin, sync::Arc, thread, time::Duration};
 
 use anyport_node::drain::Drain;
 use futures_util::future::join_all;
-use tokio::{net::TcpListener, runtime, time::timeout};
+use tokio::{net::TcpListener, runtime, sync::mpsc, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::{accept::accept, sockets::WorkerListeners};
 use crate::{
     live::{self, Orders, Windows},
     tcp::Service,
+    udp,
 };
 
 /// Connections that were told to close are gone in no time.
@@ -42,6 +43,7 @@ impl Workers {
         drain: &Drain,
         limit: Option<Duration>,
     ) -> Result<Self, WorkerError> {
+        let flows_max = udp::flows_max() / listeners.len().max(1);
         let mut threads = Vec::with_capacity(listeners.len());
         let workers = listeners.into_iter().zip(orders).enumerate();
         for (index, (listeners, orders)) in workers {
@@ -56,11 +58,13 @@ impl Workers {
                 accepting: accepting.clone(),
                 drain: drain.clone(),
                 limit,
+                flows_max,
             };
             let body = move || {
                 runtime.block_on(async {
-                    tokio::spawn(live::obey(orders));
-                    worker.work(listeners).await;
+                    let (tell, told) = mpsc::unbounded_channel();
+                    tokio::spawn(live::obey(orders, tell));
+                    worker.work(listeners, told).await;
                 });
             };
             let thread = thread::Builder::new().name(format!("worker-{index}"));
@@ -83,18 +87,25 @@ struct Worker {
     accepting: CancellationToken,
     drain: Drain,
     limit: Option<Duration>,
+    flows_max: usize,
 }
 
 impl Worker {
-    async fn work(self, listeners: WorkerListeners) {
+    async fn work(self, listeners: WorkerListeners, orders: Orders) {
         tokio::select! {
             () = self.accepting.cancelled() => {}
             () = self.drain.started() => {}
         }
         let pairs = listeners.v4.into_iter().chain(listeners.v6);
         let (tcp, udp): (Vec<_>, Vec<_>) = pairs.map(|pair| (pair.tcp, pair.udp)).unzip();
+        // A task of its own: it goes on as long as there are flows.
+        let limits = udp::Limits {
+            flows: self.flows_max,
+            drain: self.limit,
+        };
+        let (service, drain) = (Arc::clone(&self.service), self.drain.clone());
+        let flows = tokio::spawn(udp::serve(udp, service, limits, orders, drain));
         join_all(tcp.into_iter().map(|listener| self.accept_on(listener))).await;
-        drop(udp);
         let ended = self.drain.finished(Duration::MAX);
         let mut ended = pin!(ended);
         let windows = Windows {
@@ -103,7 +114,12 @@ impl Worker {
         };
         tokio::select! {
             _ = &mut ended => return,
-            () = live::close_over(&windows) => {}
+            () = async {
+                live::close_over(&windows).await;
+                // It closes its own in the same windows, and has said why if it
+                // ended in another way.
+                let _ = flows.await;
+            } => {}
         }
         // The runtime ends with this future, and what is left of its
         // connections with it, which whoever began the drain reports.

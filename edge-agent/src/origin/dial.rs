@@ -81,7 +81,7 @@ pub async fn dial(target: Target<'_>, edge_port: u16, stats: &Stats) -> Result<D
 
 /// The next origin to try: a healthy one that did not refuse lately, else a
 /// healthy one, else any.
-fn choose(target: Target<'_>, tried: &[usize], now: Instant) -> Option<usize> {
+pub fn choose(target: Target<'_>, tried: &[usize], now: Instant) -> Option<usize> {
     let pool = target.pool;
     let turn = pool.stats.turn.fetch_add(1, Relaxed);
     let random = rand::random();
@@ -267,7 +267,12 @@ mod tests {
 
     async fn dialled(edge: &Edge) -> Result<Dialled, NoOrigin> {
         let table = edge.writer.reader().load_full();
-        let target = table.target(EDGE.parse().unwrap()).unwrap();
+        let target = table
+            .target(
+                anyport_model::resource::Transport::Tcp,
+                EDGE.parse().unwrap(),
+            )
+            .unwrap();
         dial(target, 80, &edge.stats).await
     }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::Context;
 use anyport_lab::load::serve::{self, Mode};
 use anyport_lab::load::{Control, Load, Report, RunError, Tag, TargetError, TargetSet, Targets};
-use anyport_lab::load::{bulk, connect, idle, pingpong};
+use anyport_lab::load::{bulk, connect, datagram, idle, pingpong};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
@@ -48,6 +48,18 @@ enum Command {
         #[arg(long, value_parser = bytes, default_value = "1")]
         bytes: NonZeroU64,
         /// How long each connection rests after a round trip, such as 100ms
+        #[arg(long, value_parser = duration, default_value = "0s")]
+        pause: Duration,
+    },
+    /// Requests and replies over UDP, on flows that are kept; what is not answered within the timeout
+    /// is lost
+    Udp {
+        #[command(flatten)]
+        load: LoadArgs,
+        /// How many bytes a request has, and a reply: 8 to 65507
+        #[arg(long, value_parser = bytes, default_value = "64")]
+        bytes: NonZeroU64,
+        /// How long each flow rests after a reply, such as 100ms
         #[arg(long, value_parser = duration, default_value = "0s")]
         pause: Duration,
     },
@@ -146,6 +158,8 @@ enum ModeKind {
     Http,
     /// Say nothing, close when the client does
     Connect,
+    /// Send datagrams of UDP back
+    Udp,
 }
 
 fn main() -> anyhow::Result<ExitCode> {
@@ -178,6 +192,9 @@ fn main() -> anyhow::Result<ExitCode> {
         }
         Command::Pingpong { load, bytes, pause } => {
             load.run(|load| pingpong::run(&pingpong::Plan { load, bytes, pause }))
+        }
+        Command::Udp { load, bytes, pause } => {
+            load.run(|load| datagram::run(&datagram::Plan { load, bytes, pause }))
         }
         Command::Bulk {
             load,
@@ -257,7 +274,8 @@ fn run_server(
         (ModeKind::Sink, None) => Mode::Sink,
         (ModeKind::Source, None) => Mode::Source,
         (ModeKind::Connect, None) => Mode::Connect,
-        (_, Some(tag)) => anyhow::bail!("--tag {tag}: only --mode echo and http can be asked"),
+        (ModeKind::Udp, tag) => return run_datagram_server(listen, tag, threads),
+        (_, Some(tag)) => anyhow::bail!("--tag {tag}: only --mode echo, http and udp can be asked"),
     };
     let server = serve::start(&serve::Plan {
         listen,
@@ -271,6 +289,26 @@ fn run_server(
     out.flush()?;
     runtime()?.block_on(end_asked_for())?;
     writeln!(out, "accepted {} connections", server.accepted())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn run_datagram_server(
+    listen: Vec<SocketAddr>,
+    tag: Option<Tag>,
+    threads: NonZeroUsize,
+) -> anyhow::Result<ExitCode> {
+    let server = serve::datagram::start(&serve::datagram::Plan {
+        listen,
+        tag,
+        threads,
+    })?;
+    let mut out = io::stdout().lock();
+    for address in server.addresses() {
+        writeln!(out, "listening on {address}")?;
+    }
+    out.flush()?;
+    runtime()?.block_on(end_asked_for())?;
+    writeln!(out, "answered {} datagrams", server.answered())?;
     Ok(ExitCode::SUCCESS)
 }
 

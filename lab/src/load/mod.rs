@@ -1,8 +1,9 @@
 //! A load generator, and the servers it talks to.
 //!
-//! Four ways to load something, each a module with a `Plan` and a `run`: [`connect`] (open, ask,
-//! close), [`pingpong`] (round trips on kept connections), [`bulk`] (streams) and [`idle`] (many
-//! connections that do nothing). [`serve`] is the other end.
+//! Five ways to load something, each a module with a `Plan` and a `run`: [`connect`] (open, ask,
+//! close), [`pingpong`] (round trips on kept connections), [`bulk`] (streams), [`idle`] (many
+//! connections that do nothing) and [`datagram`] (requests and replies over UDP). [`serve`] is the
+//! other end.
 //!
 //! What always holds:
 //!
@@ -19,6 +20,7 @@
 
 pub mod bulk;
 pub mod connect;
+pub mod datagram;
 mod failure;
 pub mod idle;
 mod pattern;

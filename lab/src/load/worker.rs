@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::future::Future;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::panic::resume_unwind;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use std::time::Duration;
 use nix::sys::socket::{setsockopt, sockopt};
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::net::{TcpSocket, TcpStream, UdpSocket};
 use tokio::sync::Semaphore;
 use tokio::task::{JoinSet, LocalSet};
 use tokio::time::{Instant, sleep_until, timeout_at};
@@ -233,6 +233,26 @@ impl Worker {
         tally.opened(started.elapsed());
         load.control.count_opened();
         Ok(stream)
+    }
+
+    /// A socket for datagrams, connected to a target drawn at random.
+    pub(super) fn datagrams(&self) -> Result<UdpSocket, Stop> {
+        let load = &self.thread.load;
+        let target = load.targets.draw(&mut *self.rng.borrow_mut());
+        let any = match target {
+            SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            SocketAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        };
+        let attempt = self.thread.numbers.attempt.fetch_add(1, Ordering::Relaxed);
+        let source = load.source(attempt, target.is_ipv6()).unwrap_or(any);
+        let started = Instant::now();
+        let socket = std::net::UdpSocket::bind((source, 0))?;
+        socket.connect(target)?;
+        socket.set_nonblocking(true)?;
+        let socket = UdpSocket::from_std(socket)?;
+        self.thread.tally.borrow_mut().opened(started.elapsed());
+        load.control.count_opened();
+        Ok(socket)
     }
 
     /// [`connect`](Self::connect), without more than a few at once on this thread.

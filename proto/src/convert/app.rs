@@ -26,9 +26,7 @@ pub(super) fn read(wire: v1::App) -> Result<App, Unreadable> {
     let edge_nets = edge_nets(&mut faults, &wire.edge_ips);
     let transport = protocol.map(|(transport, _)| transport);
     let identity = identity::read(&mut faults, &wire, transport);
-    let edge_ports = protocol.map(|(_, ports)| ports);
-    let origin = origin(&mut faults, &wire, edge_ports);
-    let transport = protocol.map(|(transport, _)| transport);
+    let origin = origin(&mut faults, &wire, protocol);
     let tls = super::tls::read(&mut faults, &wire, transport);
     let timeouts = timeouts(&mut faults, wire.timeouts.unwrap_or_default());
     let disable = disable(&mut faults, wire.disable);
@@ -51,14 +49,18 @@ pub(super) fn read(wire: v1::App) -> Result<App, Unreadable> {
 }
 
 fn protocol(faults: &mut Faults, text: &str) -> Option<(Transport, PortRange)> {
-    let Some(("tcp", ports)) = text.split_once('/') else {
+    let parts = text.split_once('/');
+    let parts = parts.and_then(|(transport, ports)| Some((transport.parse().ok()?, ports)));
+    let Some((transport, ports)) = parts else {
         faults.add(
             "protocol",
-            format_args!("{text:?} is no protocol; right is tcp/22, tcp/3000-4000 or tcp/*"),
+            format_args!(
+                "{text:?} is no protocol; right is tcp/22, tcp/3000-4000, udp/53 or udp/*"
+            ),
         );
         return None;
     };
-    Some((Transport::Tcp, faults.parse("protocol", ports)?))
+    Some((transport, faults.parse("protocol", ports)?))
 }
 
 fn edge_nets(faults: &mut Faults, texts: &[String]) -> Option<Vec<IpNet>> {
@@ -125,7 +127,12 @@ pub(super) fn are_few(faults: &mut Faults, field: &str, count: usize) -> bool {
     count <= ENTRIES_MAX
 }
 
-fn origin(faults: &mut Faults, wire: &v1::App, edge: Option<PortRange>) -> Option<OriginChoice> {
+fn origin(
+    faults: &mut Faults,
+    wire: &v1::App,
+    protocol: Option<(Transport, PortRange)>,
+) -> Option<OriginChoice> {
+    let edge = protocol.map(|(_, ports)| ports);
     let replaced: Option<Option<PortRange>> =
         faults.parse_optional("origin_port", &wire.origin_port);
     match (wire.origin_pool.as_str(), wire.origin_direct.as_slice()) {
@@ -144,7 +151,7 @@ fn origin(faults: &mut Faults, wire: &v1::App, edge: Option<PortRange>) -> Optio
             };
             Some(OriginChoice::Pool { pool: pool?, port })
         }
-        ("", texts) => direct(faults, texts, replaced?, edge).map(OriginChoice::Direct),
+        ("", texts) => direct(faults, texts, replaced?, protocol).map(OriginChoice::Direct),
         (_, [_, ..]) => {
             faults.add(
                 "origin_direct",
@@ -159,8 +166,9 @@ fn direct(
     faults: &mut Faults,
     texts: &[String],
     replaced: Option<PortRange>,
-    edge: Option<PortRange>,
+    protocol: Option<(Transport, PortRange)>,
 ) -> Option<Vec<DirectOrigin>> {
+    let (transport, edge) = protocol.unzip();
     if !count_is_right(faults, "origin_direct", texts.len()) {
         return None;
     }
@@ -169,7 +177,7 @@ fn direct(
         .enumerate()
         .map(|(index, text)| {
             let field = format!("origin_direct[{index}]");
-            let (ip, ports) = faults.take(&field, target(text))?;
+            let (ip, ports) = faults.take(&field, target(text, transport))?;
             let field = if replaced.is_some() {
                 "origin_port"
             } else {
@@ -182,14 +190,23 @@ fn direct(
     read.into_iter().collect()
 }
 
-/// `tcp://10.0.2.2:7000`, `tcp://[2001:db8::1]:3000-4000`.
-fn target(text: &str) -> Result<(IpAddr, PortRange), String> {
+/// `tcp://10.0.2.2:7000`, `udp://[2001:db8::1]:3000-4000`, of the app's own
+/// transport; `None`: that is not known, so either will do.
+fn target(text: &str, transport: Option<Transport>) -> Result<(IpAddr, PortRange), String> {
+    let right = transport.unwrap_or(Transport::Tcp);
     let wrong = || {
         format!(
-            "{text:?} is no origin; right is tcp://10.0.2.2:7000 or tcp://[2001:db8::1]:3000-4000"
+            "{text:?} is no origin; right is {right}://10.0.2.2:7000 or \
+             {right}://[2001:db8::1]:3000-4000"
         )
     };
-    let rest = text.strip_prefix("tcp://").ok_or_else(wrong)?;
+    let (scheme, rest) = text.split_once("://").ok_or_else(wrong)?;
+    let scheme: Transport = scheme.parse().map_err(|_| wrong())?;
+    if transport.is_some_and(|transport| transport != scheme) {
+        return Err(format!(
+            "{text:?} is of another protocol than the app; right is {right}://{rest}"
+        ));
+    }
     let (host, ports) = rest.rsplit_once(':').ok_or_else(wrong)?;
     let bracketed = host
         .strip_prefix('[')
@@ -221,15 +238,16 @@ fn timeouts(faults: &mut Faults, wire: v1::Timeouts) -> Option<Timeouts> {
         bounds,
     );
     let bounds = second..=7 * 24 * 3600 * second;
-    let idle = faults.duration("timeouts.idle", wire.idle, default.idle, bounds);
+    let idle = faults.duration("timeouts.idle", wire.idle, default.idle, bounds.clone());
+    let udp_idle = faults.duration("timeouts.udp_idle", wire.udp_idle, default.udp_idle, bounds);
     let bounds = Duration::ZERO..=24 * 3600 * second;
     let drain = faults.duration("timeouts.drain", wire.drain, default.drain, bounds);
     Some(Timeouts {
         connect: connect?,
         tls_handshake: handshake?,
         idle: idle?,
+        udp_idle: udp_idle?,
         drain: drain?,
-        ..default
     })
 }
 
@@ -263,7 +281,7 @@ pub(super) fn write(app: &App) -> v1::App {
             (pool.to_string(), port.unwrap_or_default(), Vec::new())
         }
         OriginChoice::Direct(origins) => {
-            let texts = origins.iter().map(|origin| direct_text(origin, app.ports));
+            let texts = origins.iter().map(|origin| direct_text(origin, app));
             (String::new(), String::new(), texts.collect())
         }
     };
@@ -281,6 +299,7 @@ pub(super) fn write(app: &App) -> v1::App {
             connect: Some(write_duration(app.timeouts.connect)),
             tls_handshake: Some(write_duration(app.timeouts.tls_handshake)),
             idle: Some(write_duration(app.timeouts.idle)),
+            udp_idle: Some(write_duration(app.timeouts.udp_idle)),
             drain: Some(write_duration(app.timeouts.drain)),
         }),
         disable: app.disable.map(write_disable),
@@ -308,10 +327,10 @@ fn ports_text(map: PortMap, edge: PortRange) -> String {
     }
 }
 
-fn direct_text(origin: &DirectOrigin, edge: PortRange) -> String {
-    let ports = ports_text(origin.port, edge);
+fn direct_text(origin: &DirectOrigin, app: &App) -> String {
+    let (transport, ports) = (app.transport, ports_text(origin.port, app.ports));
     match origin.ip {
-        IpAddr::V4(ip) => format!("tcp://{ip}:{ports}"),
-        IpAddr::V6(ip) => format!("tcp://[{ip}]:{ports}"),
+        IpAddr::V4(ip) => format!("{transport}://{ip}:{ports}"),
+        IpAddr::V6(ip) => format!("{transport}://[{ip}]:{ports}"),
     }
 }

@@ -129,7 +129,10 @@ impl Agent {
     /// The label of the pool that would take a connection.
     fn pool_for(&self, destination: &str) -> Option<String> {
         let snapshot = self.applier.table.lock().reader().load_full();
-        let target = snapshot.target(destination.parse().unwrap())?;
+        let target = snapshot.target(
+            anyport_model::resource::Transport::Tcp,
+            destination.parse().unwrap(),
+        )?;
         Some(target.pool.id.label().to_owned())
     }
 

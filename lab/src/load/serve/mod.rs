@@ -1,6 +1,7 @@
 //! The servers that a load is put on, and that play the origins in tests.
 
 mod conversation;
+pub mod datagram;
 mod http;
 
 use std::io;

@@ -1,0 +1,37 @@
+//! The two sockets of a flow.
+
+use std::{io, net::SocketAddr};
+
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+
+use super::sessions::Key;
+
+fn datagrams(address: SocketAddr) -> io::Result<Socket> {
+    let domain = Domain::for_address(address);
+    Socket::new(domain, Type::DGRAM.nonblocking(), Some(Protocol::UDP))
+}
+
+/// A socket that speaks to the client from where it was spoken to.
+///
+/// Between bind and connect the kernel does not hand it anything of other
+/// clients: steering passes over sockets that are not connected.
+pub(super) fn towards_client(key: &Key) -> io::Result<Socket> {
+    let socket = datagrams(key.edge)?;
+    // Each client of one edge address and port has a socket there.
+    socket.set_reuse_address(true)?;
+    if key.edge.is_ipv4() {
+        socket.set_ip_transparent_v4(true)?;
+    } else {
+        socket.set_only_v6(true)?;
+        socket.set_ip_transparent_v6(true)?;
+    }
+    socket.bind(&SockAddr::from(key.edge))?;
+    socket.connect(&SockAddr::from(key.client))?;
+    Ok(socket)
+}
+
+pub(super) fn towards_origin(address: SocketAddr) -> io::Result<Socket> {
+    let socket = datagrams(address)?;
+    socket.connect(&SockAddr::from(address))?;
+    Ok(socket)
+}

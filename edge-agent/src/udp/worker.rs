@@ -1,0 +1,490 @@
+//! Moving the datagrams of one worker's flows.
+//!
+//! One task waits for all sockets of the worker at once and goes round: first
+//! what was steered here, since that came before the flow had a socket of its
+//! own and is to stay in order; then each flow that has something.
+
+use std::{
+    collections::HashSet,
+    io,
+    net::UdpSocket,
+    os::fd::AsFd,
+    pin::pin,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyport_model::outcome::Status;
+use anyport_node::drain::Drain;
+
+use super::{
+    batch::{BATCH, Batch, Sent, Shape},
+    flow::{Flow, NoFlow, Opened},
+    poll::{Events, Left, Poll},
+    sessions::{Caps, Id, Key, Room, Sessions, Shed},
+};
+use crate::{
+    live::{AppKey, Orders, Windows},
+    stats::DropReason,
+    tcp::Service,
+};
+
+/// Batches that are taken from one socket before others have their turn.
+const STEERED_BATCHES: usize = 8;
+const FLOW_BATCHES: usize = 4;
+
+/// How often it is said at most that flows cannot be opened.
+const COMPLAIN_EVERY: Duration = Duration::from_secs(60);
+
+/// What bounds a worker's flows.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// How many there may be.
+    pub flows: usize,
+    /// How long a drain may take, whatever the apps say.
+    pub drain: Option<Duration>,
+}
+
+/// Serves the flows that begin on `steered`, the sockets that the kernel steers
+/// to. When the drain begins it takes no new ones, and the known ones go on
+/// until they are idle or the app's time for a drain is over.
+pub async fn serve(
+    steered: Vec<UdpSocket>,
+    service: Arc<Service>,
+    limits: Limits,
+    mut orders: Orders,
+    drain: Drain,
+) {
+    let _guard = drain.guard();
+    let mut worker = match Worker::new(steered, service, Caps::of(limits.flows)) {
+        Ok(worker) => worker,
+        Err(error) => {
+            tracing::error!(%error, "a worker cannot serve UDP");
+            return;
+        }
+    };
+    let poll = Arc::clone(&worker.poll);
+    let mut draining = false;
+    let mut begun = pin!(drain.started());
+    let mut timer = pin!(tokio::time::sleep(Duration::ZERO));
+    let mut due = None;
+    while !(draining && worker.sessions.len() == 0) {
+        let next = worker.next_deadline();
+        if let Some(next) = next
+            && due != Some(next)
+        {
+            timer.as_mut().reset(next.into());
+            due = Some(next);
+        }
+        let turn = poll.ready(|| worker.turn());
+        tokio::select! {
+            biased;
+            () = &mut begun, if !draining => {
+                draining = true;
+                worker.stop_taking(limits.drain);
+            }
+            () = &mut timer, if next.is_some() => due = None,
+            Some(apps) = orders.recv() => worker.close_apps(&apps),
+            left = turn => match left {
+                Ok(Left::Nothing) => {}
+                Ok(Left::Something) => tokio::task::yield_now().await,
+                Err(error) => {
+                    tracing::error!(%error, "a worker can no longer wait for datagrams");
+                    return;
+                }
+            },
+        }
+        worker.expire();
+    }
+}
+
+struct Worker {
+    service: Arc<Service>,
+    sessions: Sessions<Flow>,
+    poll: Arc<Poll>,
+    events: Events,
+    batch: Batch,
+    steered: Vec<UdpSocket>,
+    /// While draining: which are to be closed when, the last first.
+    closings: Vec<(Instant, Id)>,
+    /// Sockets that had more than their turn took.
+    unfinished: Vec<Token>,
+    complained: Option<Instant>,
+}
+
+/// What an event is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Token {
+    /// By its place in `Worker::steered`.
+    Steered(usize),
+    Client(Id),
+    Origin(Id),
+}
+
+/// The side of a flow, where an [`Id`] has no bit.
+const ORIGIN: u64 = 1 << 31;
+
+impl Token {
+    fn to_bits(self) -> u64 {
+        match self {
+            // No slot has this number.
+            Token::Steered(index) => u64::from(u32::MAX) << 32 | index as u64,
+            Token::Client(id) => id.to_bits(),
+            Token::Origin(id) => id.to_bits() | ORIGIN,
+        }
+    }
+
+    fn from_bits(bits: u64) -> Self {
+        if bits >> 32 == u64::from(u32::MAX) {
+            return Token::Steered((bits & u64::from(u32::MAX)) as usize);
+        }
+        let id = Id::from_bits(bits & !ORIGIN);
+        if bits & ORIGIN == 0 {
+            Token::Client(id)
+        } else {
+            Token::Origin(id)
+        }
+    }
+}
+
+impl Worker {
+    fn new(steered: Vec<UdpSocket>, service: Arc<Service>, caps: Caps) -> io::Result<Self> {
+        let poll = Poll::new()?;
+        for (index, socket) in steered.iter().enumerate() {
+            poll.add(socket.as_fd(), Token::Steered(index).to_bits())?;
+        }
+        Ok(Self {
+            service,
+            sessions: Sessions::new(caps),
+            poll: Arc::new(poll),
+            events: Events::new(),
+            batch: Batch::new(),
+            steered,
+            closings: Vec::new(),
+            unfinished: Vec::new(),
+            complained: None,
+        })
+    }
+
+    /// Closes the sockets that datagrams are steered to: what another process
+    /// holds of them goes on there.
+    fn stop_taking(&mut self, limit: Option<Duration>) {
+        self.steered.clear();
+        let windows = Windows {
+            of_apps: self.service.table.load().drain_windows(),
+            limit,
+        };
+        let open = self
+            .sessions
+            .iter()
+            .map(|(id, flow)| (id, Some(flow.app())));
+        let now = Instant::now();
+        let closings = windows.closings(open).into_iter().rev();
+        self.closings = closings.map(|(after, id)| (now + after, id)).collect();
+    }
+
+    fn close_apps(&mut self, apps: &HashSet<AppKey>) {
+        let flows = self.sessions.iter();
+        let of_apps = flows.filter(|(_, flow)| apps.contains(&flow.app()));
+        let ids: Vec<Id> = of_apps.map(|(id, _)| id).collect();
+        for id in ids {
+            self.close(id, Status::Closed);
+        }
+    }
+
+    /// Nothing is to be closed before this.
+    fn next_deadline(&self) -> Option<Instant> {
+        let closing = self.closings.last().map(|(at, _)| *at);
+        let idle = self.sessions.next_deadline();
+        closing.into_iter().chain(idle).min()
+    }
+
+    fn expire(&mut self) {
+        if self.next_deadline().is_none() {
+            return;
+        }
+        let now = Instant::now();
+        while let Some(id) = self.sessions.expired(now) {
+            self.close(id, Status::Closed);
+        }
+        while let Some((_, id)) = self.closings.pop_if(|(at, _)| *at <= now) {
+            self.close(id, Status::Closed);
+        }
+    }
+
+    fn close(&mut self, id: Id, status: Status) {
+        if let Some(flow) = self.sessions.close(id) {
+            flow.account.close(status);
+        }
+    }
+
+    /// Goes round once.
+    fn turn(&mut self) -> Left {
+        let now = Instant::now();
+        self.poll.look(&mut self.events);
+        let mut ready = std::mem::take(&mut self.unfinished);
+        ready.extend(self.events.tokens().map(Token::from_bits));
+        for token in &ready {
+            if let Token::Steered(index) = *token {
+                self.take_steered(index, now);
+            }
+        }
+        for token in &ready {
+            match *token {
+                Token::Steered(_) => {}
+                Token::Client(id) => self.from_client(id, now),
+                Token::Origin(id) => self.from_origin(id, now),
+            }
+        }
+        let left = !self.unfinished.is_empty() || self.events.is_full();
+        if self.unfinished.is_empty() {
+            // Keeps its memory.
+            ready.clear();
+            self.unfinished = ready;
+        }
+        if left { Left::Something } else { Left::Nothing }
+    }
+
+    /// Datagrams that have no socket of their own, or had none yet.
+    fn take_steered(&mut self, index: usize, now: Instant) {
+        for _ in 0..STEERED_BATCHES {
+            let Some(socket) = self.steered.get(index) else {
+                return;
+            };
+            match self.batch.receive_steered(socket) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                // Errors of datagrams, not of the socket; the next one may do.
+                Err(_) => continue,
+            }
+            for at in 0..self.batch.len() {
+                self.take_one(at, now);
+            }
+            if !self.batch.is_full() {
+                return;
+            }
+        }
+        self.unfinished.push(Token::Steered(index));
+    }
+
+    fn take_one(&mut self, at: usize, now: Instant) {
+        let Some(ends) = self.batch.ends(at) else {
+            return self.dropped(DropReason::Unclaimed, 1);
+        };
+        let key = Key {
+            client: ends.from,
+            edge: ends.to,
+        };
+        let known = self.sessions.find(&key);
+        let id = match known.map_or_else(|| self.admit(key, at, now), Ok) {
+            Ok(id) => id,
+            Err(reason) => return self.dropped(reason, 1),
+        };
+        let bytes = self.batch.payload(at).len();
+        self.sessions.from_client(id, bytes, now);
+        let Some(flow) = self.sessions.get_mut(id) else {
+            return;
+        };
+        flow.account.moved(bytes as u64, 0);
+        let sent = flow.send(&self.batch, &[at]);
+        self.to_origin_done(id, &sent);
+    }
+
+    /// Opens the flow of the datagram at `at` of the batch.
+    fn admit(&mut self, key: Key, at: usize, now: Instant) -> Result<Id, DropReason> {
+        let room = self.sessions.room(&key, now).map_err(|shed| match shed {
+            Shed::Full => DropReason::SessionsFull,
+            Shed::SourceFull => DropReason::SourceSessionsFull,
+        })?;
+        if let Room::InsteadOf(oldest) = room {
+            self.close(oldest, Status::Closed);
+        }
+        let table = self.service.table.load();
+        let Opened { flow, idle } =
+            Flow::open(&table, &key, self.batch.payload(at)).map_err(|failed| match failed {
+                NoFlow::Unclaimed => {
+                    self.service.stats.unclaimed.inc();
+                    DropReason::Unclaimed
+                }
+                NoFlow::NoOrigin(_) => DropReason::NoOrigin,
+                NoFlow::System(error) => {
+                    complain(&mut self.complained, now, &key, &error);
+                    DropReason::System
+                }
+            })?;
+        drop(table);
+        let id = self.sessions.open(key, idle, now, flow);
+        match self.watch(id) {
+            Ok(()) => Ok(id),
+            Err(error) => {
+                complain(&mut self.complained, now, &key, &error);
+                self.close(id, Status::ConnectSystem);
+                Err(DropReason::System)
+            }
+        }
+    }
+
+    fn watch(&self, id: Id) -> io::Result<()> {
+        let Some(flow) = self.sessions.get(id) else {
+            return Ok(());
+        };
+        let poll = &self.poll;
+        poll.add(flow.client.as_fd(), Token::Client(id).to_bits())?;
+        poll.add(flow.leg.socket.as_fd(), Token::Origin(id).to_bits())
+    }
+
+    fn from_client(&mut self, id: Id, now: Instant) {
+        for _ in 0..FLOW_BATCHES {
+            let Some(flow) = self.sessions.get_mut(id) else {
+                return;
+            };
+            match self.batch.receive(&flow.client) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                    return self.close(id, Status::ClientRefused);
+                }
+                // Too large for the path, say: told of the past, and no end.
+                Err(_) => continue,
+            }
+            let mut all = [0; BATCH];
+            let count = self.batch.len();
+            let mut bytes = 0;
+            for (at, slot) in all.iter_mut().enumerate().take(count) {
+                *slot = at;
+                bytes += self.batch.payload(at).len() as u64;
+            }
+            flow.account.moved(bytes, 0);
+            let sent = flow.send(&self.batch, &all[..count]);
+            self.sessions.from_client(id, bytes as usize, now);
+            self.to_origin_done(id, &sent);
+            if !self.batch.is_full() {
+                return;
+            }
+        }
+        self.unfinished.push(Token::Client(id));
+    }
+
+    fn to_origin_done(&mut self, id: Id, sent: &Sent) {
+        self.count_unsent(sent);
+        if sent.refused_there {
+            self.origin_refused(id);
+        }
+    }
+
+    fn from_origin(&mut self, id: Id, now: Instant) {
+        for _ in 0..FLOW_BATCHES {
+            let Some(flow) = self.sessions.get_mut(id) else {
+                return;
+            };
+            match self.batch.receive(&flow.leg.socket) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                    return self.origin_refused(id);
+                }
+                Err(_) => continue,
+            }
+            flow.heard(now);
+            let mut allowed = [0; BATCH];
+            let (mut count, mut strangers, mut held_back) = (0, 0, 0);
+            let (mut bytes, mut skip) = (0, 0);
+            for at in 0..self.batch.len() {
+                let answer = self.batch.payload(at);
+                bytes += answer.len() as u64;
+                let Some(flow) = self.sessions.get(id) else {
+                    return;
+                };
+                let Some(header) = flow.header.of_answer(answer) else {
+                    strangers += 1;
+                    continue;
+                };
+                skip = header;
+                if self.sessions.may_return(id, answer.len() - header, now) {
+                    allowed[count] = at;
+                    count += 1;
+                } else {
+                    held_back += 1;
+                }
+            }
+            self.dropped(DropReason::SimpleHeader, strangers);
+            self.dropped(DropReason::Amplification, held_back);
+            let Some(flow) = self.sessions.get_mut(id) else {
+                return;
+            };
+            flow.account.moved(0, bytes);
+            let shape = Shape { header: &[], skip };
+            let sent = self.batch.send(&flow.client, &allowed[..count], &shape);
+            self.count_unsent(&sent);
+            if sent.refused_there {
+                return self.close(id, Status::ClientRefused);
+            }
+            if !self.batch.is_full() {
+                return;
+            }
+        }
+        self.unfinished.push(Token::Origin(id));
+    }
+
+    /// The origin of a flow has no socket there.
+    fn origin_refused(&mut self, id: Id) {
+        let (Some(key), Some(flow)) = (self.sessions.key(id), self.sessions.get_mut(id)) else {
+            return;
+        };
+        let table = self.service.table.load();
+        if let Err(status) = flow.refused(&table, &key) {
+            drop(table);
+            return self.close(id, status);
+        }
+        let watched = self
+            .poll
+            .add(flow.leg.socket.as_fd(), Token::Origin(id).to_bits());
+        if watched.is_err() {
+            drop(table);
+            return self.close(id, Status::ConnectSystem);
+        }
+        flow.send_first_again();
+    }
+
+    fn count_unsent(&self, sent: &Sent) {
+        self.dropped(DropReason::TooLarge, sent.too_large);
+        self.dropped(DropReason::NotSent, sent.refused_here);
+    }
+
+    fn dropped(&self, reason: DropReason, count: u64) {
+        if count > 0 {
+            self.service.stats.dropped(reason, count);
+        }
+    }
+}
+
+/// Says that a flow could not be opened, where that was not said lately.
+fn complain(said: &mut Option<Instant>, now: Instant, key: &Key, error: &io::Error) {
+    if said.is_none_or(|said| now.saturating_duration_since(said) >= COMPLAIN_EVERY) {
+        *said = Some(now);
+        let hint = match error.raw_os_error() {
+            Some(libc::EADDRINUSE) => " (another program on this host has the port for itself)",
+            Some(libc::EMFILE | libc::ENFILE) => " (out of file descriptors)",
+            _ => "",
+        };
+        tracing::error!(%error, edge = %key.edge, "new flows of UDP are dropped{hint}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_survive_the_kernel() {
+        for bits in [0, 1 << 32, (1 << 31) - 1, u64::from(u32::MAX - 1) << 32] {
+            let id = Id::from_bits(bits);
+            for token in [Token::Client(id), Token::Origin(id)] {
+                assert_eq!(Token::from_bits(token.to_bits()), token);
+            }
+        }
+        for token in [Token::Steered(0), Token::Steered(1)] {
+            assert_eq!(Token::from_bits(token.to_bits()), token);
+        }
+    }
+}
