@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -28,9 +29,10 @@ use crate::{
         self, Estate, Generations, HandedOver, Key, Notice, Offering, Standstill, Start, StateLock,
         notify,
     },
-    kernel::{self, Drift, Dropped, Kernel, Reconciler},
+    kernel::{self, Drift, Dropped, Kernel, ListenerPorts, Reconciler},
     listen::{Listeners, Workers},
     live::Live,
+    origin::{Resolver, follow_dns},
     protect::Protected,
     stats::Stats,
     table::TableWriter,
@@ -80,6 +82,7 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
         table: writer.reader(),
         stats: Arc::clone(&stats),
     });
+    let questions = writer.questions();
     let table = SharedTable::new(writer);
     let steering = kernel::choose(config.steering.asked()).context("--steering")?;
     tracing::info!(
@@ -98,6 +101,10 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
     let ports = listeners.ports;
     let sockets = listeners.steered().context("listeners")?;
     let estate = estate(&lock, &server, &admin, &listeners).context("duplicating descriptors")?;
+
+    let own = [server.address(), admin.address()]
+        .into_iter()
+        .chain(steered_to(ports));
 
     let (kernel, reconciler) = Reconciler::open(count_repairs(Arc::clone(&stats)))?;
     let reconciler = reconciler.on_drop(count_drops(&stats));
@@ -123,7 +130,7 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
         steering,
         listeners: ports,
         sockets,
-        protected: Protected::new([&config.config_service, &config.balancer]),
+        protected: Protected::new([&config.config_service, &config.balancer]).listening(own),
         in_use: Arc::clone(&in_use),
         live,
         configuring: Arc::clone(&configuring),
@@ -154,6 +161,9 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
 
     // A task each: none of them may hold up another.
     let mut control = JoinSet::new();
+    let resolver = Resolver::new(config.resolver.clone());
+    let names = follow_dns(questions, resolver, table.clone(), Arc::clone(&stats));
+    control.spawn(names);
     let (followed, mut followed_seen) = watch::channel(None);
     let weights = follow_weights(balancers, name.to_string(), table, followed);
     control.spawn(weights);
@@ -289,6 +299,15 @@ async fn join(workers: Workers, connections: &Drain) -> anyhow::Result<()> {
         tracing::warn!(%unfinished, "connections are cut");
     }
     Ok(())
+}
+
+/// Where the kernel steers to.
+fn steered_to(ports: ListenerPorts) -> impl Iterator<Item = SocketAddr> {
+    let v4 = (IpAddr::from(Ipv4Addr::LOCALHOST), ports.v4);
+    let v6 = ports.v6.map(|ports| (Ipv6Addr::LOCALHOST.into(), ports));
+    [v4].into_iter()
+        .chain(v6)
+        .flat_map(|(ip, ports)| [ports.tcp, ports.udp].map(|port| SocketAddr::new(ip, port.get())))
 }
 
 fn count_repairs(stats: Arc<Stats>) -> impl FnMut(Drift, u64) + Send {

@@ -6,7 +6,7 @@ use anyport_model::names::{NameError, NodeName};
 use anyport_node::{identity::TlsArgs, rpc::Urls};
 use clap::{Args, ValueEnum};
 
-use crate::kernel;
+use crate::{kernel, origin::NameServers};
 
 /// Accepts connections on any port of whole prefixes and carries them to
 /// origins, as the config service says.
@@ -45,6 +45,16 @@ pub struct Config {
         default_value = "http://127.0.0.1:7410"
     )]
     pub balancer: Urls,
+
+    /// Name servers for origin_dns [default: the system's, from /etc/resolv.conf and /etc/hosts]
+    #[arg(
+        long,
+        env = "ANYPORT_RESOLVER",
+        value_name = "ADDR[,ADDR…]",
+        default_value = "",
+        hide_default_value = true
+    )]
+    pub resolver: NameServers,
 
     /// Where the last known good configuration is kept
     #[arg(

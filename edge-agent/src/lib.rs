@@ -28,3 +28,4 @@ mod udp;
 
 pub use app::run;
 pub use config::{Config, Steering};
+pub use origin::NameServers;

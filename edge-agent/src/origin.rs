@@ -1,7 +1,15 @@
 //! The way to an origin: choose, dial, and on failure the next one.
 
+mod candidates;
 mod dial;
+mod dns;
+mod first_byte;
+mod resolver;
 mod rest;
 
-pub use dial::{NoOrigin, choose, dial};
+pub use candidates::Candidates;
+pub use dial::{Incoming, NoOrigin, dial, nothing_to_try};
+pub use dns::{DnsStats, Failed, Names, Standing, follow_dns, resolved};
+pub use first_byte::Held;
+pub use resolver::{NameServers, Resolver};
 pub use rest::Rest;

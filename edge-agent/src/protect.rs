@@ -2,7 +2,10 @@
 //! plane. An edge that answered for them itself would dial itself instead, and
 //! no push could ever take that back.
 
-use std::{net::IpAddr, time::Duration};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    time::Duration,
+};
 
 use anyport_model::{
     net_set::NetSet,
@@ -17,36 +20,69 @@ use tokio::{net::lookup_host, time::timeout};
 /// A name server that is away must not keep a configuration from use.
 const LOOKUP_MAX: Duration = Duration::from_secs(2);
 
+/// What is to be kept from prefixes and from origins, as of now.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Guarded {
+    /// Of the control plane, but for loopback.
+    pub addresses: Vec<IpAddr>,
+    pub control_plane: Vec<SocketAddr>,
+    /// Where this agent listens.
+    pub own: Vec<SocketAddr>,
+}
+
 /// The hosts that this agent dials, and the addresses that they have.
 #[derive(Debug, Default)]
 pub struct Protected {
-    addresses: Vec<IpAddr>,
+    known: Vec<SocketAddr>,
     /// Host and port of those whose address is not known yet.
     unresolved: Vec<(String, u16)>,
+    listens: Vec<SocketAddr>,
 }
 
 impl Protected {
     /// The hosts of `urls`, none of them looked up yet.
     pub fn new<'a>(urls: impl IntoIterator<Item = &'a Urls>) -> Self {
         let mut protected = Self::default();
-        for uri in urls.into_iter().flatten().map(|url| url.uri()) {
+        for url in urls.into_iter().flatten() {
+            let uri = url.uri();
             let host = uri.host().unwrap_or_default();
+            let default = if url.is_https() { 443 } else { 80 };
+            let port = uri.port_u16().unwrap_or(default);
             let literal = host.trim_start_matches('[').trim_end_matches(']').parse();
             match literal {
-                Ok(address) => protected.add(address),
-                Err(_) => protected.unresolved.push((host.to_owned(), 0)),
+                Ok(address) => protected.add(SocketAddr::new(address, port)),
+                Err(_) => protected.unresolved.push((host.to_owned(), port)),
             }
         }
         protected
     }
 
-    /// All addresses that are known. Looks up what is not known yet.
-    pub async fn addresses(&mut self) -> &[IpAddr] {
+    /// And this is where the agent itself listens.
+    #[must_use]
+    pub fn listening(mut self, on: impl IntoIterator<Item = SocketAddr>) -> Self {
+        self.listens = on.into_iter().collect();
+        self
+    }
+
+    /// All that is known. Looks up what is not known yet.
+    pub async fn now(&mut self) -> Guarded {
+        self.look_up().await;
+        let hosts = self.known.iter().map(SocketAddr::ip);
+        let mut addresses: Vec<IpAddr> = hosts.filter(|ip| !ip.is_loopback()).collect();
+        addresses.dedup();
+        Guarded {
+            addresses,
+            control_plane: self.known.clone(),
+            own: self.listens.iter().copied().flat_map(reached_at).collect(),
+        }
+    }
+
+    async fn look_up(&mut self) {
         for (host, port) in std::mem::take(&mut self.unresolved) {
             let found = timeout(LOOKUP_MAX, lookup_host((host.as_str(), port))).await;
             let found = found.map(|found| found.map(Vec::from_iter));
             match found {
-                Ok(Ok(found)) => found.iter().for_each(|address| self.add(address.ip())),
+                Ok(Ok(found)) => found.iter().for_each(|address| self.add(*address)),
                 _ => {
                     tracing::warn!(
                         host,
@@ -56,15 +92,32 @@ impl Protected {
                 }
             }
         }
-        &self.addresses
     }
 
-    fn add(&mut self, address: IpAddr) {
-        let address = address.to_canonical();
-        if !address.is_loopback() && !self.addresses.contains(&address) {
-            self.addresses.push(address);
+    fn add(&mut self, address: SocketAddr) {
+        let address = SocketAddr::new(address.ip().to_canonical(), address.port());
+        if !self.known.contains(&address) {
+            self.known.push(address);
         }
     }
+}
+
+/// The addresses that lead to a listener of this host: for one on every
+/// address, all that the host has now.
+fn reached_at(listener: SocketAddr) -> Vec<SocketAddr> {
+    if !listener.ip().is_unspecified() {
+        return vec![listener];
+    }
+    let interfaces = nix::ifaddrs::getifaddrs().into_iter().flatten();
+    let found = interfaces.filter_map(|interface| {
+        let address = interface.address?;
+        let v4 = address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
+        let v6 = || address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip()));
+        v4.or_else(v6)
+    });
+    let loopback = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+    let all = found.chain(loopback);
+    all.map(|ip| SocketAddr::new(ip, listener.port())).collect()
 }
 
 /// The address space that this host answers for.
@@ -165,7 +218,12 @@ mod tests {
         let mut protected = Protected::new([&first, &second]);
         let expected: [IpAddr; 3] = ["198.51.100.77", "2001:db8::7", "198.51.100.78"]
             .map(|address| address.parse().unwrap());
-        assert_eq!(protected.addresses().await, expected);
+        let guarded = protected.now().await;
+        assert_eq!(guarded.addresses, expected);
+        for socket in ["127.0.0.1:1", "127.0.0.1:7410", "198.51.100.78:7410"] {
+            let socket = socket.parse().unwrap();
+            assert!(guarded.control_plane.contains(&socket), "{guarded:?}");
+        }
         assert!(protected.unresolved.is_empty(), "localhost was looked up");
     }
 
@@ -173,9 +231,19 @@ mod tests {
     async fn a_host_without_an_address_is_looked_up_again() {
         let urls: Urls = "http://nowhere.invalid:7400".parse().unwrap();
         let mut protected = Protected::new([&urls]);
-        assert!(protected.addresses().await.is_empty());
+        assert!(protected.now().await.addresses.is_empty());
         assert_eq!(protected.unresolved.len(), 1);
         protected.unresolved[0].0 = "198.51.100.9".to_owned();
-        assert_eq!(protected.addresses().await.len(), 1);
+        assert_eq!(protected.now().await.addresses.len(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_listener_on_every_address_is_the_agents_own_on_each() {
+        let listens = ["0.0.0.0:7420", "10.0.0.1:7421"].map(|a| a.parse().unwrap());
+        let guarded = Protected::default().listening(listens).now().await;
+        for own in ["127.0.0.1:7420", "[::1]:7420", "10.0.0.1:7421"] {
+            let own = own.parse().unwrap();
+            assert!(guarded.own.contains(&own), "{own}: {guarded:?}");
+        }
     }
 }

@@ -14,8 +14,11 @@ use std::{
 };
 
 use anyport_model::{
+    latency::PeakEwma,
     names::{AppName, PoolName},
     outcome::Status,
+    pick::Load,
+    target::Forbidden,
 };
 use anyport_node::metrics::registered;
 use prometheus::{
@@ -23,7 +26,7 @@ use prometheus::{
     Registry, core::Collector, exponential_buckets,
 };
 
-use crate::origin::Rest;
+use crate::origin::{DnsStats, Rest};
 
 /// All metrics of one agent.
 pub struct Stats {
@@ -44,6 +47,7 @@ pub struct Stats {
     pub unclaimed: IntCounter,
     /// Connections to apps that accept none without a PROXY header.
     pub headers_refused: IntCounterVec,
+    pub dns: DnsStats,
 }
 
 struct Families {
@@ -54,6 +58,7 @@ struct Families {
     duration: HistogramVec,
     connect: HistogramVec,
     sessions: IntGaugeVec,
+    blocked: IntCounterVec,
 }
 
 /// Why a datagram went no further.
@@ -110,7 +115,7 @@ impl DropReason {
 }
 
 /// The origins that an app's connections can go to: a declared pool, or the
-/// app's own `origin_direct`.
+/// app's own `origin_direct` or `origin_dns`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum PoolId {
     Declared(PoolName),
@@ -136,6 +141,7 @@ pub struct AppStats {
     from_origin: IntCounter,
     duration: Histogram,
     closed: IntCounterVec,
+    blocked: IntCounterVec,
     sessions: IntGaugeVec,
 }
 
@@ -153,6 +159,8 @@ pub struct OriginStats {
     since: Instant,
     rest: Rest,
     open: AtomicU32,
+    /// A [`PeakEwma`], where the pool's policy asks for it.
+    answers: AtomicU64,
     dials: AtomicU64,
     failures: AtomicU64,
     connect_micros: AtomicU64,
@@ -239,6 +247,11 @@ impl Stats {
                         &["app"],
                     ),
                 )?,
+                blocked: counter(
+                    "anyport_origins_blocked_total",
+                    "Dials that were not made, since the address is one that is never dialled.",
+                    &["app", "why"],
+                )?,
             },
             apps: Mutex::default(),
             pools: Mutex::default(),
@@ -293,6 +306,7 @@ impl Stats {
                 "Connections refused for want of a PROXY header from a trusted sender.",
                 &["reason"],
             )?,
+            dns: DnsStats::new(registry)?,
         };
         // All series exist from the start, so that the first drop is an
         // increase that a dashboard can see.
@@ -318,6 +332,7 @@ impl Stats {
                 from_origin: bytes("out"),
                 duration: self.families.duration.with_label_values(app),
                 closed: self.families.closed.clone(),
+                blocked: self.families.blocked.clone(),
                 sessions: self.families.sessions.clone(),
             })
         };
@@ -381,6 +396,9 @@ impl Stats {
         let _ = families.open.remove_label_values(&[app]);
         let _ = families.duration.remove_label_values(&[app]);
         let _ = families.sessions.remove_label_values(&[app]);
+        for why in Forbidden::WORDS {
+            let _ = families.blocked.remove_label_values(&[app, why]);
+        }
         for direction in ["in", "out"] {
             let _ = families.bytes.remove_label_values(&[app, direction]);
         }
@@ -410,6 +428,14 @@ impl Stats {
     pub fn dropped(&self, reason: DropReason, count: u64) {
         let counter = self.dropped_packets.with_label_values(&[reason.as_str()]);
         counter.inc_by(count);
+    }
+
+    /// Origins that an app's name no longer stands for leave no series.
+    pub fn forget_origins(&self, app: &AppName, labels: &[Arc<str>]) {
+        for label in labels {
+            let labels = [app.as_str(), "", label.as_ref()];
+            let _ = self.families.connect.remove_label_values(&labels);
+        }
     }
 
     /// The origins of declared pools, with their counters.
@@ -459,6 +485,12 @@ impl AppStats {
         self.sessions.with_label_values(&[self.name.as_str()]).dec();
     }
 
+    /// An origin was not dialled.
+    pub fn blocked(&self, why: Forbidden) {
+        let labels = &[self.name.as_str(), why.as_str()];
+        self.blocked.with_label_values(labels).inc();
+    }
+
     pub fn moved(&self, from_client: u64, from_origin: u64) {
         self.from_client.inc_by(from_client);
         self.from_origin.inc_by(from_origin);
@@ -475,9 +507,13 @@ impl PoolStats {
         }
     }
 
-    /// Forgets origins that are gone.
-    pub fn retain(&self, labels: &BTreeSet<&str>) {
-        lock(&self.origins).retain(|label, _| labels.contains(label.as_ref()));
+    /// Forgets origins that are gone, and names them.
+    pub fn retain(&self, labels: &BTreeSet<&str>) -> Vec<Arc<str>> {
+        let mut origins = lock(&self.origins);
+        let gone = |label: &&Arc<str>| !labels.contains(label.as_ref());
+        let gone: Vec<Arc<str>> = origins.keys().filter(gone).cloned().collect();
+        origins.retain(|label, _| labels.contains(label.as_ref()));
+        gone
     }
 
     fn origins(&self) -> Vec<(Arc<str>, Arc<OriginStats>)> {
@@ -495,6 +531,7 @@ impl Default for OriginStats {
             since: Instant::now(),
             rest: Rest::default(),
             open: AtomicU32::new(0),
+            answers: AtomicU64::new(0),
             dials: AtomicU64::new(0),
             failures: AtomicU64::new(0),
             connect_micros: AtomicU64::new(0),
@@ -508,6 +545,31 @@ impl OriginStats {
     pub fn is_resting(&self, now: Instant) -> bool {
         self.rest
             .is_resting(now.saturating_duration_since(self.since))
+    }
+
+    /// What a choice goes by.
+    pub fn load(&self, now: Instant) -> Load {
+        Load {
+            open: self.open(),
+            answers: PeakEwma::from_bits(self.answers.load(Relaxed)),
+            now: now.saturating_duration_since(self.since),
+        }
+    }
+
+    /// It took so long to connect, before any answer: better than to know
+    /// nothing of it.
+    pub fn connected_after(&self, took: Duration) {
+        let first = PeakEwma::default().observe(self.since.elapsed(), took);
+        let _ = self
+            .answers
+            .compare_exchange(0, first.to_bits(), Relaxed, Relaxed);
+    }
+
+    /// It took so long to connect and to answer.
+    pub fn answered_after(&self, took: Duration) {
+        let now = self.since.elapsed();
+        let after = |bits| Some(PeakEwma::from_bits(bits).observe(now, took).to_bits());
+        let _ = self.answers.fetch_update(Relaxed, Relaxed, after);
     }
 
     /// Connections open or being opened.

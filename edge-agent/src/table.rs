@@ -4,7 +4,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     sync::Arc,
     time::Duration,
 };
@@ -12,9 +12,10 @@ use std::{
 use anyport_model::{
     certificate::CertificateError,
     disabled::without_disabled,
+    dns::{Answer, DnsOrigin, Question},
     names::{AppName, PoolName, Revision},
     net_set::NetSet,
-    pick::Wheel,
+    pick::{Candidate, Wheel},
     ports::PortMap,
     resource::{
         App, DirectOrigin, Disable, Origin, OriginChoice, Policy, Pool, Prefix, Resource,
@@ -23,16 +24,19 @@ use anyport_model::{
     route::{Candidates, Route, RouteTable},
     state::Resources,
     steering::{Claim, claims_of, disjoint_claims},
+    target::{Forbidden, Rules, Source},
     tls::Tls,
     weights::{PoolState, PoolWeights},
 };
 use anyport_proto::{convert::write_reference, v1};
 use arc_swap::ArcSwap;
 use ipnet::IpNet;
+use tokio::sync::watch;
 
 use crate::{
     live::AppKey,
-    protect::Answered,
+    origin::{Failed, Names, Standing},
+    protect::{Answered, Guarded},
     stats::{AppStats, OriginStats, PoolId, PoolStats, Stats},
     tls::{Configs, Termination},
 };
@@ -45,6 +49,8 @@ pub struct Snapshot {
     /// In the order of the apps in `routes`.
     apps: Arc<Vec<AppEntry>>,
     pools: Vec<Arc<PoolEntry>>,
+    /// What is never dialled.
+    rules: Arc<Rules>,
 }
 
 /// One app as it is served.
@@ -77,12 +83,35 @@ pub struct PoolEntry {
     state: PoolState,
     /// By the weights of the balancer: what is healthy.
     pub wheel: Wheel,
+    /// For when all of `wheel` fail: the later priorities of SRV records.
+    pub later: Vec<Wheel>,
     /// By the declared weights: when nothing healthy is left, an origin that
     /// is held to be down may still answer, and failing costs nothing more.
     pub last_resort: Wheel,
     pub origins: Vec<OriginEntry>,
-    /// None for an app's own origins, which have no weights to follow.
-    declared: Option<Arc<Pool>>,
+    /// Why `origins` is empty, where a name has to be resolved first.
+    pub unknown: Option<Unknown>,
+    /// The policy goes by how long answers take.
+    pub is_timed: bool,
+    /// The policy goes by the client's address.
+    pub is_by_client: bool,
+    made_of: MadeOf,
+}
+
+/// Nothing is known yet of the addresses that a name stands for.
+#[derive(Clone)]
+pub enum Unknown {
+    /// Closed once there is a newer table with an answer, or with a failure.
+    Pending(watch::Receiver<()>),
+    Failed(Failed),
+}
+
+/// What an entry follows from.
+#[derive(Clone)]
+enum MadeOf {
+    Pool(Arc<Pool>, Option<Arc<PoolWeights>>),
+    Direct,
+    Dns(DnsOrigin),
 }
 
 pub struct OriginEntry {
@@ -96,6 +125,7 @@ pub struct OriginEntry {
 pub struct Target<'a> {
     pub app: &'a AppEntry,
     pub pool: &'a PoolEntry,
+    rules: &'a Rules,
 }
 
 impl Snapshot {
@@ -133,11 +163,20 @@ impl Snapshot {
         let chain = app.chain.iter().filter_map(|&index| self.pools.get(index));
         let up = chain.clone().find(|pool| pool.state != PoolState::Down);
         let pool = up.or_else(|| chain.clone().next())?;
-        Some(Target { app, pool })
+        let rules = &self.rules;
+        Some(Target { app, pool, rules })
     }
 }
 
 impl Snapshot {
+    /// Where a connection goes by this table that an older one sent to
+    /// `target`; `None`: nowhere any more.
+    pub fn again<'a>(&'a self, target: Target<'a>) -> Option<Target<'a>> {
+        let pool = self.pools.iter().find(|pool| pool.id == target.pool.id)?;
+        let (app, rules) = (target.app, &self.rules);
+        Some(Target { app, pool, rules })
+    }
+
     /// How long each app's open connections may go on once a drain began.
     pub fn drain_windows(&self) -> HashMap<AppKey, Duration> {
         let windows = self.apps.iter();
@@ -164,6 +203,15 @@ impl Target<'_> {
         };
         Some(SocketAddr::new(origin.address.ip(), port))
     }
+
+    /// Why no connection may be made to `address`.
+    pub fn forbidden(&self, address: SocketAddr) -> Option<Forbidden> {
+        let source = match self.pool.made_of {
+            MadeOf::Pool(..) | MadeOf::Direct => Source::Declared,
+            MadeOf::Dns(_) => Source::Resolved,
+        };
+        self.rules.forbid(address, source)
+    }
 }
 
 /// What a set of resources means for the kernel.
@@ -176,8 +224,9 @@ pub struct KernelNeeds {
 /// Makes snapshots. The only writer of what workers read.
 pub struct TableWriter {
     stats: Arc<Stats>,
-    weights: BTreeMap<PoolName, PoolWeights>,
-    protected: Vec<IpAddr>,
+    weights: BTreeMap<PoolName, Arc<PoolWeights>>,
+    names: Names,
+    guarded: Guarded,
     tls: Configs,
     current: Arc<ArcSwap<Snapshot>>,
 }
@@ -199,7 +248,8 @@ impl TableWriter {
         Self {
             stats,
             weights: BTreeMap::new(),
-            protected: Vec::new(),
+            names: Names::default(),
+            guarded: Guarded::default(),
             tls: Configs::default(),
             current: Arc::default(),
         }
@@ -210,20 +260,31 @@ impl TableWriter {
         Arc::clone(&self.current)
     }
 
-    /// From now on, no prefix that contains one of `addresses` is answered
-    /// for.
-    pub fn protect(&mut self, addresses: &[IpAddr]) {
-        self.protected = addresses.to_vec();
+    /// From now on, no prefix that contains the control plane is answered for,
+    /// and neither it nor the agent itself is dialled as an origin.
+    pub fn protect(&mut self, guarded: Guarded) {
+        self.guarded = guarded;
+    }
+
+    /// The names that have to be resolved.
+    pub fn questions(&self) -> watch::Receiver<Arc<BTreeSet<Question>>> {
+        self.names.wanted()
     }
 
     /// Makes the table for `resources` without putting it to use. An app whose
     /// pool or certificate is missing is served as before, or not at all, and is rejected. A
     /// prefix that contains a protected address is not answered for.
-    pub fn prepare(&self, revision: Revision, resources: &Resources) -> Prepared {
-        let previous = self.current.load();
+    pub fn prepare(&mut self, revision: Revision, resources: &Resources) -> Prepared {
+        let previous = self.current.load_full();
+        for app in resources.values().filter_map(as_app) {
+            if let OriginChoice::Dns(dns) = &app.origin {
+                self.names.want(dns.question());
+            }
+        }
         let mut builder = Builder {
             writer: self,
             resources,
+            previous: previous.pools.iter().map(|pool| (&pool.id, pool)).collect(),
             pools: Vec::new(),
             index: BTreeMap::new(),
         };
@@ -246,7 +307,7 @@ impl TableWriter {
             }
         }
         let pools = builder.pools;
-        for pool in pools.iter().filter_map(|pool| pool.declared.as_ref()) {
+        for pool in pools.iter().filter_map(|pool| pool.declared()) {
             let reference = ResourceRef::Pool(pool.name.clone());
             let kept = in_use.entry(reference);
             kept.or_insert_with(|| Resource::Pool(Arc::clone(pool)));
@@ -257,7 +318,8 @@ impl TableWriter {
             let kept = in_use.entry(reference);
             kept.or_insert_with(|| Resource::Certificate(Arc::clone(certificate)));
         }
-        let answered = Answered::of(resources.values().filter_map(as_prefix), &self.protected);
+        let prefixes = || resources.values().filter_map(as_prefix);
+        let answered = Answered::of(prefixes(), &self.guarded.addresses);
         rejections.extend(answered.rejections());
         for (prefix, _) in &answered.refused {
             in_use.remove(&ResourceRef::Prefix(*prefix));
@@ -275,6 +337,11 @@ impl TableWriter {
             routes: Arc::new(RouteTable::new(served().cloned().collect())),
             apps: Arc::new(apps),
             pools,
+            rules: Arc::new(Rules::new(
+                NetSet::new(prefixes().map(Prefix::net)),
+                self.guarded.own.iter().copied(),
+                self.guarded.control_plane.iter().copied(),
+            )),
         };
         Prepared {
             snapshot,
@@ -299,22 +366,49 @@ impl TableWriter {
                 .retain(&pool.origins.iter().map(|o| o.label.as_ref()).collect());
         }
         self.stats.retain(&apps, &pools);
+        let named = snapshot.pools.iter().filter_map(|pool| pool.question());
+        self.names.retain(&named.cloned().collect());
     }
 
     /// Takes the balancer's weights into use; those of pools that are not
     /// named stay.
     pub fn weigh(&mut self, weights: impl IntoIterator<Item = (PoolName, PoolWeights)>) {
-        self.weights.extend(weights);
-        let current = self.current.load_full();
-        let pools = current.pools.iter().map(|pool| match &pool.declared {
-            Some(declared) => Arc::new(self.pool(declared)),
+        let weights = weights.into_iter();
+        self.weights
+            .extend(weights.map(|(name, weights)| (name, Arc::new(weights))));
+        self.replace_pools(|pool| match pool.declared() {
+            Some(declared) => self.pool(declared, Some(pool)),
             None => Arc::clone(pool),
         });
+    }
+
+    /// Takes what a name server said into use. Where it could not say, what it
+    /// said last stays in use.
+    pub fn resolved(&mut self, question: &Question, said: Result<Answer, Failed>) {
+        // Who waits for the first answer is told after it is in use.
+        let Some(_waiters) = self.names.take(question, said) else {
+            return;
+        };
+        self.replace_pools(|pool| match (&pool.made_of, &pool.id) {
+            (MadeOf::Dns(dns), PoolId::DirectOf(app)) if dns.question() == question => {
+                let entry = Arc::new(self.named(app, dns));
+                let labels = entry.origins.iter().map(|o| o.label.as_ref()).collect();
+                let gone = entry.stats.retain(&labels);
+                self.stats.forget_origins(app, &gone);
+                entry
+            }
+            _ => Arc::clone(pool),
+        });
+    }
+
+    fn replace_pools(&self, replace: impl Fn(&Arc<PoolEntry>) -> Arc<PoolEntry>) {
+        let current = self.current.load_full();
         self.current.store(Arc::new(Snapshot {
             revision: current.revision,
             routes: Arc::clone(&current.routes),
             apps: Arc::clone(&current.apps),
-            pools: pools.collect(),
+            pools: current.pools.iter().map(replace).collect(),
+            rules: Arc::clone(&current.rules),
         }));
     }
 
@@ -323,9 +417,17 @@ impl TableWriter {
         self.weights.retain(|name, _| keep(name));
     }
 
-    fn pool(&self, pool: &Arc<Pool>) -> PoolEntry {
-        let id = PoolId::Declared(pool.name.clone());
+    /// The entry of a pool: `previous` itself where nothing has changed.
+    fn pool(&self, pool: &Arc<Pool>, previous: Option<&Arc<PoolEntry>>) -> Arc<PoolEntry> {
         let weights = self.weights.get(&pool.name);
+        if let Some(entry) = previous
+            && let MadeOf::Pool(old, old_weights) = &entry.made_of
+            && old == pool
+            && old_weights.as_ref() == weights
+        {
+            return Arc::clone(entry);
+        }
+        let id = PoolId::Declared(pool.name.clone());
         let weight_of = |origin: &Origin| {
             if !origin.enabled {
                 return Weight::ZERO;
@@ -335,39 +437,48 @@ impl TableWriter {
             known.map_or(origin.weight, |known| known.weight)
         };
         let unasked = || PoolWeights::weigh(pool, |_| None).state;
-        let healthy: Vec<Weight> = pool.origins.iter().map(weight_of).collect();
-        let declared: Vec<Weight> = pool
-            .origins
-            .iter()
-            .map(|origin| {
-                if origin.enabled {
-                    origin.weight
-                } else {
-                    Weight::ZERO
-                }
-            })
-            .collect();
+        let wheel = |weight: &dyn Fn(&Origin) -> Weight| {
+            let candidates = pool.origins.iter().map(|origin| Candidate {
+                name: origin.name.as_str(),
+                weight: weight(origin),
+                declared: declared_weight(origin),
+            });
+            Wheel::new(pool.policy, &candidates.collect::<Vec<_>>())
+        };
+        let mut healthy = wheel(&weight_of);
+        if let Some(previous) = previous {
+            healthy = healthy.sharing(&previous.wheel);
+        }
         let stats = self.stats.pool(&id);
         let origins = pool.origins.iter().map(|origin| OriginEntry {
             label: origin.name.as_str().into(),
             stats: stats.origin(origin.name.as_str()),
             address: origin.address,
         });
-        PoolEntry {
+        Arc::new(PoolEntry {
             id,
             state: weights.map_or_else(unasked, |weights| weights.state),
-            wheel: Wheel::new(pool.policy, &healthy),
-            last_resort: Wheel::new(pool.policy, &declared),
+            last_resort: wheel(&declared_weight).sharing(&healthy),
+            wheel: healthy,
+            later: Vec::new(),
             origins: origins.collect(),
             stats,
-            declared: Some(Arc::clone(pool)),
-        }
+            unknown: None,
+            is_timed: pool.policy == Policy::Latency,
+            is_by_client: pool.policy == Policy::Hash,
+            made_of: MadeOf::Pool(Arc::clone(pool), weights.cloned()),
+        })
     }
 
     fn direct(&self, app: &AppName, origins: &[DirectOrigin]) -> PoolEntry {
         let id = PoolId::DirectOf(app.clone());
         let stats = self.stats.pool(&id);
-        let wheel = Wheel::new(Policy::Weighted, &vec![Weight::ONE; origins.len()]);
+        let alike = Candidate {
+            name: "",
+            weight: Weight::ONE,
+            declared: Weight::ONE,
+        };
+        let wheel = Wheel::new(Policy::Weighted, &vec![alike; origins.len()]);
         let entries = origins.iter().map(|origin| {
             let label: Arc<str> = direct_label(origin).into();
             OriginEntry {
@@ -380,11 +491,89 @@ impl TableWriter {
             state: PoolState::Unmonitored,
             last_resort: wheel.clone(),
             wheel,
+            later: Vec::new(),
             origins: entries.collect(),
             id,
             stats,
-            declared: None,
+            unknown: None,
+            is_timed: false,
+            is_by_client: false,
+            made_of: MadeOf::Direct,
         }
+    }
+
+    /// The entry of what a name stands for now.
+    fn named(&self, app: &AppName, dns: &DnsOrigin) -> PoolEntry {
+        let standing = self.names.standing(dns.question());
+        let (places, unknown) = match &standing {
+            Standing::Answered(answer) => (answer.places(), None),
+            Standing::Pending(first) => (&[][..], Some(Unknown::Pending(first.clone()))),
+            Standing::Failed(failed) => (&[][..], Some(Unknown::Failed(failed.clone()))),
+        };
+        let id = PoolId::DirectOf(app.clone());
+        let stats = self.stats.pool(&id);
+        let entries = places.iter().map(|place| {
+            let fixed = PortMap::Fixed(place.port.unwrap_or_default());
+            let port = dns.port().unwrap_or(fixed);
+            let ip = place.ip;
+            let label: Arc<str> = direct_label(&DirectOrigin { ip, port }).into();
+            OriginEntry {
+                stats: stats.origin(&label),
+                label,
+                address: SocketAddr::new(ip, place.port.unwrap_or_default()),
+            }
+        });
+        let wheel = |priority: Option<u16>| {
+            let candidates = places.iter().map(|place| Candidate {
+                name: "",
+                weight: match priority {
+                    Some(only) if place.priority != only => Weight::ZERO,
+                    _ => place.weight,
+                },
+                declared: place.weight,
+            });
+            Wheel::new(Policy::Weighted, &candidates.collect::<Vec<_>>())
+        };
+        let priorities: BTreeSet<u16> = places.iter().map(|place| place.priority).collect();
+        let mut priorities = priorities.into_iter();
+        PoolEntry {
+            state: PoolState::Unmonitored,
+            wheel: wheel(priorities.next()),
+            later: priorities.map(|priority| wheel(Some(priority))).collect(),
+            last_resort: wheel(None),
+            origins: entries.collect(),
+            id,
+            stats,
+            unknown,
+            is_timed: false,
+            is_by_client: false,
+            made_of: MadeOf::Dns(dns.clone()),
+        }
+    }
+}
+
+impl PoolEntry {
+    /// None for an app's own origins, which have no weights to follow.
+    fn declared(&self) -> Option<&Arc<Pool>> {
+        match &self.made_of {
+            MadeOf::Pool(pool, _) => Some(pool),
+            MadeOf::Direct | MadeOf::Dns(_) => None,
+        }
+    }
+
+    fn question(&self) -> Option<&Question> {
+        match &self.made_of {
+            MadeOf::Dns(dns) => Some(dns.question()),
+            MadeOf::Pool(..) | MadeOf::Direct => None,
+        }
+    }
+}
+
+fn declared_weight(origin: &Origin) -> Weight {
+    if origin.enabled {
+        origin.weight
+    } else {
+        Weight::ZERO
     }
 }
 
@@ -433,6 +622,7 @@ enum Missing {
 struct Builder<'a> {
     writer: &'a TableWriter,
     resources: &'a Resources,
+    previous: BTreeMap<&'a PoolId, &'a Arc<PoolEntry>>,
     pools: Vec<Arc<PoolEntry>>,
     index: BTreeMap<PoolId, usize>,
 }
@@ -471,9 +661,19 @@ impl<'a> Builder<'a> {
             }
             OriginChoice::Direct(origins) => {
                 let id = PoolId::DirectOf(app.name.clone());
-                let entry = |writer: &TableWriter| Arc::new(writer.direct(&app.name, origins));
+                let entry = |writer: &TableWriter, _: Option<&Arc<PoolEntry>>| {
+                    Arc::new(writer.direct(&app.name, origins))
+                };
                 let ports = origins.iter().map(|origin| origin.port).collect();
                 (vec![self.once(id, entry)], Ports::Each(ports))
+            }
+            OriginChoice::Dns(dns) => {
+                let id = PoolId::DirectOf(app.name.clone());
+                let entry = |writer: &TableWriter, _: Option<&Arc<PoolEntry>>| {
+                    Arc::new(writer.named(&app.name, dns))
+                };
+                let ports = dns.port().map_or(Ports::Own, Ports::Mapped);
+                (vec![self.once(id, entry)], ports)
             }
         };
         let trusted = &app.identity.trusted_senders;
@@ -495,12 +695,9 @@ impl<'a> Builder<'a> {
         }
         let pools = old.chain.iter().filter_map(|&at| previous.pools.get(at));
         let chain = pools.map(|pool| {
-            let declared = pool
-                .declared
-                .as_ref()
-                .and_then(|old| self.declared(&old.name));
-            self.once(pool.id.clone(), |writer| match declared {
-                Some(declared) => Arc::new(writer.pool(declared)),
+            let declared = pool.declared().and_then(|old| self.declared(&old.name));
+            self.once(pool.id.clone(), |writer, previous| match declared {
+                Some(declared) => writer.pool(declared, previous),
                 None => Arc::clone(pool),
             })
         });
@@ -523,7 +720,7 @@ impl<'a> Builder<'a> {
                 break;
             };
             let id = PoolId::Declared(name.clone());
-            let index = self.once(id, |writer| Arc::new(writer.pool(pool)));
+            let index = self.once(id, |writer, previous| writer.pool(pool, previous));
             if chain.contains(&index) {
                 break;
             }
@@ -536,9 +733,14 @@ impl<'a> Builder<'a> {
         Ok(chain)
     }
 
-    fn once(&mut self, id: PoolId, make: impl FnOnce(&TableWriter) -> Arc<PoolEntry>) -> usize {
+    fn once(
+        &mut self,
+        id: PoolId,
+        make: impl FnOnce(&TableWriter, Option<&Arc<PoolEntry>>) -> Arc<PoolEntry>,
+    ) -> usize {
+        let previous = self.previous.get(&id).copied();
         *self.index.entry(id).or_insert_with(|| {
-            self.pools.push(make(self.writer));
+            self.pools.push(make(self.writer, previous));
             self.pools.len() - 1
         })
     }
@@ -549,6 +751,8 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use anyport_model::{
+        dns::{RecordType, Service},
+        pick::{Draw, Load},
         ports::PortRange,
         weights::{OriginHealth, OriginWeight},
     };
@@ -620,7 +824,13 @@ mod tests {
         let snapshot = writer.reader().load_full();
         let destination: SocketAddr = destination.parse().unwrap();
         let target = snapshot.target(Transport::Tcp, destination)?;
-        let index = target.pool.wheel.choose(0, 0, |_| 0, &[]).unwrap_or(0);
+        let draw = Draw {
+            turn: 0,
+            random: 0,
+            client: [203, 0, 113, 7].into(),
+        };
+        let index = target.pool.wheel.choose(draw, |_| Load::default(), &[]);
+        let index = index.unwrap_or(0);
         let address = target.address(index, destination.port())?;
         Some((target.pool.id.label().to_owned(), address))
     }
@@ -649,6 +859,109 @@ mod tests {
         let (_, address) = way(&writer, "198.51.100.9:1005").unwrap();
         assert_eq!(address, "10.0.2.2:3005".parse().unwrap());
         assert_eq!(way(&writer, "198.51.100.9:2001"), None);
+    }
+
+    fn named(record: RecordType, port: Option<u16>) -> (Question, OriginChoice) {
+        let question = Question {
+            name: "game.internal".parse().unwrap(),
+            record,
+            ttl: None,
+        };
+        let dns = DnsOrigin::new(question.clone(), port.map(PortMap::Fixed)).unwrap();
+        (question, OriginChoice::Dns(dns))
+    }
+
+    /// What a connection to the app would find: addresses, and how many of them
+    /// are of the first choice.
+    fn places(writer: &TableWriter) -> (Vec<String>, usize) {
+        let snapshot = writer.reader().load_full();
+        let target = snapshot.target(Transport::Tcp, "198.51.100.9:7".parse().unwrap());
+        let target = target.unwrap();
+        let all = 0..target.pool.origins.len();
+        let all = all.map(|index| target.address(index, 7).unwrap().to_string());
+        (all.collect(), target.pool.wheel.candidates_left(&[]))
+    }
+
+    #[test]
+    fn what_a_name_stands_for_comes_into_the_table_and_outlives_a_new_one() {
+        let mut writer = writer();
+        let (question, origin) = named(RecordType::A, Some(7000));
+        let list = || {
+            [
+                app("named", "*", origin.clone()),
+                pool("other", None, &["10.0.2.9:1"]),
+                app("beside", "80", to_pool("other")),
+            ]
+        };
+        publish(&mut writer, list());
+        assert_eq!(**writer.questions().borrow(), [question.clone()].into());
+        assert_eq!(places(&writer), (Vec::new(), 0));
+        let answer = |hosts: &[u8]| {
+            let ips = hosts.iter().map(|&host| [10, 0, 2, host].into());
+            Ok(Answer::of_addresses(ips).unwrap())
+        };
+        writer.resolved(&question, answer(&[2, 3]));
+        let two = || vec!["10.0.2.2:7000".to_owned(), "10.0.2.3:7000".to_owned()];
+        assert_eq!(places(&writer), (two(), 2));
+        let failed = Failed {
+            status: anyport_model::outcome::Status::Unresolvable,
+            reason: "no".into(),
+        };
+        let before = writer.reader().load_full();
+        writer.resolved(&question, Err(failed));
+        writer.resolved(&question, answer(&[3, 2]));
+        let after = writer.reader().load_full();
+        assert!(Arc::ptr_eq(&before, &after), "nothing has changed");
+        publish(&mut writer, list());
+        assert_eq!(places(&writer), (two(), 2));
+        writer.resolved(&question, answer(&[4]));
+        assert_eq!(places(&writer), (vec!["10.0.2.4:7000".to_owned()], 1));
+        publish(&mut writer, []);
+        assert!(writer.questions().borrow().is_empty());
+    }
+
+    #[test]
+    fn services_of_a_later_priority_are_no_first_choice() {
+        let mut writer = writer();
+        let (question, origin) = named(RecordType::Srv, None);
+        publish(&mut writer, [app("named", "*", origin)]);
+        let service = |priority, port, host| Service {
+            priority,
+            weight: 1,
+            port,
+            addresses: vec![[10, 0, 2, host].into()],
+        };
+        let services = [service(20, 9, 4), service(10, 7, 2), service(10, 8, 3)];
+        writer.resolved(&question, Ok(Answer::of_services(services).unwrap()));
+        let all = ["10.0.2.2:7", "10.0.2.3:8", "10.0.2.4:9"].map(str::to_owned);
+        assert_eq!(places(&writer), (all.into(), 2));
+    }
+
+    #[test]
+    fn entries_that_nothing_changes_stay_the_same() {
+        let mut writer = writer();
+        let list = || {
+            [
+                pool("one", None, &["10.0.2.2:1"]),
+                pool("two", None, &["10.0.2.3:1"]),
+                app("a", "1", to_pool("one")),
+                app("b", "2", to_pool("two")),
+            ]
+        };
+        publish(&mut writer, list());
+        let first = writer.reader().load_full();
+        publish(&mut writer, list());
+        let up = || weights("one", PoolState::Healthy, &[0.5]);
+        writer.weigh([up()]);
+        let second = writer.reader().load_full();
+        writer.weigh([up()]);
+        let third = writer.reader().load_full();
+        let same = |one: &Snapshot, other: &Snapshot| {
+            let pairs = one.pools.iter().zip(&other.pools);
+            pairs.map(|(a, b)| Arc::ptr_eq(a, b)).collect::<Vec<_>>()
+        };
+        assert_eq!(same(&first, &second), [false, true]);
+        assert_eq!(same(&second, &third), [true, true]);
     }
 
     #[test]

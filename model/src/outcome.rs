@@ -38,15 +38,20 @@ pub enum Status {
     ConnectUnreachable,
     /// The agent's own system refused: out of descriptors, ports or memory.
     ConnectSystem,
-    /// There was no origin to connect to.
+    /// There was no origin to connect to, or its name could not be asked for.
     NoOrigin,
+    /// The origin's name stands for no address.
+    Unresolvable,
+    /// The origin's address is one that is never connected to
+    /// ([`crate::target::Forbidden`]).
+    Blocked,
     /// The origin's TLS handshake failed, or its certificate is not what the
     /// app asks for.
     TlsConfiguration,
 }
 
 impl Status {
-    pub const ALL: [Status; 23] = [
+    pub const ALL: [Status; 25] = [
         Status::Closed,
         Status::InvalidSni,
         Status::Denied,
@@ -69,6 +74,8 @@ impl Status {
         Status::ConnectUnreachable,
         Status::ConnectSystem,
         Status::NoOrigin,
+        Status::Unresolvable,
+        Status::Blocked,
         Status::TlsConfiguration,
     ];
 
@@ -97,6 +104,8 @@ impl Status {
             Status::ConnectUnreachable => 523,
             Status::ConnectSystem => 524,
             Status::NoOrigin => 530,
+            Status::Unresolvable => 531,
+            Status::Blocked => 532,
             Status::TlsConfiguration => 540,
         }
     }

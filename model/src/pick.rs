@@ -1,54 +1,133 @@
 //! Choosing an origin by policy and weights.
 //!
 //! A [`Wheel`] is built once for a set of weights and then only read, so all
-//! workers share it; what has to move (whose turn it is, random bits, open
-//! connections) is handed in.
+//! workers share it; what has to move (whose turn it is, random bits, load of
+//! the origins) is handed in.
 
-use crate::resource::{Policy, Weight};
+use std::{
+    net::IpAddr,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use crate::{
+    latency::PeakEwma,
+    maglev::Maglev,
+    resource::{Policy, Weight},
+    sip::Sip,
+};
 
 /// Origins of a pool with their weights, ready to be chosen from. An origin is
 /// named by its position.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Wheel {
-    policy: Policy,
     weights: Vec<u32>,
-    /// Round robin: whose turn it is, one whole round.
-    turns: Vec<u16>,
+    how: How,
+}
+
+#[derive(Debug, Clone)]
+enum How {
+    AtRandom,
+    /// Whose turn it is, one whole round.
+    InTurn(Vec<u16>),
+    LeastLoaded,
+    Fastest,
+    ByClient(Arc<Clients>),
+}
+
+/// The table that clients find their origins by. Made when the first client
+/// asks, and shared by all wheels that have the same one.
+#[derive(Debug)]
+struct Clients {
+    /// Name and weight of each origin.
+    origins: Vec<(Box<str>, u32)>,
+    table: OnceLock<Maglev>,
+}
+
+/// An origin to choose from.
+#[derive(Debug, Clone, Copy)]
+pub struct Candidate<'a> {
+    /// What `hash` knows it by, on every edge.
+    pub name: &'a str,
+    /// Of now; 0: not to be chosen.
+    pub weight: Weight,
+    /// As declared. `hash` keeps the place of an origin whose weight of now is
+    /// 0, so that no client of another origin is moved while one is down.
+    pub declared: Weight,
+}
+
+/// What one choice is made by.
+#[derive(Debug, Clone, Copy)]
+pub struct Draw {
+    /// Goes up by one from choice to choice.
+    pub turn: usize,
+    /// Uniform over all 64 bits.
+    pub random: u64,
+    pub client: IpAddr,
+}
+
+/// What is known of an origin at this edge.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Load {
+    /// Connections open or being opened.
+    pub open: u32,
+    /// How long answers took, and what time it is now.
+    pub answers: PeakEwma,
+    pub now: Duration,
 }
 
 /// Longest round: one slot is then a tenth of a percent, which is what weights
 /// resolve.
 const ROUND_MAX: u64 = 1024;
 
+/// The same on every edge, so that a client that comes by another one finds
+/// its origin.
+const CLIENT: Sip = Sip::new(0x616e_7970_6f72_7420, 0x636c_6965_6e74_2031);
+
 impl Wheel {
-    pub fn new(policy: Policy, weights: &[Weight]) -> Self {
-        let weights: Vec<u32> = weights.iter().map(|weight| weight.thousandths()).collect();
-        let turns = match policy {
-            Policy::RoundRobin => smooth_round(&weights),
-            Policy::Weighted | Policy::LeastConnections => Vec::new(),
+    pub fn new(policy: Policy, candidates: &[Candidate<'_>]) -> Self {
+        let weights: Vec<u32> = candidates.iter().map(|c| c.weight.thousandths()).collect();
+        let how = match policy {
+            Policy::Weighted => How::AtRandom,
+            Policy::RoundRobin => How::InTurn(smooth_round(&weights)),
+            Policy::LeastConnections => How::LeastLoaded,
+            Policy::Latency => How::Fastest,
+            Policy::Hash => How::ByClient(Arc::new(Clients::new(candidates))),
         };
-        Self {
-            policy,
-            weights,
-            turns,
+        Self { weights, how }
+    }
+
+    /// Takes over the client table of `other` where it is the same, so that it
+    /// is not made again.
+    #[must_use]
+    pub fn sharing(mut self, other: &Wheel) -> Self {
+        if let (How::ByClient(mine), How::ByClient(theirs)) = (&mut self.how, &other.how)
+            && mine.origins == theirs.origins
+        {
+            *mine = Arc::clone(theirs);
         }
+        self
     }
 
     /// Chooses among the origins with a weight that were not `tried` yet.
-    ///
-    /// `turn` goes up by one from call to call; `random` is uniform over all
-    /// 64 bits; `open` counts the open connections of an origin.
     pub fn choose(
         &self,
-        turn: usize,
-        random: u64,
-        open: impl Fn(usize) -> u32,
+        draw: Draw,
+        load: impl Fn(usize) -> Load,
         tried: &[usize],
     ) -> Option<usize> {
-        match self.policy {
-            Policy::Weighted => self.at_random(random, tried),
-            Policy::RoundRobin => self.in_turn(turn, tried),
-            Policy::LeastConnections => self.least_loaded(random, open, tried),
+        match &self.how {
+            How::AtRandom => self.at_random(draw.random, tried),
+            How::InTurn(turns) => in_turn(turns, draw.turn, tried),
+            How::LeastLoaded => self.least_loaded(draw.random, load, tried),
+            How::Fastest => self.fastest(draw.random, load, tried),
+            How::ByClient(clients) => {
+                let free = |index: &usize| self.weights[*index] > 0 && !tried.contains(index);
+                clients
+                    .table()
+                    .preferred(client_hash(draw.client))
+                    .find(free)
+            }
         }
     }
 
@@ -76,26 +155,19 @@ impl Wheel {
             .map(|(index, _)| index)
     }
 
-    fn in_turn(&self, turn: usize, tried: &[usize]) -> Option<usize> {
-        let start = turn.checked_rem(self.turns.len())?;
-        let (after, before) = (&self.turns[start..], &self.turns[..start]);
-        let mut round = after.iter().chain(before).map(|&index| usize::from(index));
-        round.find(|index| !tried.contains(index))
-    }
-
     /// The most weight per connection, this one counted in; among equals at
     /// random, so that edges that know nothing of each other do not all choose
     /// the first.
     fn least_loaded(
         &self,
         random: u64,
-        open: impl Fn(usize) -> u32,
+        load: impl Fn(usize) -> Load,
         tried: &[usize],
     ) -> Option<usize> {
         let mut best: Option<(u64, u64)> = None;
         let mut equals = Vec::new();
         for (index, weight) in self.candidates(tried) {
-            let (weight, load) = (u64::from(weight), u64::from(open(index)) + 1);
+            let (weight, load) = (u64::from(weight), u64::from(load(index).open) + 1);
             // weight / load against best weight / best load, without rounding.
             let order = best.map(|(w, l)| (weight * l).cmp(&(w * load)));
             match order {
@@ -111,6 +183,92 @@ impl Wheel {
         let nth = scale(random, equals.len() as u64);
         equals.get(usize::try_from(nth).ok()?).copied()
     }
+
+    /// The better of two that are drawn by their weights. The first is given up
+    /// only for one that is clearly better: where all are alike, the shares are
+    /// those of the weights, and noise moves nothing.
+    fn fastest(&self, random: u64, load: impl Fn(usize) -> Load, tried: &[usize]) -> Option<usize> {
+        let first = self.at_random(random, tried)?;
+        let others: Vec<usize> = tried.iter().copied().chain([first]).collect();
+        // The second draw needs bits that the first has not used up.
+        let Some(second) = self.at_random(mix(random), &others) else {
+            return Some(first);
+        };
+        let pair = f64::from(self.weights[first]) + f64::from(self.weights[second]);
+        let cost = |index: usize| {
+            let part = f64::from(self.weights[index]) * 2.0 / pair;
+            cost(load(index), part)
+        };
+        Some(if cost(second) * CLEARLY < cost(first) {
+            second
+        } else {
+            first
+        })
+    }
+}
+
+/// How many times the cost of the other makes an origin clearly worse.
+const CLEARLY: f64 = 1.25;
+
+/// What one more connection to an origin is thought to cost: its latency, times
+/// the connections open there as its weight's `part` of a pair bears them, and
+/// this one. One that was never asked is worth a try, but only one at a time.
+fn cost(load: Load, part: f64) -> f64 {
+    let latency = match (load.answers.value(load.now), load.open) {
+        (Some(latency), _) => latency.as_secs_f64(),
+        (None, 0) => 0.0,
+        (None, _) => return f64::INFINITY,
+    };
+    latency * (f64::from(load.open) / part + 1.0)
+}
+
+impl Clients {
+    /// An origin that is down keeps its declared place.
+    fn new(candidates: &[Candidate<'_>]) -> Self {
+        let place = |c: &Candidate<'_>| {
+            if c.weight > Weight::ZERO {
+                c.weight
+            } else {
+                c.declared
+            }
+        };
+        let origins = candidates
+            .iter()
+            .map(|c| (c.name.into(), place(c).thousandths()));
+        Self {
+            origins: origins.collect(),
+            table: OnceLock::new(),
+        }
+    }
+
+    fn table(&self) -> &Maglev {
+        self.table.get_or_init(|| {
+            let origins = self.origins.iter();
+            Maglev::new(origins.map(|(name, weight)| (name.as_ref(), *weight)))
+        })
+    }
+}
+
+/// All spellings of an address are one client.
+fn client_hash(client: IpAddr) -> u64 {
+    match client.to_canonical() {
+        IpAddr::V4(ip) => CLIENT.hash(&ip.octets()),
+        IpAddr::V6(ip) => CLIENT.hash(&ip.octets()),
+    }
+}
+
+fn in_turn(turns: &[u16], turn: usize, tried: &[usize]) -> Option<usize> {
+    let start = turn.checked_rem(turns.len())?;
+    let (after, before) = (&turns[start..], &turns[..start]);
+    let mut round = after.iter().chain(before).map(|&index| usize::from(index));
+    round.find(|index| !tried.contains(index))
+}
+
+/// Other bits, one for one: the finalizer of SplitMix64.
+fn mix(bits: u64) -> u64 {
+    let bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    bits ^ (bits >> 31)
 }
 
 /// `random` of 64 bits to a number below `below` (0 for 0).
@@ -158,17 +316,52 @@ mod tests {
     use proptest::prelude::*;
 
     fn wheel(policy: Policy, weights: &[f64]) -> Wheel {
-        let weights: Vec<_> = weights.iter().map(|w| Weight::new(*w).unwrap()).collect();
-        Wheel::new(policy, &weights)
+        moved(policy, weights, weights)
     }
 
-    const NONE_OPEN: fn(usize) -> u32 = |_| 0;
+    fn moved(policy: Policy, now: &[f64], declared: &[f64]) -> Wheel {
+        let names: Vec<String> = (0..now.len()).map(|index| format!("o{index}")).collect();
+        let candidates: Vec<Candidate<'_>> = (0..now.len())
+            .map(|index| Candidate {
+                name: &names[index],
+                weight: Weight::new(now[index]).unwrap(),
+                declared: Weight::new(declared[index]).unwrap(),
+            })
+            .collect();
+        Wheel::new(policy, &candidates)
+    }
+
+    fn draw(turn: usize, random: u64) -> Draw {
+        let client = IpAddr::from([203, 0, 113, 7]);
+        Draw {
+            turn,
+            random,
+            client,
+        }
+    }
+
+    fn from_client(number: u32) -> Draw {
+        let client = IpAddr::from(number.to_be_bytes());
+        Draw {
+            client,
+            ..draw(0, 0)
+        }
+    }
+
+    const IDLE: fn(usize) -> Load = |_| load(0, None);
+
+    fn load(open: u32, latency: Option<Duration>) -> Load {
+        let now = Duration::ZERO;
+        let answers = latency.map(|took| PeakEwma::default().observe(now, took));
+        let answers = answers.unwrap_or_default();
+        Load { open, answers, now }
+    }
 
     #[test]
     fn round_robin_interleaves_by_weight() {
         let wheel = wheel(Policy::RoundRobin, &[5.0, 1.0, 1.0]);
         let round: Vec<_> = (0..7)
-            .map(|t| wheel.choose(t, 0, NONE_OPEN, &[]).unwrap())
+            .map(|t| wheel.choose(draw(t, 0), IDLE, &[]).unwrap())
             .collect();
         assert_eq!(round, [0, 0, 1, 0, 2, 0, 0]);
     }
@@ -176,7 +369,13 @@ mod tests {
     #[test]
     fn least_connections_counts_by_weight() {
         let wheel = wheel(Policy::LeastConnections, &[1.0, 2.0]);
-        let choose = |open: [u32; 2]| wheel.choose(0, 0, |index| open[index], &[]);
+        let choose = |open: [u32; 2]| {
+            let load = |index: usize| Load {
+                open: open[index],
+                ..Load::default()
+            };
+            wheel.choose(draw(0, 0), load, &[])
+        };
         assert_eq!(choose([0, 0]), Some(1));
         assert_eq!(choose([0, 3]), Some(0));
         assert_eq!(choose([9, 0]), Some(1));
@@ -185,8 +384,8 @@ mod tests {
     #[test]
     fn equals_are_chosen_at_random() {
         let wheel = wheel(Policy::LeastConnections, &[1.0, 1.0]);
-        assert_eq!(wheel.choose(0, 0, NONE_OPEN, &[]), Some(0));
-        assert_eq!(wheel.choose(0, u64::MAX, NONE_OPEN, &[]), Some(1));
+        assert_eq!(wheel.choose(draw(0, 0), IDLE, &[]), Some(0));
+        assert_eq!(wheel.choose(draw(0, u64::MAX), IDLE, &[]), Some(1));
     }
 
     #[test]
@@ -195,17 +394,183 @@ mod tests {
         let mut counts = [0; 3];
         for step in 0..4000u64 {
             let random = step * (u64::MAX / 4000) + u64::MAX / 8000;
-            counts[wheel.choose(0, random, NONE_OPEN, &[]).unwrap()] += 1;
+            counts[wheel.choose(draw(0, random), IDLE, &[]).unwrap()] += 1;
         }
         assert_eq!(counts, [1000, 0, 3000]);
     }
 
+    /// Pearson's statistic of counts against the shares that the weights give.
+    fn chi_square(counts: &[u64], weights: &[f64]) -> f64 {
+        let (count, total) = (
+            counts.iter().sum::<u64>() as f64,
+            weights.iter().sum::<f64>(),
+        );
+        let terms = counts
+            .iter()
+            .zip(weights)
+            .filter(|(_, weight)| **weight > 0.0);
+        terms
+            .map(|(got, weight)| {
+                let expected = count * weight / total;
+                (*got as f64 - expected).powi(2) / expected
+            })
+            .sum()
+    }
+
+    /// For 3 degrees of freedom; exceeded by chance once in 10,000.
+    const CHI_SQUARE_3: f64 = 21.1;
+
+    const WEIGHTS: [f64; 4] = [1.0, 2.0, 3.0, 0.5];
+
+    #[test]
+    fn clients_are_spread_as_the_weights_say() {
+        let wheel = wheel(Policy::Hash, &WEIGHTS);
+        let mut counts = [0; 4];
+        for client in 0..40_000 {
+            counts[wheel.choose(from_client(client), IDLE, &[]).unwrap()] += 1;
+        }
+        // The slots themselves are right to a few parts in a thousand only.
+        let bound = CHI_SQUARE_3 * 2.0;
+        assert!(chi_square(&counts, &WEIGHTS) < bound, "{counts:?}");
+    }
+
+    #[test]
+    fn where_all_are_as_fast_connections_are_spread_as_the_weights_say() {
+        let wheel = wheel(Policy::Latency, &WEIGHTS);
+        for open in [0, 40] {
+            // As many as the weight's share of them.
+            let open = |index: usize| (f64::from(open) * WEIGHTS[index]) as u32;
+            let load = |index: usize| load(open(index), Some(Duration::from_millis(3)));
+            let mut counts = [0; 4];
+            let mut random = 1;
+            for _ in 0..40_000 {
+                random = mix(random) ^ 0x9e37_79b9_7f4a_7c15;
+                counts[wheel.choose(draw(0, random), load, &[]).unwrap()] += 1;
+            }
+            assert!(chi_square(&counts, &WEIGHTS) < CHI_SQUARE_3, "{counts:?}");
+        }
+    }
+
+    #[test]
+    fn the_slow_and_the_loaded_are_left_for_the_better() {
+        let wheel = wheel(Policy::Latency, &[1.0, 1.0, 1.0]);
+        let ms = |millis| Some(Duration::from_millis(millis));
+        let chosen = |load: [Load; 3]| {
+            let mut counts = [0; 3];
+            for step in 0..3000u64 {
+                let random = mix(step);
+                counts[wheel.choose(draw(0, random), |at| load[at], &[]).unwrap()] += 1;
+            }
+            counts
+        };
+        let [slow, ..] = chosen([load(0, ms(50)), load(0, ms(2)), load(0, ms(2))]);
+        assert_eq!(slow, 0, "there is always a better one beside it");
+        let [busy, ..] = chosen([load(30, ms(2)), load(0, ms(2)), load(0, ms(2))]);
+        assert_eq!(busy, 0);
+        let [new, ..] = chosen([load(0, None), load(0, ms(2)), load(0, ms(2))]);
+        assert!(new > 1800, "{new}: one that was never asked is asked");
+        let [asked, ..] = chosen([load(1, None), load(0, ms(2)), load(0, ms(2))]);
+        assert_eq!(asked, 0, "and until it has answered, no more");
+        let counts = chosen([load(0, ms(10)), load(0, ms(11)), load(0, ms(12))]);
+        assert!(
+            counts.iter().all(|count| *count > 800),
+            "noise moves nothing: {counts:?}"
+        );
+    }
+
+    /// A run of connections against servers that take as long as they take.
+    #[test]
+    fn in_a_run_the_slow_origin_gets_markedly_less_and_recovers() {
+        let wheel = wheel(Policy::Latency, &[1.0, 1.0]);
+        let mut ewma = [PeakEwma::default(); 2];
+        let mut share = |from: u64, took: [u64; 2]| {
+            let mut slow = 0;
+            for step in 0..2000 {
+                let now = Duration::from_millis(from + step * 10);
+                let load = |at: usize| Load {
+                    open: 0,
+                    answers: ewma[at],
+                    now,
+                };
+                let at = wheel.choose(draw(0, mix(from + step)), load, &[]).unwrap();
+                slow += u32::from(at == 1);
+                ewma[at] = ewma[at].observe(now, Duration::from_millis(took[at]));
+            }
+            slow
+        };
+        let alike = share(0, [5, 5]);
+        assert!((800..1200).contains(&alike), "{alike}");
+        let slow = share(20_000, [5, 100]);
+        assert!(slow < 40, "{slow} of 2000 to the slow one");
+        share(40_000, [5, 5]);
+        let recovered = share(60_000, [5, 5]);
+        assert!(recovered > 600, "{recovered}");
+    }
+
+    #[test]
+    fn a_client_has_one_origin_however_its_address_is_written() {
+        let wheel = wheel(Policy::Hash, &[1.0; 7]);
+        for number in 0..200u32 {
+            let IpAddr::V4(v4) = from_client(number << 9).client else {
+                panic!("made from four bytes");
+            };
+            let mapped = Draw {
+                client: v4.to_ipv6_mapped().into(),
+                ..draw(3, 99)
+            };
+            let one = wheel.choose(from_client(number << 9), IDLE, &[]);
+            assert_eq!(wheel.choose(mapped, IDLE, &[]), one);
+        }
+    }
+
+    #[test]
+    fn an_origin_that_is_down_moves_its_own_clients_and_no_other() {
+        let declared = [1.0, 1.0, 2.0, 1.0];
+        let whole = wheel(Policy::Hash, &declared);
+        let without = moved(Policy::Hash, &[1.0, 0.0, 2.0, 1.0], &declared);
+        let mut took_over = [0; 4];
+        for client in 0..4000 {
+            let before = whole.choose(from_client(client), IDLE, &[]).unwrap();
+            let after = without.choose(from_client(client), IDLE, &[]).unwrap();
+            if before == 1 {
+                took_over[after] += 1;
+                // Whoever has found out by itself that it is down agrees.
+                let tried = whole.choose(from_client(client), IDLE, &[1]).unwrap();
+                assert_eq!(after, tried);
+            } else {
+                assert_eq!(before, after);
+            }
+        }
+        assert_eq!(took_over[1], 0);
+        assert!(
+            [0, 2, 3].iter().all(|&at| took_over[at] > 100),
+            "{took_over:?}"
+        );
+    }
+
+    #[test]
+    fn a_table_is_made_once_for_all_that_have_the_same() {
+        let declared = [1.0, 1.0];
+        let old = wheel(Policy::Hash, &declared);
+        old.choose(from_client(1), IDLE, &[]);
+        let made = |wheel: &Wheel| match &wheel.how {
+            How::ByClient(clients) => clients.table.get().is_some(),
+            _ => false,
+        };
+        assert!(made(
+            &moved(Policy::Hash, &[0.0, 1.0], &declared).sharing(&old)
+        ));
+        assert!(!made(
+            &moved(Policy::Hash, &[0.5, 1.0], &declared).sharing(&old)
+        ));
+        assert!(
+            !made(&wheel(Policy::Hash, &declared)),
+            "not before it is asked"
+        );
+    }
+
     fn any_policy() -> impl Strategy<Value = Policy> {
-        prop::sample::select(vec![
-            Policy::Weighted,
-            Policy::RoundRobin,
-            Policy::LeastConnections,
-        ])
+        prop::sample::select(Policy::ALL.to_vec())
     }
 
     proptest! {
@@ -213,12 +578,14 @@ mod tests {
         fn tries_each_origin_with_a_weight_once_and_no_other(
             policy in any_policy(),
             weights in prop::collection::vec(0.0f64..1000.0, 0..12),
-            turn: usize, random: u64, open: u32,
+            turn: usize, random: u64, open: u32, micros: Option<u32>,
         ) {
             let weights: Vec<f64> = weights.into_iter().map(|w| if w < 300.0 { 0.0 } else { w }).collect();
             let wheel = wheel(policy, &weights);
+            let latency = micros.map(|micros| Duration::from_micros(micros.into()));
+            let load = |_| load(open, latency);
             let mut tried = Vec::new();
-            while let Some(index) = wheel.choose(turn, random, |_| open, &tried) {
+            while let Some(index) = wheel.choose(draw(turn, random), load, &tried) {
                 prop_assert!(weights[index] > 0.0 && !tried.contains(&index));
                 tried.push(index);
             }
@@ -232,7 +599,7 @@ mod tests {
             let total: u32 = weights.iter().sum();
             let mut counts = vec![0; weights.len()];
             for turn in 0..total * 3 {
-                counts[wheel.choose(turn as usize, 0, NONE_OPEN, &[]).unwrap()] += 1;
+                counts[wheel.choose(draw(turn as usize, 0), IDLE, &[]).unwrap()] += 1;
             }
             let wanted: Vec<u32> = weights.iter().map(|w| w * 3).collect();
             prop_assert_eq!(counts, wanted);

@@ -7,6 +7,7 @@ use ipnet::IpNet;
 
 use crate::{
     certificate::Certificate,
+    dns::DnsOrigin,
     identity::Identity,
     names::{AppName, CertificateName, MonitorName, OriginName, PoolName},
     ports::{PortMap, PortRange},
@@ -268,14 +269,26 @@ pub enum Policy {
     Weighted,
     RoundRobin,
     LeastConnections,
+    Latency,
+    Hash,
 }
 
 impl Policy {
+    pub const ALL: [Policy; 5] = [
+        Policy::Weighted,
+        Policy::RoundRobin,
+        Policy::LeastConnections,
+        Policy::Latency,
+        Policy::Hash,
+    ];
+
     pub fn as_str(self) -> &'static str {
         match self {
             Policy::Weighted => "weighted",
             Policy::RoundRobin => "round_robin",
             Policy::LeastConnections => "least_connections",
+            Policy::Latency => "latency",
+            Policy::Hash => "hash",
         }
     }
 }
@@ -312,6 +325,11 @@ impl Weight {
         // In range, so the cast is exact after rounding.
         let thousandths = (value * 1000.0).round() as u32;
         Ok(Self(if value > 0.0 { thousandths.max(1) } else { 0 }))
+    }
+
+    /// More than there can be counts as the most.
+    pub fn of_thousandths(thousandths: u32) -> Self {
+        Self(thousandths.min(1_000_000))
     }
 
     pub fn thousandths(self) -> u32 {
@@ -441,6 +459,8 @@ pub enum OriginChoice {
     },
     /// Addresses given with the app itself, all alike.
     Direct(Vec<DirectOrigin>),
+    /// Addresses that a name stands for.
+    Dns(DnsOrigin),
 }
 
 /// One address of `origin_direct`.

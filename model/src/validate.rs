@@ -4,7 +4,7 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    net::IpAddr,
     sync::Arc,
 };
 
@@ -17,6 +17,7 @@ use crate::{
     resource::{App, Origin, OriginChoice, Pool, Resource, ResourceRef},
     route,
     state::{self, Resources},
+    target::{Rules, Source},
 };
 
 /// Every fault of `resources`. `unreadable` names resources that were declared
@@ -32,6 +33,8 @@ pub fn faults(resources: &Resources, unreadable: &BTreeSet<ResourceRef>) -> Vec<
         resources,
         unreadable,
         prefixes: &prefixes,
+        // Whose sockets are where is known to each edge alone.
+        targets: &Rules::new(prefixes.clone(), [], []),
         faults: Vec::new(),
     };
     for resource in resources.values() {
@@ -49,6 +52,7 @@ struct Checker<'a> {
     resources: &'a Resources,
     unreadable: &'a BTreeSet<ResourceRef>,
     prefixes: &'a NetSet,
+    targets: &'a Rules,
     faults: Vec<StateFault>,
 }
 
@@ -131,18 +135,15 @@ impl Checker<'_> {
                     }
                 }
             }
+            // What a name stands for is judged where it is resolved.
+            OriginChoice::Dns(_) => {}
         }
     }
 
     /// Why no connection may be made to `ip`.
     fn forbidden(&self, ip: IpAddr) -> Option<String> {
-        let ip = ip.to_canonical();
-        if let Some(prefix) = self.prefixes.covering(&IpNet::from(ip)) {
-            return Some(format!(
-                "{ip} is in the prefix {prefix}, so connections would come back to the edge"
-            ));
-        }
-        unreachable_target(ip).map(|why| format!("{ip} {why}"))
+        let why = self.targets.forbid_address(ip, Source::Declared)?;
+        Some(format!("{} {why}", ip.to_canonical()))
     }
 
     fn conflicts(&mut self) {
@@ -184,23 +185,6 @@ impl Checker<'_> {
             };
             self.fault(ResourceRef::App(second.name.clone()), field, problem);
         }
-    }
-}
-
-/// Why an address can be no origin at all.
-fn unreachable_target(ip: IpAddr) -> Option<&'static str> {
-    // Instance metadata of the large clouds: whoever may declare an app must
-    // not thereby read a host's credentials.
-    const METADATA_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
-    const METADATA_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254);
-    if ip.is_unspecified() {
-        Some("is the unspecified address; an origin has an address of its own")
-    } else if ip.is_multicast() || ip == IpAddr::V4(Ipv4Addr::BROADCAST) {
-        Some("is no address of a single host")
-    } else if ip == IpAddr::V4(METADATA_V4) || ip == IpAddr::V6(METADATA_V6) {
-        Some("is a cloud's metadata service, which is never an origin")
-    } else {
-        None
     }
 }
 
@@ -271,6 +255,8 @@ mod tests {
             ("169.254.169.254", "metadata"),
             ("::ffff:169.254.169.254", "metadata"),
             ("fd00:ec2::254", "metadata"),
+            ("169.254.7.7", "link-local"),
+            ("64:ff9b::198.51.100.9", "come back to the edge"),
             ("0.0.0.0", "unspecified"),
             ("224.0.0.1", "single host"),
         ] {

@@ -11,6 +11,7 @@ use std::{
 };
 
 use anyport_model::{
+    dns::{DnsOrigin, Question, RecordType},
     identity::{Identity, ProxyProtocol},
     ports::{PortMap, PortRange},
     resource::{
@@ -106,11 +107,7 @@ fn origin_address() -> impl Strategy<Value = SocketAddr> {
 
 fn pool() -> impl Strategy<Value = Resource> {
     let origin = (origin_address(), 0u32..=1_000_000, any::<bool>());
-    let policy = prop::sample::select(vec![
-        Policy::Weighted,
-        Policy::RoundRobin,
-        Policy::LeastConnections,
-    ]);
+    let policy = prop::sample::select(Policy::ALL.to_vec());
     (
         name(),
         prop::option::of(name()),
@@ -150,7 +147,29 @@ fn origin_choice(edge: PortRange) -> impl Strategy<Value = OriginChoice> {
         port,
     });
     let direct = prop::collection::vec(direct, 1..4).prop_map(OriginChoice::Direct);
-    prop_oneof![pool, direct]
+    prop_oneof![pool, direct, dns_origin(edge).prop_map(OriginChoice::Dns)]
+}
+
+fn dns_origin(edge: PortRange) -> impl Strategy<Value = DnsOrigin> {
+    let record = prop::sample::select(vec![
+        RecordType::A,
+        RecordType::Aaaa,
+        RecordType::Addresses,
+        RecordType::Srv,
+    ]);
+    let second = Duration::from_secs(1);
+    let ttl = prop::option::of(duration(second, 24 * 3600 * second));
+    (
+        "_?[a-z][a-z0-9]{0,20}(\\.[a-z]{1,9}){0,4}",
+        record,
+        ttl,
+        port_map(edge),
+    )
+        .prop_map(|(name, record, ttl, port)| {
+            let port = (record != RecordType::Srv).then_some(port);
+            let name = name.parse().unwrap();
+            DnsOrigin::new(Question { name, record, ttl }, port).unwrap()
+        })
 }
 
 fn identity() -> impl Strategy<Value = Identity> {
@@ -271,11 +290,12 @@ fn wire() -> impl Strategy<Value = v1::Resource> {
         [text(), text(), text(), text()],
         texts(),
         texts(),
+        prop::option::of((text(), any::<i32>(), wire_duration())),
         wire_duration(),
         (-1..6i32, -1..4i32, texts()),
     );
     let app = app.prop_map(
-        |(pooled, [name, protocol, pool, origin_port], edge_ips, direct, idle, identity)| {
+        |(pooled, [name, protocol, pool, origin_port], edge_ips, direct, dns, idle, identity)| {
             let (proxy_protocol, client_ip, accept_proxy_protocol) = identity;
             Kind::App(v1::App {
                 name,
@@ -283,6 +303,7 @@ fn wire() -> impl Strategy<Value = v1::Resource> {
                 edge_ips,
                 origin_pool: if pooled { pool } else { String::new() },
                 origin_direct: direct,
+                origin_dns: dns.map(|(name, r#type, ttl)| v1::OriginDns { name, r#type, ttl }),
                 origin_port,
                 proxy_protocol,
                 client_ip,
@@ -402,6 +423,23 @@ fn an_app(change: impl FnOnce(&mut v1::App)) -> Kind {
     Kind::App(app)
 }
 
+fn dns(name: &str) -> Option<v1::OriginDns> {
+    Some(v1::OriginDns {
+        name: name.to_owned(),
+        ..Default::default()
+    })
+}
+
+fn a_named_app(change: impl FnOnce(&mut v1::OriginDns, &mut v1::App)) -> Kind {
+    an_app(|app| {
+        app.origin_direct.clear();
+        app.origin_port = "7000".to_owned();
+        let mut dns = dns("game.internal").unwrap();
+        change(&mut dns, app);
+        app.origin_dns = Some(dns);
+    })
+}
+
 fn seconds(seconds: i64) -> Option<prost_types::Duration> {
     Some(prost_types::Duration { seconds, nanos: 0 })
 }
@@ -419,7 +457,8 @@ fn fields(kind: Kind) -> Vec<String> {
 
 #[test]
 fn the_samples_of_the_next_test_are_right_but_for_the_fault() {
-    for kind in [a_monitor(|_| {}), a_pool(|_| {}), an_app(|_| {})] {
+    let apps = [an_app(|_| {}), a_named_app(|_, _| {})];
+    for kind in [a_monitor(|_| {}), a_pool(|_| {})].into_iter().chain(apps) {
         assert_eq!(fields(kind), [""; 0]);
     }
 }
@@ -554,6 +593,35 @@ fn every_fault_names_its_field() {
         (
             an_app(|a| a.origin_direct[0] = "tcp://10.0.2.2:1-9".into()),
             "origin_direct[0]",
+        ),
+        (
+            an_app(|a| a.origin_dns = dns("game.internal")),
+            "origin_dns",
+        ),
+        (
+            an_app(|a| {
+                a.origin_direct.clear();
+                a.origin_pool = "game".into();
+                a.origin_dns = dns("game.internal");
+            }),
+            "origin_dns",
+        ),
+        (a_named_app(|_, a| a.origin_port.clear()), "origin_port"),
+        (a_named_app(|dns, _| dns.r#type = 3), "origin_port"),
+        (
+            a_named_app(|_, a| a.origin_port = "1-9".into()),
+            "origin_port",
+        ),
+        (a_named_app(|dns, _| dns.r#type = 9), "origin_dns.type"),
+        (a_named_app(|dns, _| dns.ttl = seconds(0)), "origin_dns.ttl"),
+        (
+            a_named_app(|dns, _| dns.ttl = seconds(86_401)),
+            "origin_dns.ttl",
+        ),
+        (a_named_app(|dns, _| dns.name.clear()), "origin_dns.name"),
+        (
+            a_named_app(|dns, _| dns.name = "10.0.2.2".into()),
+            "origin_dns.name",
         ),
         (an_app(|a| a.origin_port = "0".into()), "origin_port"),
         (an_app(|a| a.origin_port = "1-9".into()), "origin_port"),

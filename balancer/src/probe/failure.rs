@@ -4,8 +4,11 @@
 use std::{
     fmt,
     io::{self, ErrorKind},
+    net::IpAddr,
     time::Duration,
 };
+
+use anyport_model::target::Forbidden;
 
 /// Longest part of `expect` that is shown, in bytes.
 const SHOWN: usize = 40;
@@ -32,6 +35,9 @@ pub(crate) enum Failure {
     Closed { expected: Expected, received: usize },
     #[error("no reply containing {expected} in the first {limit} bytes")]
     TooLong { expected: Expected, limit: usize },
+    /// It is never connected to, neither by edges nor to look at it.
+    #[error("{0} {1}")]
+    Forbidden(IpAddr, Forbidden),
     #[error("the probe itself failed: {0}")]
     Broken(String),
 }

@@ -3,6 +3,7 @@
 
 use std::{net::SocketAddr, time::Duration};
 
+use anyport_model::target::{Source, forbidden};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -51,6 +52,9 @@ async fn exchange(
     expect: &[u8],
     phase: &mut Phase,
 ) -> Result<(), Failure> {
+    if let Some(why) = forbidden(address.ip(), Source::Declared) {
+        return Err(Failure::Forbidden(address.ip(), why));
+    }
     let mut stream = TcpStream::connect(address)
         .await
         .map_err(Failure::Connect)?;

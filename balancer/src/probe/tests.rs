@@ -14,7 +14,10 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 
-use super::{failure::Cause, *};
+use super::{
+    failure::{Blame, Cause},
+    *,
+};
 use crate::membership::fixtures;
 
 /// Far more than loopback needs; a probe that should pass must not reach it.
@@ -255,6 +258,20 @@ async fn what_is_no_timeout_is_not_retried() {
     let target = with_retries(target(address, AMPLE, "", "ready"), 5);
     assert_eq!(failure(&target).await.cause(), Cause::Reply);
     assert_eq!(accepted(), 1);
+}
+
+#[tokio::test]
+async fn what_is_never_dialled_is_not_probed_either() {
+    for address in [
+        "169.254.169.254:80",
+        "[::ffff:169.254.169.254]:80",
+        "0.0.0.0:80",
+    ] {
+        let target = target(address.parse().unwrap(), AMPLE, "", "");
+        let failure = failure(&target).await;
+        assert!(matches!(failure, Failure::Forbidden(..)), "{failure:?}");
+        assert_eq!(failure.blame(), Blame::Origin);
+    }
 }
 
 #[tokio::test]

@@ -11,7 +11,9 @@ use std::{
 
 use anyport_model::{
     identity::ProxyProtocol,
-    resource::{App, Disable, OriginChoice, Pool, Resource, Transport},
+    names::OriginName,
+    pick::{Candidate, Draw, Load, Wheel},
+    resource::{App, Disable, Origin, OriginChoice, Policy, Pool, Resource, Transport, Weight},
     route::RouteTable,
     server_name::ServerName,
     steering::{Claim, claims_of},
@@ -161,7 +163,7 @@ impl World {
         }
         explain_tls(console, route.app)?;
         explain_identity(console, route.app)?;
-        self.explain_origins(console, route.app, address.port(), now)
+        self.explain_origins(console, route.app, address.port(), from, now)
     }
 
     fn explain_refusal(
@@ -279,6 +281,7 @@ impl World {
         console: &mut Console,
         app: &App,
         edge_port: u16,
+        from: Option<IpAddr>,
         now: SystemTime,
     ) -> Result<(), Failure> {
         let (first, port) = match &app.origin {
@@ -290,6 +293,15 @@ impl World {
                     vec![Cell::from(to), Cell::from(&share)]
                 });
                 return Ok(console.table("    ", &["ADDRESS", "SHARE"], rows.collect())?);
+            }
+            OriginChoice::Dns(dns) => {
+                let port = match dns.port() {
+                    Some(port) => format!("on port {}", port.origin_port(edge_port)),
+                    None => "on the ports of the records".to_owned(),
+                };
+                let question = dns.question();
+                let line = format!("  goes to  what {question} stands for at the edge, {port}");
+                return Ok(console.line(line)?);
             }
             OriginChoice::Pool { pool, port } => (pool, *port),
         };
@@ -312,6 +324,13 @@ impl World {
             "  goes to  pool {} ({state}), {policy}",
             pool.name
         ))?;
+        if let (Policy::Hash, Some(from)) = (pool.policy, from)
+            && let Some(origin) = origin_of(pool, health, from)
+        {
+            let origin = console.paint(origin, Mood::Good);
+            let line = format!("  always   {from} goes to {origin}, on every edge");
+            console.line(line)?;
+        }
         let rows = health.origins.iter().map(|origin| {
             let address = match (origin.address.parse::<SocketAddr>(), port) {
                 (Ok(own), Some(map)) => {
@@ -400,6 +419,38 @@ fn explain_tls(console: &mut Console, app: &App) -> Result<(), Failure> {
 fn names(app: &App) -> String {
     let names: Vec<String> = app.tls.sni().iter().map(ToString::to_string).collect();
     names.join(", ")
+}
+
+/// Where `hash` sends a client, chosen as edges choose.
+fn origin_of<'a>(pool: &'a Pool, health: &PoolHealth, client: IpAddr) -> Option<&'a OriginName> {
+    let enabled = |origin: &Origin| {
+        if origin.enabled {
+            origin.weight
+        } else {
+            Weight::ZERO
+        }
+    };
+    let now = |origin: &Origin| {
+        let known = health
+            .origins
+            .iter()
+            .find(|known| known.name == origin.name.as_str());
+        let known = known.and_then(|known| Weight::new(known.weight).ok());
+        known.unwrap_or(enabled(origin))
+    };
+    let candidates = pool.origins.iter().map(|origin| Candidate {
+        name: origin.name.as_str(),
+        weight: now(origin),
+        declared: enabled(origin),
+    });
+    let wheel = Wheel::new(pool.policy, &candidates.collect::<Vec<_>>());
+    let draw = Draw {
+        turn: 0,
+        random: 0,
+        client,
+    };
+    let index = wheel.choose(draw, |_| Load::default(), &[])?;
+    pool.origins.get(index).map(|origin| &origin.name)
 }
 
 fn claims(apps: &[Arc<App>]) -> impl Iterator<Item = (&Arc<App>, Claim)> {

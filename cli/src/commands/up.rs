@@ -10,7 +10,7 @@ use std::{
 
 use anyport_balancer::BalancerError;
 use anyport_config_service::{ConfigService, RunError, store::StoreUrl};
-use anyport_edge_agent::Steering;
+use anyport_edge_agent::{NameServers, Steering};
 use anyport_model::names::NodeName;
 use anyport_node::{
     boot,
@@ -50,6 +50,15 @@ pub struct Args {
         value_parser = clap::value_parser!(u16).range(1..=65_000)
     )]
     port: u16,
+    /// Name servers for origin_dns [default: the system's]
+    #[arg(
+        long,
+        env = "ANYPORT_RESOLVER",
+        value_name = "ADDR[,ADDR…]",
+        default_value = "",
+        hide_default_value = true
+    )]
+    resolver: NameServers,
 }
 
 /// The three services, each until it has drained.
@@ -162,6 +171,7 @@ async fn start(
         config_service: Urls::from(config_url.clone()),
         balancer: Urls::from(balancer_place.url.clone()),
         state_dir: directory.join("edge"),
+        resolver: args.resolver.clone(),
         steering: Steering::Auto,
         workers: None,
         drain_timeout: Some(DRAIN_LIMIT),

@@ -252,7 +252,8 @@ impl<'n> Fields<'n, '_> {
                 }
                 other => other.describe(),
             };
-            let words: Vec<&str> = T::WORDS.iter().map(|(word, _)| *word).collect();
+            let word = |word: &'static str| if word.is_empty() { "\"\"" } else { word };
+            let words: Vec<&str> = T::WORDS.iter().map(|(text, _)| word(text)).collect();
             let noun = T::NOUN;
             Err(format!("{given} is no {noun}; right is {}", one_of(&words)))
         };

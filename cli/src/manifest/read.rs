@@ -222,6 +222,11 @@ fn app(fields: &mut Fields<'_, '_>) -> v1::App {
         edge_ips: fields.texts("edge_ips"),
         origin_pool: fields.text("origin_pool"),
         origin_direct: fields.texts("origin_direct"),
+        origin_dns: fields.mapping("origin_dns", "origin_dns", |dns| v1::OriginDns {
+            name: dns.text("name"),
+            r#type: dns.choice::<v1::OriginDnsType>("type"),
+            ttl: dns.duration("ttl"),
+        }),
         origin_port: fields.text_or_number("origin_port"),
         tls: fields.choice::<v1::TlsMode>("tls"),
         certificate: fields.text("certificate"),
@@ -242,6 +247,6 @@ fn app(fields: &mut Fields<'_, '_>) -> v1::App {
         ..Default::default()
     };
     fields.spoil_together(&["tls", "certificate", "sni", "origin_ca"]);
-    fields.spoil_together(&["origin_pool", "origin_direct", "origin_port"]);
+    fields.spoil_together(&["origin_pool", "origin_direct", "origin_dns", "origin_port"]);
     app
 }

@@ -51,6 +51,10 @@ apps:
     accept_proxy_protocol: [203.0.113.0/24, "2001:db8:7::1"]
 "#;
 
+fn seconds(seconds: i64, nanos: i32) -> Option<prost_types::Duration> {
+    Some(prost_types::Duration { seconds, nanos })
+}
+
 #[test]
 fn every_field_arrives_in_its_message() {
     let manifest = Manifest::read("m.yaml", WHOLE);
@@ -59,7 +63,6 @@ fn every_field_arrives_in_its_message() {
     let [_, _, monitor, pool, app, range] = &resources[..] else {
         panic!("six resources, not {}", resources.len());
     };
-    let seconds = |seconds, nanos| Some(prost_types::Duration { seconds, nanos });
     assert_eq!(
         monitor.kind,
         Some(Kind::Monitor(v1::Monitor {
@@ -164,7 +167,7 @@ m.yaml:8: monitors[0].port: is the number 70000000000; right is a whole number f
 m.yaml:9: monitors[0].expect.hex: "xyz" is no row of hexadecimal bytes; right is "16 03 01"
 m.yaml:9: monitors[0].expect.base64: bytes has no field "base64" in this version of Anyport; its fields are hex
 m.yaml:11: pools[0].name: is the number 5; right is a text, which here needs quotes
-m.yaml:12: pools[0].policy: "fastest" is no policy of this version of Anyport; right is weighted, round_robin or least_connections
+m.yaml:12: pools[0].policy: "fastest" is no policy of this version of Anyport; right is weighted, round_robin, least_connections, latency or hash
 m.yaml:14: pools[0].origins[0].weight: is the text "heavy"; right is a number
 m.yaml:14: pools[0].origins[0].enabled: is the text "yes"; right is true or false
 m.yaml:14: pools[0].origins[0].adress: an origin has no field "adress" in this version of Anyport; did you mean address?
@@ -177,6 +180,55 @@ m.yaml:22: secrets: a manifest has no field "secrets" in this version of Anyport
 "#;
     let wanted: Vec<&str> = wanted.lines().skip(1).collect();
     assert_eq!(found, wanted);
+}
+
+#[test]
+fn a_name_for_origins_is_read_and_written_alike() {
+    let text = r#"
+apps:
+  - { name: a, origin_dns: { name: game.internal, type: A, ttl: 30s }, origin_port: 7000 }
+  - { name: b, origin_dns: { name: game.internal, type: "" }, origin_port: 3000-4000 }
+  - { name: c, origin_dns: { name: _game._tcp.internal, type: SRV } }
+"#;
+    let read = |text: &str| {
+        let manifest = Manifest::read("m.yaml", text);
+        assert_eq!(manifest.faults(), []);
+        manifest.resources()
+    };
+    let resources = read(text);
+    let dns = |name: &str, kind: v1::OriginDnsType, ttl| {
+        let name = name.to_owned();
+        let r#type = kind.into();
+        Some(v1::OriginDns { name, r#type, ttl })
+    };
+    let found = resources.iter().map(|resource| match &resource.kind {
+        Some(Kind::App(app)) => (app.origin_dns.clone(), app.origin_port.as_str()),
+        other => panic!("{other:?}"),
+    });
+    assert_eq!(
+        found.collect::<Vec<_>>(),
+        [
+            (
+                dns("game.internal", v1::OriginDnsType::A, seconds(30, 0)),
+                "7000"
+            ),
+            (
+                dns("game.internal", v1::OriginDnsType::Unspecified, None),
+                "3000-4000"
+            ),
+            (dns("_game._tcp.internal", v1::OriginDnsType::Srv, None), ""),
+        ]
+    );
+    let written = serde_json::to_string(&Document::new(&resources)).unwrap();
+    assert_eq!(read(&written), resources);
+    let found = faults("apps: [{ name: a, origin_dns: { name: a.b, type: MX, port: 1 } }]");
+    assert_eq!(
+        found,
+        [
+            r#"m.yaml:1: apps[0].origin_dns.type: "MX" is no type of origin_dns; right is "", A, AAAA or SRV"#,
+            r#"m.yaml:1: apps[0].origin_dns.port: origin_dns has no field "port" in this version of Anyport; its fields are name, type, ttl"#,
+        ]
+    );
 }
 
 #[test]
@@ -475,6 +527,7 @@ fn any_app() -> impl Strategy<Value = Kind> {
         texts(),
         any_text(),
         texts(),
+        prop::option::of(any_origin_dns()),
         any_text(),
         timeouts,
         disable,
@@ -484,14 +537,24 @@ fn any_app() -> impl Strategy<Value = Kind> {
     (app, identity, tls).prop_map(|(app, identity, tls)| {
         let (proxy_protocol, accept_proxy_protocol) = identity;
         let (tls, certificate, sni, origin_ca, tls_handshake) = tls;
-        let (name, protocol, edge_ips, origin_pool, origin_direct, origin_port, timeouts, disable) =
-            app;
+        let (
+            name,
+            protocol,
+            edge_ips,
+            origin_pool,
+            origin_direct,
+            origin_dns,
+            origin_port,
+            timeouts,
+            disable,
+        ) = app;
         Kind::App(v1::App {
             name,
             protocol,
             edge_ips,
             origin_pool,
             origin_direct,
+            origin_dns,
             origin_port,
             tls,
             certificate,
@@ -509,6 +572,15 @@ fn any_app() -> impl Strategy<Value = Kind> {
             disable: disable.map(|close| v1::Disable { close }),
             ..Default::default()
         })
+    })
+}
+
+fn any_origin_dns() -> impl Strategy<Value = v1::OriginDns> {
+    let kind = prop::sample::select(vec![0, 1, 2, 3]);
+    (any_text(), kind, any_duration()).prop_map(|(name, r#type, ttl)| v1::OriginDns {
+        name,
+        r#type,
+        ttl,
     })
 }
 

@@ -21,6 +21,18 @@ impl Word for v1::Policy {
         ("weighted", Self::Weighted),
         ("round_robin", Self::RoundRobin),
         ("least_connections", Self::LeastConnections),
+        ("latency", Self::Latency),
+        ("hash", Self::Hash),
+    ];
+}
+
+impl Word for v1::OriginDnsType {
+    const NOUN: &'static str = "type of origin_dns";
+    const WORDS: &'static [(&'static str, Self)] = &[
+        ("", Self::Unspecified),
+        ("A", Self::A),
+        ("AAAA", Self::Aaaa),
+        ("SRV", Self::Srv),
     ];
 }
 

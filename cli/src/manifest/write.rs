@@ -114,6 +114,8 @@ pub struct App {
     origin_pool: String,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     origin_direct: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    origin_dns: Option<OriginDns>,
     #[serde(skip_serializing_if = "String::is_empty")]
     origin_port: String,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -132,6 +134,15 @@ pub struct App {
     timeouts: Option<Timeouts>,
     #[serde(skip_serializing_if = "Option::is_none")]
     disable: Option<Disable>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+struct OriginDns {
+    name: String,
+    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
+    kind: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ttl: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -250,6 +261,11 @@ impl From<&v1::App> for App {
             edge_ips: wire.edge_ips.clone(),
             origin_pool: wire.origin_pool.clone(),
             origin_direct: wire.origin_direct.clone(),
+            origin_dns: wire.origin_dns.as_ref().map(|dns| OriginDns {
+                name: dns.name.clone(),
+                kind: word::<v1::OriginDnsType>(dns.r#type),
+                ttl: dns.ttl.map(write_wire_duration),
+            }),
             origin_port: wire.origin_port.clone(),
             tls: word::<v1::TlsMode>(wire.tls),
             certificate: wire.certificate.clone(),

@@ -105,13 +105,13 @@ impl<K: Kernel> Applier<K> {
     /// Publishes the table of what is held, has the kernel follow, and keeps
     /// on disk what is in use then. Returns what is not.
     async fn take_into_use(&mut self, source: Source) -> Vec<v1::Rejection> {
-        let protected = self.protected.addresses().await;
+        let guarded = self.protected.now().await;
         let replica = &self.replica;
         let mut rejections = write_rejections(replica);
         self.in_use.begin().await;
         let (needs, in_use) = {
             let mut table = self.table.lock();
-            table.protect(protected);
+            table.protect(guarded);
             let mut prepared = table.prepare(replica.revision, &replica.resources);
             rejections.append(&mut prepared.rejections);
             let needs = prepared.kernel.clone();

@@ -3,8 +3,8 @@
 
 use std::{
     fmt, io,
-    net::SocketAddr,
-    sync::{Arc, atomic::Ordering::Relaxed},
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -16,16 +16,25 @@ use tokio::{
 };
 use tracing::Instrument;
 
+use super::{Candidates, Held};
 use crate::{
-    stats::{OpenGuard, Stats},
-    table::Target,
+    stats::Stats,
+    table::{Target, Unknown},
 };
+
+/// A connection that an origin is wanted for.
+#[derive(Debug, Clone, Copy)]
+pub struct Incoming {
+    pub client: IpAddr,
+    pub edge_port: u16,
+    /// When the app's connect timeout began to run.
+    pub since: Instant,
+}
 
 /// A connection to an origin.
 pub struct Dialled {
     pub stream: TcpStream,
-    /// Counts the connection at its origin until it is dropped.
-    pub open: OpenGuard,
+    pub held: Held,
     pub origin: Arc<str>,
 }
 
@@ -45,27 +54,31 @@ const ATTEMPT_MIN: Duration = Duration::from_millis(1200);
 /// Dials origins of `target`'s pool until one accepts or the app's connect
 /// timeout is over. Healthy ones come first, by policy and weight; then, as a
 /// last resort, those that are held to be down.
-pub async fn dial(target: Target<'_>, edge_port: u16, stats: &Stats) -> Result<Dialled, NoOrigin> {
-    let start = Instant::now();
-    let deadline = start + target.app.app.timeouts.connect;
-    let mut failed = NoOrigin {
-        status: Status::NoOrigin,
-        reason: "no origin of the pool is enabled and has a weight".to_owned(),
-    };
-    let mut tried = Vec::new();
-    while let Some(index) = choose(target, &tried, start) {
-        let Some(address) = target.address(index, edge_port) else {
-            break;
-        };
+pub async fn dial(
+    target: Target<'_>,
+    incoming: Incoming,
+    stats: &Stats,
+) -> Result<Dialled, NoOrigin> {
+    let deadline = incoming.since + target.app.app.timeouts.connect;
+    let mut failed = nothing_to_try(target);
+    let mut candidates = Candidates::new(target, incoming.edge_port, incoming.client);
+    while let Some(candidate) = candidates.next(incoming.since) {
+        let address = candidate.address;
+        // Asked of the very address that is dialled: what a name stands for may
+        // be another one each time.
+        if let Some(why) = candidate.forbidden {
+            target.app.stats.blocked(why);
+            failed.status = Status::Blocked;
+            failed.reason = format!("{address} {why}");
+            continue;
+        }
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
             break;
         }
-        let others = target.pool.origins.len().saturating_sub(tried.len() + 1);
-        tried.push(index);
-        let part = left / u32::try_from(others + 1).unwrap_or(u32::MAX);
+        let part = left / u32::try_from(candidates.left() + 1).unwrap_or(u32::MAX);
         let patience = part.max(ATTEMPT_MIN).min(left);
-        match attempt(target, index, address, patience, stats).await {
+        match attempt(target, candidate.index, address, patience, stats).await {
             Ok(dialled) => return Ok(dialled),
             Err(error) => {
                 failed.status = error.status();
@@ -79,20 +92,22 @@ pub async fn dial(target: Target<'_>, edge_port: u16, stats: &Stats) -> Result<D
     Err(failed)
 }
 
-/// The next origin to try: a healthy one that did not refuse lately, else a
-/// healthy one, else any.
-pub fn choose(target: Target<'_>, tried: &[usize], now: Instant) -> Option<usize> {
-    let pool = target.pool;
-    let turn = pool.stats.turn.fetch_add(1, Relaxed);
-    let random = rand::random();
-    let open = |index: usize| pool.origins.get(index).map_or(0, |o| o.stats.open());
-    let resting =
-        (0..pool.origins.len()).filter(|&index| pool.origins[index].stats.is_resting(now));
-    let avoided: Vec<usize> = resting.chain(tried.iter().copied()).collect();
-    let rested = pool.wheel.choose(turn, random, open, &avoided);
-    rested
-        .or_else(|| pool.wheel.choose(turn, random, open, tried))
-        .or_else(|| pool.last_resort.choose(turn, random, open, tried))
+/// Why there is no origin, where none is tried.
+pub fn nothing_to_try(target: Target<'_>) -> NoOrigin {
+    match &target.pool.unknown {
+        Some(Unknown::Failed(failed)) => NoOrigin {
+            status: failed.status,
+            reason: failed.reason.to_string(),
+        },
+        Some(Unknown::Pending(_)) => NoOrigin {
+            status: Status::NoOrigin,
+            reason: "the origin's name is not resolved yet".to_owned(),
+        },
+        None => NoOrigin {
+            status: Status::NoOrigin,
+            reason: "no origin of the pool is enabled and has a weight".to_owned(),
+        },
+    }
 }
 
 async fn attempt(
@@ -127,9 +142,14 @@ async fn attempt(
             let took = start.elapsed();
             origin.stats.dialled(Ok(took));
             stats.connected(&target.app.stats, &target.pool.id, &origin.label, took);
+            let timed = target.pool.is_timed;
             Ok(Dialled {
                 stream,
-                open,
+                held: if timed {
+                    Held::timed(open, &origin.stats, took)
+                } else {
+                    Held::counted(open)
+                },
                 origin: Arc::clone(&origin.label),
             })
         }
@@ -204,10 +224,11 @@ impl fmt::Display for DialError {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::table::TableWriter;
+    use crate::{protect::Guarded, table::TableWriter};
     use anyport_model::{
         names::Revision,
         resource::{App, Origin, OriginChoice, Policy, Pool, Resource, Timeouts, Weight},
+        state::Resources,
     };
     use std::net::Ipv4Addr;
     use tokio::net::TcpListener;
@@ -223,13 +244,21 @@ mod tests {
     struct Edge {
         stats: Arc<Stats>,
         writer: TableWriter,
+        resources: Resources,
+    }
+
+    impl Edge {
+        fn publish(&mut self) {
+            let prepared = self.writer.prepare(Revision(1), &self.resources);
+            self.writer.publish(prepared);
+        }
     }
 
     const EDGE: &str = "198.51.100.1:80";
 
     fn edge(origins: &[SocketAddr], connect: Duration) -> Edge {
         let stats = Arc::new(Stats::new(&prometheus::Registry::new()).unwrap());
-        let mut writer = TableWriter::new(Arc::clone(&stats));
+        let writer = TableWriter::new(Arc::clone(&stats));
         let origin = |(index, address): (usize, &SocketAddr)| Origin {
             name: format!("o{index}").parse().unwrap(),
             address: *address,
@@ -260,9 +289,13 @@ mod tests {
             )
         }));
         let resources = [pool, app].map(|r| (r.reference(), r)).into();
-        let prepared = writer.prepare(Revision(1), &resources);
-        writer.publish(prepared);
-        Edge { stats, writer }
+        let mut edge = Edge {
+            stats,
+            writer,
+            resources,
+        };
+        edge.publish();
+        edge
     }
 
     async fn dialled(edge: &Edge) -> Result<Dialled, NoOrigin> {
@@ -273,7 +306,12 @@ mod tests {
                 EDGE.parse().unwrap(),
             )
             .unwrap();
-        dial(target, 80, &edge.stats).await
+        let incoming = Incoming {
+            client: Ipv4Addr::LOCALHOST.into(),
+            edge_port: 80,
+            since: Instant::now(),
+        };
+        dial(target, incoming, &edge.stats).await
     }
 
     #[tokio::test]
@@ -292,6 +330,33 @@ mod tests {
             origins[0].stats.last_failure().unwrap(),
             "connect: connection refused"
         );
+    }
+
+    #[tokio::test]
+    async fn what_must_not_be_dialled_is_passed_over_and_never_connected() {
+        let open = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let own = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let (own_address, metadata) = (own.local_addr().unwrap(), "169.254.169.254:80");
+        let metadata = metadata.parse().unwrap();
+        let origins = [own_address, metadata, open.local_addr().unwrap()];
+        let guarded = Guarded {
+            own: vec![own_address],
+            ..Guarded::default()
+        };
+        let guard = |mut edge: Edge| {
+            edge.writer.protect(guarded.clone());
+            edge.publish();
+            edge
+        };
+        let mixed = guard(edge(&origins, Duration::from_secs(5)));
+        for _ in 0..6 {
+            assert_eq!(dialled(&mixed).await.unwrap().origin.as_ref(), "o2");
+        }
+        let none = guard(edge(&origins[..2], Duration::from_secs(5)));
+        let failed = dialled(&none).await.map(|_| ()).unwrap_err();
+        assert_eq!(failed.status, Status::Blocked);
+        let came = timeout(Duration::from_millis(50), own.accept()).await;
+        assert!(came.is_err(), "{came:?}");
     }
 
     #[tokio::test]

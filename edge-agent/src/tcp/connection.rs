@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::SocketAddr,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -21,8 +21,8 @@ use super::{
 };
 use crate::{
     live::{Closing, Place},
-    origin::{NoOrigin, dial},
-    stats::{AppStats, OpenGuard, Stats},
+    origin::{Held, Incoming, NoOrigin, dial, resolved},
+    stats::{AppStats, Stats},
     table::{AppEntry, Snapshot, Target},
     tls::{self, Arrived, Termination, TlsLeg, ToOrigin, Turned},
 };
@@ -74,7 +74,7 @@ impl Drop for Account {
 /// A connection with both legs.
 struct Joined {
     legs: Legs,
-    open: OpenGuard,
+    held: Held,
     idle: Duration,
 }
 
@@ -140,7 +140,7 @@ async fn live(service: &Service, client: TcpStream, destination: SocketAddr, pla
         service.stats.unclaimed.inc();
         return;
     };
-    let Joined { legs, open, idle } = match joined {
+    let Joined { legs, held, idle } = match joined {
         Ok(joined) => joined,
         Err(refused) => {
             record(refused.status, &refused.reason);
@@ -148,9 +148,9 @@ async fn live(service: &Service, client: TcpStream, destination: SocketAddr, pla
         }
     };
     match legs {
-        Legs::Plain(client, origin) => carry(account, client, origin, open, idle).await,
-        Legs::Ended(client, origin) => carry(account, client, origin, open, idle).await,
-        Legs::Renewed(client, origin) => carry(account, client, origin, open, idle).await,
+        Legs::Plain(client, origin) => carry(account, client, origin, held, idle).await,
+        Legs::Ended(client, origin) => carry(account, client, origin, held, idle).await,
+        Legs::Renewed(client, origin) => carry(account, client, origin, held, idle).await,
     }
 }
 
@@ -206,16 +206,16 @@ async fn join(
     let joined = match (&target.app.tls, hello) {
         (Some(ends), Some(hello)) => Terminate { way, ends, hello }.join(client).await,
         _ => match way.reach(&client, identity::has_sent(&client)).await {
-            Ok((origin, open)) => Ok((Legs::Plain(client, origin), open)),
+            Ok((origin, held)) => Ok((Legs::Plain(client, origin), held)),
             Err(refused) => {
                 reset(&client);
                 Err(refused)
             }
         },
     };
-    let joined = joined.map(|(legs, open)| Joined {
+    let joined = joined.map(|(legs, held)| Joined {
         legs,
-        open,
+        held,
         idle: target.app.app.timeouts.idle,
     });
     Some((account, joined))
@@ -271,13 +271,19 @@ struct Way<'a> {
 impl Way<'_> {
     /// Dials an origin and tells it who the client is; `more` is to follow at
     /// once.
-    async fn reach(
-        &self,
-        client: &TcpStream,
-        more: bool,
-    ) -> Result<(TcpStream, OpenGuard), Refused> {
-        let stats = &self.service.stats;
-        let dialled = match dial(self.target, self.destination.port(), stats).await {
+    async fn reach(&self, client: &TcpStream, more: bool) -> Result<(TcpStream, Held), Refused> {
+        let Service { table, stats, .. } = self.service;
+        let since = Instant::now();
+        // A name that is not resolved yet makes a newer table when it is.
+        let newer = resolved(self.target, table, since).await;
+        let again = newer.as_ref().and_then(|newer| newer.again(self.target));
+        let target = again.unwrap_or(self.target);
+        let incoming = Incoming {
+            client: self.asked_for(target, client),
+            edge_port: self.destination.port(),
+            since,
+        };
+        let dialled = match dial(target, incoming, stats).await {
             Ok(dialled) => dialled,
             Err(NoOrigin { status, reason }) => return Err(Refused { status, reason }),
         };
@@ -288,7 +294,19 @@ impl Way<'_> {
                 reason: format!("sending the PROXY header: {error}"),
             })?;
         }
-        Ok((dialled.stream, dialled.open))
+        Ok((dialled.stream, dialled.held))
+    }
+
+    /// The client's address, where the choice of its origin goes by it: to
+    /// others it is not worth a system call.
+    fn asked_for(&self, target: Target<'_>, client: &TcpStream) -> IpAddr {
+        let known = self.identity.as_ref().map(|known| known.client().ip());
+        let asked = || match target.pool.is_by_client {
+            // A client that is gone is like any other.
+            true => client.peer_addr().ok().map(|peer| peer.ip()),
+            false => None,
+        };
+        known.or_else(asked).unwrap_or(Ipv4Addr::UNSPECIFIED.into())
     }
 
     /// What the origin is told of the client, if anything.
@@ -319,7 +337,7 @@ struct Terminate<'a> {
 }
 
 impl Terminate<'_> {
-    async fn join(self, client: TcpStream) -> Result<(Legs, OpenGuard), Refused> {
+    async fn join(self, client: TcpStream) -> Result<(Legs, Held), Refused> {
         let span = Span::current();
         if let Some(name) = &self.hello.server_name {
             span.record("server_name", name.as_str());
@@ -329,7 +347,7 @@ impl Terminate<'_> {
             ToOrigin::Clear => {
                 let client = self.accept(client, None).await?;
                 match self.way.reach(client.socket(), false).await {
-                    Ok((origin, open)) => Ok((Legs::Ended(client, origin), open)),
+                    Ok((origin, held)) => Ok((Legs::Ended(client, origin), held)),
                     Err(refused) => {
                         reset(client.socket());
                         Err(refused)
@@ -338,7 +356,7 @@ impl Terminate<'_> {
             }
             // The origin chooses the protocol (ALPN) that the client is told.
             ToOrigin::Tls(config) => {
-                let (origin, open) = match self.secure(&client, config).await {
+                let (origin, held) = match self.secure(&client, config).await {
                     Ok(secured) => secured,
                     Err(refused) => {
                         reset(&client);
@@ -346,7 +364,7 @@ impl Terminate<'_> {
                     }
                 };
                 let client = self.accept(client, origin.protocol()).await?;
-                Ok((Legs::Renewed(client, origin), open))
+                Ok((Legs::Renewed(client, origin), held))
             }
         }
     }
@@ -355,8 +373,8 @@ impl Terminate<'_> {
         &self,
         client: &TcpStream,
         config: &Arc<ClientConfig>,
-    ) -> Result<(TlsLeg, OpenGuard), Refused> {
-        let (origin, open) = self.way.reach(client, true).await?;
+    ) -> Result<(TlsLeg, Held), Refused> {
+        let (origin, held) = self.way.reach(client, true).await?;
         let start = Instant::now();
         let origin = tls::connect(origin, config, &self.hello, self.patience()).await;
         let origin = origin.map_err(|error| Refused {
@@ -364,7 +382,7 @@ impl Terminate<'_> {
             reason: error.to_string(),
         })?;
         self.shaken("origin", start);
-        Ok((origin, open))
+        Ok((origin, held))
     }
 
     async fn accept(&self, client: TcpStream, protocol: Option<&[u8]>) -> Result<TlsLeg, Refused> {
@@ -403,18 +421,19 @@ async fn carry<C: Leg, O: Leg>(
     account: Account,
     client: C,
     origin: O,
-    open: OpenGuard,
+    mut held: Held,
     idle: Duration,
 ) {
-    let app = Arc::clone(&account.app);
     let (mut from_client, mut from_origin) = (0, 0);
     let ended = relay(client, origin, idle, |moved| {
+        held.moved(moved.from_client, moved.from_origin);
         from_client += moved.from_client;
         from_origin += moved.from_origin;
+        let app = &account.app;
         app.moved(moved.from_client, moved.from_origin);
     })
     .await;
-    drop(open);
+    drop(held);
     let (status, reason) = outcome(&ended);
     let span = Span::current();
     span.record("client_bytes", from_client);

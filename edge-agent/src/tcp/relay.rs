@@ -51,8 +51,8 @@ pub(super) struct Moved {
 /// `progress` is told at the latest when this much was moved.
 const TELL: u64 = 64 << 10;
 
-/// Relays until both sides are done. `progress` is told of bytes moved, every
-/// now and then and at the end. Where the relay is dropped before its end, both
+/// Relays until both sides are done. `progress` is told of bytes moved: of the
+/// first of each side at once, then every now and then, and at the end. Where the relay is dropped before its end, both
 /// sides are reset.
 pub(super) async fn relay<C: Leg, O: Leg>(
     client: C,
@@ -67,7 +67,7 @@ pub(super) async fn relay<C: Leg, O: Leg>(
         if let Poll::Ready(ended) = legs.pump(cx) {
             return Poll::Ready(ended);
         }
-        if legs.untold() >= TELL {
+        if legs.untold() >= TELL || legs.has_begun() {
             progress(legs.tell());
         }
         silence.look_often(timer.as_mut(), legs.are_blind());
@@ -162,6 +162,13 @@ impl<C: Leg, O: Leg> Legs<C, O> {
 
     fn untold(&self) -> u64 {
         self.up.untold() + self.down.untold()
+    }
+
+    /// A side has spoken for the first time, and it was not told yet.
+    fn has_begun(&self) -> bool {
+        [&self.up, &self.down]
+            .iter()
+            .any(|half| half.told == 0 && half.bytes > 0)
     }
 
     fn tell(&mut self) -> Moved {

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     live::AppKey,
-    origin::choose,
+    origin::{Candidates, nothing_to_try},
     stats::{AppStats, OpenGuard, OriginStats},
     table::{Snapshot, Target},
 };
@@ -82,7 +82,7 @@ impl Flow {
         account.span.record("app", target.app.app.name.as_str());
         account.span.record("pool", target.pool.id.label());
         account.span.record("config_revision", table.revision.0);
-        let leg = dial(target, key.edge.port(), &[]).inspect_err(|failed| {
+        let leg = dial(target, key, &[]).inspect_err(|failed| {
             account.status = failed.status();
         })?;
         account.span.record("origin", leg.label.as_ref());
@@ -154,7 +154,7 @@ impl Flow {
         self.refused.push(Arc::clone(&self.leg.label));
         let target = table.target(Transport::Udp, key.edge);
         let target = target.ok_or(Status::ConnectRefused)?;
-        match dial(target, key.edge.port(), &self.refused) {
+        match dial(target, key, &self.refused) {
             Ok(leg) => {
                 self.leg = leg;
                 self.header.begin_again();
@@ -175,19 +175,23 @@ pub(super) struct Opened {
 }
 
 /// A socket to an origin that is in none of `refused`.
-fn dial(target: Target<'_>, edge_port: u16, refused: &[Arc<str>]) -> Result<Leg, NoFlow> {
+fn dial(target: Target<'_>, key: &Key, refused: &[Arc<str>]) -> Result<Leg, NoFlow> {
     let now = Instant::now();
     let origins = &target.pool.origins;
-    let mut tried: Vec<usize> = (0..origins.len())
-        .filter(|&index| refused.contains(&origins[index].label))
-        .collect();
-    let mut status = Status::NoOrigin;
-    while let Some(index) = choose(target, &tried, now) {
-        let (Some(origin), Some(address)) = (origins.get(index), target.address(index, edge_port))
-        else {
+    let refused = (0..origins.len()).filter(|&index| refused.contains(&origins[index].label));
+    let candidates = Candidates::new(target, key.edge.port(), key.client.ip());
+    let mut candidates = candidates.without(refused);
+    let mut status = nothing_to_try(target).status;
+    while let Some(candidate) = candidates.next(now) {
+        let address = candidate.address;
+        if let Some(why) = candidate.forbidden {
+            target.app.stats.blocked(why);
+            status = Status::Blocked;
+            continue;
+        }
+        let Some(origin) = origins.get(candidate.index) else {
             break;
         };
-        tried.push(index);
         match sockets::towards_origin(address) {
             Ok(socket) => {
                 return Ok(Leg {

@@ -135,15 +135,16 @@ fn origin(
     let edge = protocol.map(|(_, ports)| ports);
     let replaced: Option<Option<PortRange>> =
         faults.parse_optional("origin_port", &wire.origin_port);
-    match (wire.origin_pool.as_str(), wire.origin_direct.as_slice()) {
-        ("", []) => {
+    let (pool, texts) = (wire.origin_pool.as_str(), wire.origin_direct.as_slice());
+    match (pool, texts, &wire.origin_dns) {
+        ("", [], None) => {
             faults.add(
                 "origin_pool",
-                "is not set; an app has one of origin_pool and origin_direct",
+                "is not set; an app has one of origin_pool, origin_direct and origin_dns",
             );
             None
         }
-        (pool, []) => {
+        (pool, [], None) => {
             let pool = faults.parse("origin_pool", pool);
             let port = match replaced? {
                 Some(port) => Some(faults.take("origin_port", PortMap::new(edge?, port))?),
@@ -151,12 +152,26 @@ fn origin(
             };
             Some(OriginChoice::Pool { pool: pool?, port })
         }
-        ("", texts) => direct(faults, texts, replaced?, protocol).map(OriginChoice::Direct),
-        (_, [_, ..]) => {
-            faults.add(
-                "origin_direct",
-                "is set beside origin_pool; an app has one of the two",
-            );
+        ("", texts, None) => direct(faults, texts, replaced?, protocol).map(OriginChoice::Direct),
+        ("", [], Some(dns)) => {
+            super::dns::read(faults, dns, replaced?, edge).map(OriginChoice::Dns)
+        }
+        (pool, texts, dns) => {
+            let set = [
+                ("origin_pool", !pool.is_empty()),
+                ("origin_direct", !texts.is_empty()),
+                ("origin_dns", dns.is_some()),
+            ];
+            let mut set = set.iter().filter(|(_, set)| *set).map(|(field, _)| field);
+            if let (Some(first), Some(second)) = (set.next(), set.next()) {
+                faults.add(
+                    *second,
+                    format_args!(
+                        "is set beside {first}; an app has one of origin_pool, origin_direct and \
+                         origin_dns"
+                    ),
+                );
+            }
             None
         }
     }
@@ -275,23 +290,26 @@ fn write_disable(disable: Disable) -> v1::Disable {
 }
 
 pub(super) fn write(app: &App) -> v1::App {
-    let (origin_pool, origin_port, origin_direct) = match &app.origin {
+    let port_text = |port: Option<PortMap>| port.map(|map| ports_text(map, app.ports));
+    let mut origin = v1::App::default();
+    match &app.origin {
         OriginChoice::Pool { pool, port } => {
-            let port = port.map(|map| ports_text(map, app.ports));
-            (pool.to_string(), port.unwrap_or_default(), Vec::new())
+            origin.origin_pool = pool.to_string();
+            origin.origin_port = port_text(*port).unwrap_or_default();
         }
         OriginChoice::Direct(origins) => {
             let texts = origins.iter().map(|origin| direct_text(origin, app));
-            (String::new(), String::new(), texts.collect())
+            origin.origin_direct = texts.collect();
         }
-    };
+        OriginChoice::Dns(dns) => {
+            origin.origin_dns = Some(super::dns::write(dns));
+            origin.origin_port = port_text(dns.port()).unwrap_or_default();
+        }
+    }
     let wire = v1::App {
         name: app.name.to_string(),
         protocol: format!("{}/{}", app.transport, app.ports),
         edge_ips: app.edge_nets.iter().map(net_text).collect(),
-        origin_pool,
-        origin_direct,
-        origin_port,
         proxy_protocol: identity::write_proxy_protocol(app.identity.proxy_protocol).into(),
         client_ip: identity::write_client_ip(app.identity.client_ip).into(),
         accept_proxy_protocol: app.identity.trusted_senders.iter().map(net_text).collect(),
@@ -303,7 +321,7 @@ pub(super) fn write(app: &App) -> v1::App {
             drain: Some(write_duration(app.timeouts.drain)),
         }),
         disable: app.disable.map(write_disable),
-        ..Default::default()
+        ..origin
     };
     super::tls::write(&app.tls, wire)
 }

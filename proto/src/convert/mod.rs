@@ -3,6 +3,7 @@
 
 mod app;
 mod certificate;
+mod dns;
 mod fields;
 mod health;
 mod identity;

@@ -27,6 +27,8 @@ pub(super) fn read(wire: v1::Pool) -> Result<Pool, Unreadable> {
                 v1::Policy::Unspecified | v1::Policy::Weighted => Policy::Weighted,
                 v1::Policy::RoundRobin => Policy::RoundRobin,
                 v1::Policy::LeastConnections => Policy::LeastConnections,
+                v1::Policy::Latency => Policy::Latency,
+                v1::Policy::Hash => Policy::Hash,
             },
             minimum_origins: minimum_origins?,
             fallback: fallback?,
@@ -124,6 +126,8 @@ pub(super) fn write(pool: &Pool) -> v1::Pool {
             Policy::Weighted => v1::Policy::Weighted,
             Policy::RoundRobin => v1::Policy::RoundRobin,
             Policy::LeastConnections => v1::Policy::LeastConnections,
+            Policy::Latency => v1::Policy::Latency,
+            Policy::Hash => v1::Policy::Hash,
         }
         .into(),
         minimum_origins: pool.minimum_origins,
