@@ -46,6 +46,7 @@ fn a_host_that_can_steer_is_no_failure() {
     assert_eq!(report["prefixes"][0], "198.51.100.0/24");
     assert_eq!(report["prefixes_from"], "command line");
     assert_eq!(severity(&report, "privileges"), "ok");
+    assert_eq!(severity(&report, "sk_lookup"), "ok");
     assert_eq!(severity(&report, "tproxy"), "ok");
 }
 

@@ -143,14 +143,15 @@ impl SkLookup {
         })
     }
 
-    /// Tries all that is needed and cannot be undone by others: loads the
-    /// program, and makes and pins the maps.
-    pub(crate) fn try_out(&mut self) -> std::result::Result<(), KernelError> {
-        self.pins
-            .make()
-            .and_then(|()| self.have_shared())
-            .map(|_| ())
-            .map_err(|error| failed(&error))
+    /// Loads the program and pins it for a moment, without attaching it: what
+    /// the kernel, the privileges or the file system may refuse.
+    pub(crate) fn try_out(&self) -> std::result::Result<(), KernelError> {
+        let tried = || {
+            self.pins.make()?;
+            let loaded = Loaded::load(&Image::of([]), None)?;
+            self.pins.try_out(&*loaded.program()?)
+        };
+        tried().map_err(|error| failed(&error))
     }
 
     /// Attaches a program without claims to the namespace of the calling

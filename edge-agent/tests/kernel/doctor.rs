@@ -1,6 +1,10 @@
 //! The doctor finds, on a real host, what was put there, and changes nothing.
 
+use std::os::fd::AsRawFd;
+
 use anyport_edge_agent::kernel::{Finding, Severity, doctor};
+
+use libbpf_rs::ObjectBuilder;
 
 use crate::support::{Edge, on_edge};
 
@@ -25,6 +29,8 @@ fn steering_is_tried_without_a_trace() {
         for topic in [
             "privileges",
             "kernel",
+            "sk_lookup",
+            "sk_lookup programs",
             "tproxy",
             "ip rule",
             "nftables",
@@ -56,6 +62,12 @@ fn what_was_put_there_is_found() {
         ] {
             edge.run(command);
         }
+        let object = concat!(env!("CARGO_MANIFEST_DIR"), "/bpf/steer.bpf.o");
+        let other = ObjectBuilder::default().open_file(object).unwrap();
+        let other = other.load().unwrap();
+        let here = std::fs::File::open("/proc/thread-self/ns/net").unwrap();
+        let program = other.progs_mut().next().unwrap();
+        let _link = program.attach_netns(here.as_raw_fd()).unwrap();
         let daemon = tokio::net::TcpListener::bind("0.0.0.0:0").await.unwrap();
         let port = daemon.local_addr().unwrap().port();
         let findings = examine().await;
@@ -70,6 +82,7 @@ fn what_was_put_there_is_found() {
             ("ip rule", "2 (mark 0x7, table 77)"),
             ("rp_filter", "client"),
             ("tcp_syncookies", "off"),
+            ("sk_lookup programs", "steer (program "),
             ("open daemons", &*format!("0.0.0.0:{port} (kernel")),
         ] {
             let finding = finding(&findings, topic);

@@ -38,6 +38,7 @@ const OURS: &str = "/sys/fs/bpf/anyport";
 
 const LINK: &str = "link";
 const CLAIMS: &str = "claims-";
+const TRIAL: &str = "trial";
 
 /// The directory of one namespace.
 #[derive(Debug)]
@@ -82,6 +83,17 @@ impl Pins {
         let made = builder.recursive(true).mode(0o700).create(&self.directory);
         made.with_context(|| format!("making {}", self.directory.display()))?;
         remove_of_dead_namespaces();
+        Ok(())
+    }
+
+    /// Pins `object` for a moment, and leaves nothing.
+    pub(super) fn try_out(&self, object: &impl AsFd) -> Result<()> {
+        let path = self.path(TRIAL);
+        pin(object, &path)?;
+        fs::remove_file(&path).with_context(|| format!("unpinning {}", path.display()))?;
+        // As long as there are other pins, these are refused.
+        let _ = fs::remove_dir(&self.directory);
+        let _ = fs::remove_dir(OURS);
         Ok(())
     }
 
