@@ -147,6 +147,7 @@ fn balancer() -> v1::NodeStatus {
         };
     v1::NodeStatus {
         role: v1::NodeRole::Balancer.into(),
+        steering: String::new(),
         pools: vec![v1::PoolHealth {
             pool: "game".to_owned(),
             state: v1::PoolState::Degraded.into(),
