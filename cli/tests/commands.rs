@@ -580,6 +580,8 @@ apps:
     connect: 5s
     tls_handshake: 5s
     idle: 1h
+    udp_idle: 1m
+    drain: 30s
 ",
             "",
         );
