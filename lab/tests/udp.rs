@@ -448,6 +448,70 @@ fn little_goes_back_to_who_has_not_shown_that_it_is_who_it_says() {
     amplifier.join().unwrap().unwrap();
 }
 
+/// What an origin gets for each datagram of a client, one after the other.
+fn received(server: &UdpSocket) -> (Vec<u8>, SocketAddr) {
+    let mut datagram = vec![0; 1 << 16];
+    let (count, peer) = server.recv_from(&mut datagram).unwrap();
+    datagram.truncate(count);
+    (datagram, peer)
+}
+
+#[test]
+fn origins_learn_the_client_by_proxy_headers_and_answer_with_simple_ones() {
+    let apps = r#"
+apps:
+  - { name: simple, protocol: udp/*, edge_ips: [198.51.100.10], origin_direct: ["udp://10.0.2.2:7000"], proxy_protocol: simple }
+  - { name: second, protocol: udp/*, edge_ips: [198.51.100.11], origin_direct: ["udp://10.0.2.2:7000"], proxy_protocol: v2 }
+"#;
+    let cluster = cluster(1, apps);
+    let server = origin(&cluster, 0).run(|| UdpSocket::bind("10.0.2.2:7000"));
+    let server = server.unwrap().unwrap();
+    server.set_read_timeout(Some(PATIENCE)).unwrap();
+    let socket = client(&cluster, false);
+    let port = socket.local_addr().unwrap().port();
+
+    let mapped = |ip: [u8; 4]| Ipv4Addr::from(ip).to_ipv6_mapped().octets();
+    let header: Vec<u8> = [
+        &[0x56, 0xec][..],
+        &mapped([10, 0, 1, 2]),
+        &mapped([198, 51, 100, 10]),
+        &port.to_be_bytes(),
+        &5060u16.to_be_bytes(),
+    ]
+    .concat();
+    let to = at("198.51.100.10:5060");
+    for payload in [&b"first"[..], b"", b"third"] {
+        socket.send_to(payload, to).unwrap();
+        let (datagram, peer) = received(&server);
+        assert_eq!(datagram, [&header[..], payload].concat());
+        // Without the header, with that of another client, and right.
+        server.send_to(b"stray", peer).unwrap();
+        let mut other = datagram.clone();
+        other[35] ^= 1;
+        server.send_to(&other, peer).unwrap();
+        server.send_to(&datagram, peer).unwrap();
+        let mut answer = [0; 64];
+        let (count, from) = socket.recv_from(&mut answer).unwrap();
+        assert_eq!((&answer[..count], from), (payload, to));
+    }
+    assert_eq!(dropped(&cluster, "simple_header"), 6);
+
+    let to = at("198.51.100.11:5060");
+    socket.send_to(b"first", to).unwrap();
+    socket.send_to(b"second", to).unwrap();
+    let (datagram, peer) = received(&server);
+    let addresses = [&[10, 0, 1, 2, 198, 51, 100, 11][..], &port.to_be_bytes()].concat();
+    // Version 2, PROXY; UDP over IPv4.
+    assert!(datagram.starts_with(b"\r\n\r\n\0\r\nQUIT\n\x21\x12"));
+    assert_eq!(datagram[16..26], addresses);
+    assert!(datagram.ends_with(b"first"));
+    assert_eq!(received(&server), (b"second".to_vec(), peer));
+    server.send_to(b"answer", peer).unwrap();
+    let mut answer = [0; 64];
+    let (count, from) = socket.recv_from(&mut answer).unwrap();
+    assert_eq!((&answer[..count], from), (&b"answer"[..], to));
+}
+
 /// A socket for datagrams with any source.
 fn forger(from: &Namespace) -> Socket {
     let socket = from.run(|| {

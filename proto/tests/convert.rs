@@ -172,9 +172,11 @@ fn dns_origin(edge: PortRange) -> impl Strategy<Value = DnsOrigin> {
         })
 }
 
-fn identity() -> impl Strategy<Value = Identity> {
-    let form = prop::sample::select(ProxyProtocol::of(Transport::Tcp));
-    let senders = prop::collection::btree_set(net(), 0..3);
+fn identity(transport: Transport) -> impl Strategy<Value = Identity> {
+    let form = prop::sample::select(ProxyProtocol::of(transport));
+    // Who sends datagrams is believed by nobody.
+    let most = if transport == Transport::Tcp { 3 } else { 1 };
+    let senders = prop::collection::btree_set(net(), 0..most);
     (form, senders).prop_map(|(proxy_protocol, senders)| Identity {
         proxy_protocol,
         trusted_senders: senders.into_iter().collect(),
@@ -197,7 +199,8 @@ fn app() -> impl Strategy<Value = Resource> {
             Disable::KeepOpen,
             Disable::CloseNow,
         ])),
-        (identity(), prop::sample::select(&Transport::ALL)),
+        prop::sample::select(&Transport::ALL)
+            .prop_flat_map(|transport| (identity(transport), Just(transport))),
     )
         .prop_map(
             |(name, nets, (ports, origin), connect, idle, udp_idle, drain, disable, more)| {
