@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyport_lab::cluster::{Cluster, PATIENCE, Plan, Service, eventually};
+use anyport_lab::cluster::{Cluster, PATIENCE, Plan, Service, Steering, eventually};
 use anyport_lab::load::datagram as load;
 use anyport_lab::load::serve::datagram::{self, Server};
 use anyport_lab::load::{Control, Load, Report, Who};
@@ -26,8 +26,13 @@ prefixes:
 "#;
 
 fn cluster(origins: usize, apps: &str) -> Cluster {
+    steered_by(Steering::Tproxy, origins, apps)
+}
+
+fn steered_by(steering: Steering, origins: usize, apps: &str) -> Cluster {
     let cluster = Cluster::start(Plan {
         origins,
+        steering,
         ..Plan::default()
     })
     .unwrap();
@@ -175,9 +180,22 @@ apps:
   - { name: tcp,   protocol: tcp/53,        edge_ips: [198.51.100.11], origin_direct: ["tcp://10.0.2.2:7000"] }
 "#;
 
-#[test]
-fn datagrams_go_there_and_answers_come_from_where_they_were_asked() {
-    let cluster = cluster(1, ECHO_APPS);
+mod datagrams_go_there_and_answers_come_from_where_they_were_asked {
+    use super::Steering;
+
+    #[test]
+    fn under_tproxy() {
+        super::there_and_back(Steering::Tproxy);
+    }
+
+    #[test]
+    fn under_sk_lookup() {
+        super::there_and_back(Steering::SkLookup);
+    }
+}
+
+fn there_and_back(steering: Steering) {
+    let cluster = steered_by(steering, 1, ECHO_APPS);
     let _server = echo(&cluster, 0, "one", &[7000, 7001, 7003, 7010]);
     let (v4, v6) = (client(&cluster, false), client(&cluster, true));
     for (socket, to, local) in [

@@ -551,7 +551,9 @@ fn every_fault_names_its_field() {
             "accept_proxy_protocol",
         ),
         (an_app(|a| a.name = "x".repeat(64)), "name"),
-        (an_app(|a| a.protocol = "udp/53".into()), "protocol"),
+        (an_app(|a| a.protocol = "sctp/53".into()), "protocol"),
+        // Its origin is one of tcp.
+        (an_app(|a| a.protocol = "udp/53".into()), "origin_direct[0]"),
         (an_app(|a| a.protocol = "tcp".into()), "protocol"),
         (an_app(|a| a.protocol = "tcp/0".into()), "protocol"),
         (an_app(|a| a.protocol = "tcp/9-8".into()), "protocol"),
@@ -787,6 +789,7 @@ fn all_faults_of_a_resource_are_found_at_once() {
             "origin_direct",
             "timeouts.connect",
             "timeouts.idle",
+            "timeouts.udp_idle",
             "timeouts.drain"
         ]
     );
