@@ -279,7 +279,7 @@ fn is_refused(cluster: &Cluster, target: &str) {
     let reset = match &read {
         Ok(Err(error)) => error.kind() == ErrorKind::ConnectionReset,
         Ok(Ok(_)) => false,
-        Err(error) => format!("{error:?}").contains("ConnectionReset"),
+        Err(error) => format!("{error:?}").contains("Connection reset by peer"),
     };
     assert!(reset, "{target}: {read:?}");
 }
