@@ -921,6 +921,119 @@ fn an_origin_that_speaks_first_is_heard_through_tls() {
     }
 }
 
+/// Resident bytes and seconds of processor time of a process.
+fn usage(pid: u32) -> (f64, f64) {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status
+        .lines()
+        .find(|line| line.starts_with("VmRSS:"))
+        .unwrap();
+    let kilobytes: f64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let after_name = stat.rsplit_once(") ").unwrap().1;
+    let mut fields = after_name.split(' ').skip(11);
+    let mut ticks = || fields.next().unwrap().parse::<f64>().unwrap();
+    (kilobytes * 1024.0, (ticks() + ticks()) / 100.0)
+}
+
+#[test]
+fn an_idle_connection_in_tls_is_small() {
+    const OPEN: usize = 500;
+    let authority = Authority::new("test ca");
+    let cluster = cluster(1, &authority);
+    serve(&cluster, 0, 7001, None, echo);
+    serve(
+        &cluster,
+        0,
+        7002,
+        Some(authority.issue(EDGE).server()),
+        echo,
+    );
+    cluster.apply(&modes(&cluster, &authority)).unwrap();
+    let pid = cluster.pid(Service::EdgeAgent).unwrap();
+    let mut kept = Vec::new();
+    for (door, most) in [(FLEXIBLE, 20.0), (STRICT, 40.0)] {
+        let open = |count: usize| -> Vec<Tls> {
+            let config = authority.client();
+            let connections = (0..count).map(|_| {
+                let mut tls = shaken(&cluster, door, config.clone(), EDGE).unwrap();
+                says(&mut tls, &[7; 3000]);
+                tls
+            });
+            connections.collect()
+        };
+        // What is made once is not what is measured.
+        kept.push(open(50));
+        let (before, started) = usage(pid);
+        let connections = open(OPEN);
+        let (after, ended) = usage(pid);
+        let each = (after - before) / OPEN as f64 / 1024.0;
+        let cost = (ended - started) / OPEN as f64 * 1000.0;
+        println!("{door}: {each:.1} KiB and {cost:.2} ms of processor time for each");
+        assert!(each < most, "{each:.1} KiB for each connection");
+        // What they had would make the next ones look smaller.
+        kept.push(connections);
+    }
+}
+
+#[test]
+fn proxy_headers_come_before_tls() {
+    let authority = Authority::new("test ca");
+    let cluster = cluster(1, &authority);
+    let (told, heard): (_, Receiver<String>) = channel();
+    serve(&cluster, 0, 7001, None, move |talker| {
+        let mut header = Vec::new();
+        let mut byte = [0];
+        while !header.ends_with(b"\r\n") {
+            talker.read_exact(&mut byte).unwrap();
+            header.extend(byte);
+        }
+        told.send(String::from_utf8(header).unwrap()).unwrap();
+        echo(talker);
+    });
+    serve(
+        &cluster,
+        0,
+        7002,
+        Some(authority.issue(EDGE).server()),
+        echo,
+    );
+    let edge = authority.issue(EDGE).declared(&cluster, "edge");
+    let manifest = format!(
+        r#"{PREFIX}
+certificates:
+{edge}
+apps:
+  - {{ name: told, protocol: tcp/1001, edge_ips: [198.51.100.20], tls: flexible, certificate: edge, proxy_protocol: v1, origin_direct: ["tcp://10.0.2.2:7001"] }}
+  - {{ name: a, protocol: tcp/443, edge_ips: [198.51.100.20], sni: [{EDGE}], accept_proxy_protocol: [10.0.0.0/8], origin_direct: ["tcp://10.0.2.2:7002"] }}
+  - {{ name: b, protocol: tcp/443, edge_ips: [198.51.100.20], sni: [b.example.com], accept_proxy_protocol: [10.0.0.0/8], origin_direct: ["tcp://10.0.2.2:7001"] }}
+"#
+    );
+    cluster.apply(&manifest).unwrap();
+    // The origin hears of the client before anything else, also where it speaks first.
+    let mut tls = shaken(&cluster, FLEXIBLE, authority.client(), EDGE).unwrap();
+    let header = heard.recv_timeout(PATIENCE).unwrap();
+    let port = tls.socket.local_addr().unwrap().port();
+    assert!(header.starts_with("PROXY TCP4 10."), "{header}");
+    assert!(
+        header.contains(&format!(" 198.51.100.20 {port} 1001")),
+        "{header}"
+    );
+    says(&mut tls, b"hello");
+    // A sender in front says who the client is, and then comes the name.
+    let mut socket = cluster.dial("198.51.100.20:443".parse().unwrap()).unwrap();
+    let front = b"PROXY TCP4 203.0.113.7 198.51.100.20 4711 443\r\n";
+    socket.write_all(front).unwrap();
+    let name = ServerName::try_from(EDGE).unwrap();
+    let client = ClientConnection::new(Arc::new(authority.client()), name).unwrap();
+    let mut tls = Tls {
+        session: client.into(),
+        socket,
+    };
+    tls.shake().unwrap();
+    says(&mut tls, b"hello");
+}
+
 #[test]
 fn curl_gets_a_page_through_each_mode() {
     let authority = Authority::new("test ca");

@@ -367,11 +367,11 @@ mod tests {
 
     #[test]
     fn a_chain_with_its_key_is_taken_and_written_back() {
-        let Made { leaf, ca, key } = made(&["mail.example.com", "192.0.2.1"]);
+        let Made { leaf, ca, key } = made(&["mail.example.com", "203.0.113.1"]);
         // As people keep them: all in one file.
         let file = format!("{key}subject=whatever\n{leaf}{ca}");
         let chain = Chain::from_pem(&file).unwrap();
-        assert_eq!(chain.names, ["mail.example.com", "192.0.2.1"]);
+        assert_eq!(chain.names, ["mail.example.com", "203.0.113.1"]);
         assert!(chain.not_before < SystemTime::now() && SystemTime::now() < chain.not_after);
         let written = chain.to_pem();
         assert!(!written.contains("PRIVATE"), "{written}");

@@ -312,7 +312,7 @@ mod tests {
         ] {
             assert_eq!(read(bytes), Start::NotTls(why), "{bytes:?}");
         }
-        let address = message_of(Some(&named("192.0.2.1")));
+        let address = message_of(Some(&named("203.0.113.1")));
         assert_eq!(
             read(&records(&address, 1000)),
             Start::NotTls(NotTls::ServerName)

@@ -160,7 +160,7 @@ mod tests {
             "a b",
             "ä.example.com",
             "*.example.com",
-            "192.0.2.1",
+            "203.0.113.1",
             "2001:db8::1",
             "a/b",
             &"x".repeat(64),

@@ -204,8 +204,9 @@ async fn join(
         destination,
     };
     let joined = match (&target.app.tls, hello) {
-        (Some(ends), Some(hello)) => Terminate { way, ends, hello }.join(client).await,
-        _ => match way.reach(&client, identity::has_sent(&client)).await {
+        // Boxed: connections without TLS do not carry its memory.
+        (Some(ends), Some(hello)) => Box::pin(Terminate { way, ends, hello }.join(client)).await,
+        _ => match way.reach(&client, || identity::has_sent(&client)).await {
             Ok((origin, held)) => Ok((Legs::Plain(client, origin), held)),
             Err(refused) => {
                 reset(&client);
@@ -269,9 +270,13 @@ struct Way<'a> {
 }
 
 impl Way<'_> {
-    /// Dials an origin and tells it who the client is; `more` is to follow at
-    /// once.
-    async fn reach(&self, client: &TcpStream, more: bool) -> Result<(TcpStream, Held), Refused> {
+    /// Dials an origin and tells it who the client is, where it wants to know;
+    /// `more` says whether something follows at once.
+    async fn reach(
+        &self,
+        client: &TcpStream,
+        more: impl FnOnce() -> bool,
+    ) -> Result<(TcpStream, Held), Refused> {
         let Service { table, stats, .. } = self.service;
         let since = Instant::now();
         // A name that is not resolved yet makes a newer table when it is.
@@ -289,7 +294,7 @@ impl Way<'_> {
         };
         Span::current().record("origin", dialled.origin.as_ref());
         if let Some(header) = self.header(client)? {
-            identity::announce(&dialled.stream, &header, more).map_err(|error| Refused {
+            identity::announce(&dialled.stream, &header, more()).map_err(|error| Refused {
                 status: Status::of_origin_error(error.kind()),
                 reason: format!("sending the PROXY header: {error}"),
             })?;
@@ -346,7 +351,7 @@ impl Terminate<'_> {
             // Nothing reaches the origin before the client has shaken hands.
             ToOrigin::Clear => {
                 let client = self.accept(client, None).await?;
-                match self.way.reach(client.socket(), false).await {
+                match self.way.reach(client.socket(), || false).await {
                     Ok((origin, held)) => Ok((Legs::Ended(client, origin), held)),
                     Err(refused) => {
                         reset(client.socket());
@@ -374,7 +379,7 @@ impl Terminate<'_> {
         client: &TcpStream,
         config: &Arc<ClientConfig>,
     ) -> Result<(TlsLeg, Held), Refused> {
-        let (origin, held) = self.way.reach(client, true).await?;
+        let (origin, held) = self.way.reach(client, || true).await?;
         let start = Instant::now();
         let origin = tls::connect(origin, config, &self.hello, self.patience()).await;
         let origin = origin.map_err(|error| Refused {

@@ -50,7 +50,9 @@ pub async fn arrive<'a>(
         reason,
         told: false,
     };
-    let begins = match peek(client, first.app.timeouts.tls_handshake).await {
+    // Boxed: other connections do not carry its memory.
+    let peeked = Box::pin(peek(client, first.app.timeouts.tls_handshake));
+    let begins = match peeked.await {
         Ok(begins) => begins,
         Err(unseen) => return Err(turned(unseen.status(), unseen.to_string())),
     };

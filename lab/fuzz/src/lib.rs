@@ -1,6 +1,7 @@
 //! What must hold of every parser, whatever bytes it is given. `make fuzz` searches for bytes for
 //! which it does not; `make test` replays those that were found worth keeping, in `corpus/`.
 
+mod client_hello;
 mod manifest;
 mod wire;
 
@@ -22,6 +23,10 @@ pub const TARGETS: &[Target] = &[
     Target {
         name: "update",
         check: wire::update,
+    },
+    Target {
+        name: "client-hello",
+        check: client_hello::client_hello,
     },
     Target {
         name: "manifest",
