@@ -7,7 +7,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyport_model::{client_hello::ClientHello, identity::ProxyProtocol, outcome::Status};
+use anyport_model::{
+    client_hello::ClientHello, dns::RecordType, identity::ProxyProtocol, outcome::Status,
+    resource::OriginChoice,
+};
 use anyport_node::{drain::DrainGuard, telemetry::TRACE_ONLY};
 use arc_swap::ArcSwap;
 use rustls::ClientConfig;
@@ -381,7 +384,16 @@ impl Terminate<'_> {
     ) -> Result<(TlsLeg, Held), Refused> {
         let (origin, held) = self.way.reach(client, || true).await?;
         let start = Instant::now();
-        let origin = tls::connect(origin, config, &self.hello, self.patience()).await;
+        // The targets of SRV records have names of their own, which are not
+        // those that people have certificates for.
+        let found_by = match &self.way.target.app.app.origin {
+            OriginChoice::Dns(dns) if dns.question().record != RecordType::Srv => {
+                Some(dns.question().name.as_str())
+            }
+            _ => None,
+        };
+        let patience = self.patience();
+        let origin = tls::connect(origin, config, &self.hello, found_by, patience).await;
         let origin = origin.map_err(|error| Refused {
             status: error.status(),
             reason: error.to_string(),

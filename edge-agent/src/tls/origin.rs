@@ -26,8 +26,8 @@ impl OriginTlsError {
 }
 
 /// Shakes hands with an origin, offering it the protocols (ALPN) that the
-/// client offers. Its certificate is asked for by the client's server name, and
-/// where there is none, by the origin's address.
+/// client offers. Its certificate is asked for by the name that it was found by
+/// (`found_by`), else by the client's server name, else by its address.
 ///
 /// # Errors
 /// [`OriginTlsError`], also where it took longer than `patience`.
@@ -35,6 +35,7 @@ pub async fn connect(
     origin: TcpStream,
     config: &Arc<ClientConfig>,
     hello: &ClientHello,
+    found_by: Option<&str>,
     patience: Duration,
 ) -> Result<TlsLeg, OriginTlsError> {
     let address = origin.peer_addr().map_err(OriginTlsError)?;
@@ -46,7 +47,7 @@ pub async fn connect(
             Arc::new(config)
         }
     };
-    let name = name(hello, address.ip());
+    let name = name(found_by, hello, address.ip());
     let shaking = TlsConnector::from(config).connect(name, origin);
     let shaken = timeout(patience, shaking).await;
     match shaken.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
@@ -55,8 +56,33 @@ pub async fn connect(
     }
 }
 
-fn name(hello: &ClientHello, address: IpAddr) -> ServerName<'static> {
-    let asked = hello.server_name.as_ref();
-    let asked = asked.and_then(|name| ServerName::try_from(name.as_str().to_owned()).ok());
-    asked.unwrap_or_else(|| ServerName::IpAddress(address.to_canonical().into()))
+fn name(found_by: Option<&str>, hello: &ClientHello, address: IpAddr) -> ServerName<'static> {
+    let asked = hello.server_name.as_ref().map(|name| name.as_str());
+    let name = found_by.or(asked);
+    let name = name.and_then(|name| ServerName::try_from(name.to_owned()).ok());
+    name.unwrap_or_else(|| ServerName::IpAddress(address.to_canonical().into()))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn an_origin_is_known_by_its_own_name_then_the_clients_then_its_address() {
+        let hello = |name: Option<&str>| ClientHello {
+            server_name: name.map(|name| name.parse().unwrap()),
+            alpn: Vec::new(),
+        };
+        let address = "10.0.2.2".parse().unwrap();
+        for (found_by, asked, known_as) in [
+            (Some("a.internal"), Some("b.example.com"), "a.internal"),
+            (Some("a.internal"), None, "a.internal"),
+            (None, Some("b.example.com"), "b.example.com"),
+            (None, None, "10.0.2.2"),
+        ] {
+            let name = name(found_by, &hello(asked), address);
+            assert_eq!(name, ServerName::try_from(known_as).unwrap());
+        }
+    }
 }
