@@ -108,6 +108,8 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
 
     let (kernel, reconciler) = Reconciler::open(count_repairs(Arc::clone(&stats)))?;
     let reconciler = reconciler.on_drop(count_drops(&stats));
+    let transparent = stats.transparent.clone();
+    let reconciler = reconciler.keep_return_path_while(move || transparent.get() > 0);
     let reconciling = tokio::spawn(async move {
         if let Err(error) = reconciler.run().await {
             tracing::error!(%error, "kernel state is no longer watched");

@@ -2,10 +2,13 @@
 //! every claimed port to one listener.
 //!
 //! This is the only part of the agent that changes the host, and it changes
-//! two things, both marked as ours: routes of type `local` under a protocol
+//! few things, all marked as ours: routes of type `local` under a protocol
 //! number of our own, and what steers, which is one nftables table or one BPF
-//! program, pinned in a directory of our own ([`Steering`]). Everything else is
-//! read at most. No program is run for any of it.
+//! program, pinned in a directory of our own ([`Steering`]). Only while an app
+//! wants its origins to see the client's own address, there is also what brings
+//! their answers back here: another nftables table, a rule of policy routing
+//! and a routing table. Everything else is read at most. No program is run for
+//! any of it.
 //!
 //! [`Reconciler`] owns the work. [`KernelHandle::apply`](Kernel::apply) is how
 //! the agent says what it wants; [`undo`] takes everything back; [`doctor`]
@@ -31,6 +34,7 @@ mod observed;
 mod open;
 mod plan;
 mod reconcile;
+mod return_path;
 mod sk_lookup;
 mod table;
 mod undo;

@@ -6,6 +6,7 @@ mod dns;
 mod first_byte;
 mod resolver;
 mod rest;
+mod transparent;
 
 pub use candidates::Candidates;
 pub use dial::{Incoming, NoOrigin, dial, nothing_to_try};

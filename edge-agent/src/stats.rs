@@ -45,6 +45,8 @@ pub struct Stats {
     /// Connections that no app took: they came while the kernel's rules and
     /// the route table were between two revisions, or past the rules.
     pub unclaimed: IntCounter,
+    /// Connections that their origin sees as the client's own.
+    pub transparent: IntGauge,
     /// Connections to apps that accept none without a PROXY header.
     pub headers_refused: IntCounterVec,
     pub dns: DnsStats,
@@ -300,6 +302,10 @@ impl Stats {
                     "anyport_connections_unclaimed_total",
                     "Connections that were accepted and that no app took.",
                 ),
+            )?,
+            transparent: gauge(
+                "anyport_connections_transparent_open",
+                "Connections open now that origins see as the client's own.",
             )?,
             headers_refused: counter(
                 "anyport_proxy_header_refused_total",
@@ -581,7 +587,10 @@ impl OriginStats {
     /// pending ones load an origin too.
     pub fn hold(self: &Arc<Self>) -> OpenGuard {
         self.open.fetch_add(1, Relaxed);
-        OpenGuard(Arc::clone(self))
+        OpenGuard {
+            origin: Arc::clone(self),
+            transparent: None,
+        }
     }
 
     pub fn dialled(&self, outcome: Result<Duration, &dyn std::fmt::Display>) {
@@ -613,12 +622,33 @@ impl OriginStats {
     }
 }
 
+/// One open connection that its origin sees as the client's own.
+pub struct TransparentGuard(IntGauge);
+
+impl TransparentGuard {
+    pub fn new(stats: &Stats) -> Self {
+        let gauge = stats.transparent.clone();
+        gauge.inc();
+        Self(gauge)
+    }
+}
+
+impl Drop for TransparentGuard {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
 /// One open connection to an origin.
-pub struct OpenGuard(Arc<OriginStats>);
+pub struct OpenGuard {
+    origin: Arc<OriginStats>,
+    /// Where the origin sees the client's own address.
+    pub transparent: Option<TransparentGuard>,
+}
 
 impl Drop for OpenGuard {
     fn drop(&mut self) {
-        self.0.open.fetch_sub(1, Relaxed);
+        self.origin.open.fetch_sub(1, Relaxed);
     }
 }
 

@@ -13,6 +13,7 @@ use anyport_model::{
     certificate::CertificateError,
     disabled::without_disabled,
     dns::{Answer, DnsOrigin, Question},
+    identity::ClientIp,
     names::{AppName, PoolName, Revision},
     net_set::NetSet,
     pick::{Candidate, Wheel},
@@ -219,6 +220,8 @@ impl Target<'_> {
 pub struct KernelNeeds {
     pub prefixes: Vec<IpNet>,
     pub claims: Vec<Claim>,
+    /// Some app's origins see its clients' own addresses.
+    pub return_path: bool,
 }
 
 /// Makes snapshots. The only writer of what workers read.
@@ -331,6 +334,9 @@ impl TableWriter {
         let kernel = KernelNeeds {
             claims: without_disabled(claims, served().map(Arc::as_ref)),
             prefixes: answered.prefixes,
+            return_path: served().any(|app| {
+                app.disable.is_none() && app.identity.client_ip == ClientIp::Transparent
+            }),
         };
         let snapshot = Snapshot {
             revision,

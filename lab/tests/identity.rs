@@ -1,5 +1,5 @@
 //! Who the client is, end to end: HAProxy and nginx that take no connection without a PROXY header
-//! as origins, and HAProxy in front of the edge. Needs root and those programs; without one of them
+//! as origins, HAProxy in front of the edge, and origins that see the client's own address. Needs root and those programs; without one of them
 //! its test fails and says which.
 
 #![allow(clippy::unwrap_used)]
@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyport_lab::cluster::{Cluster, PATIENCE, Plan, Service, eventually};
+use anyport_lab::cluster::{Cluster, PATIENCE, Plan, Service, Store, eventually};
 use anyport_netns::{Namespace, link};
 
 const V4: &str = "198.51.100.10";
@@ -383,10 +383,7 @@ fn a_proxy_in_front_says_who_the_client_is_and_nobody_else_may() {
     // Whoever is not trusted is refused whatever it would send.
     match cluster.dial(at(V4, 81)) {
         Ok(mut stream) => assert_eq!(gone(&mut stream), Err(io::ErrorKind::ConnectionReset)),
-        Err(error) => assert!(
-            format!("{error:?}").contains("ConnectionReset"),
-            "{error:?}"
-        ),
+        Err(error) => assert!(error.to_string().contains("reset by peer"), "{error:?}"),
     }
 
     eventually(PATIENCE, "refusals are counted", || {
@@ -414,6 +411,206 @@ fn a_proxy_in_front_says_who_the_client_is_and_nobody_else_may() {
     let text = said.to_string();
     assert!(
         text.contains("10.0.1.0/24, fd00:1::/64") && text.contains("PROXY protocol v2"),
+        "{text}"
+    );
+}
+
+/// Origins that see the client as their peer, and the same ones that do not.
+const TRANSPARENT: &str = r#"
+prefixes:
+  - cidr: 198.51.100.0/24
+  - cidr: 2001:db8:51::/64
+apps:
+  - name: shown
+    protocol: tcp/80
+    edge_ips: [198.51.100.10, "2001:db8:51::10"]
+    origin_direct: ["tcp://10.0.2.2:7003", "tcp://[fd00:2::2]:7003"]
+    client_ip: transparent
+  - name: plain
+    protocol: tcp/81
+    edge_ips: [198.51.100.10, "2001:db8:51::10"]
+    origin_direct: ["tcp://10.0.2.2:7003", "tcp://[fd00:2::2]:7003"]
+  - name: nginx
+    protocol: tcp/82
+    edge_ips: [198.51.100.10]
+    origin_direct: ["tcp://10.0.2.2:7004"]
+    client_ip: transparent
+"#;
+
+/// A server that tells each client which peer it sees, then echoes.
+fn peer_server(namespace: &Namespace) {
+    for ip in ["10.0.2.2", "fd00:2::2"] {
+        let listener = namespace
+            .run(|| TcpListener::bind(at(ip, RAW)))
+            .unwrap()
+            .unwrap();
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = stream.unwrap();
+                std::thread::spawn(move || {
+                    let peer = stream.peer_addr().unwrap();
+                    let _ = writeln!(stream, "{peer}");
+                    let _ = io::copy(&mut stream.try_clone().unwrap(), &mut stream);
+                });
+            }
+        });
+    }
+}
+
+fn line(stream: &mut TcpStream) -> String {
+    let mut line = String::new();
+    let mut byte = [0];
+    while stream.read(&mut byte).unwrap() == 1 && byte != *b"\n" {
+        line.push(char::from(byte[0]));
+    }
+    line
+}
+
+fn is_edge(peer: &str) -> bool {
+    peer.starts_with("10.0.2.1:") || peer.starts_with("[fd00:2::1]:")
+}
+
+/// What of the way back is in the kernel of the edge.
+fn return_path(cluster: &Cluster) -> String {
+    let script = "ip rule show table 65; ip -6 rule show table 65; ip route show table 65; \
+                  ip -6 route show table 65; nft list tables | grep return; true";
+    let mut command = cluster.topology().edge().command("sh");
+    let output = command.args(["-c", script]).output().unwrap();
+    String::from_utf8(output.stdout).unwrap()
+}
+
+anyport_lab::on_both_stores![origins_see_the_address_and_the_port_of_the_client_itself];
+
+fn origins_see_the_address_and_the_port_of_the_client_itself(store: Store) {
+    let cluster = Cluster::start(Plan::on(store)).unwrap();
+    assert_eq!(return_path(&cluster), "");
+    cluster.apply(TRANSPARENT).unwrap();
+    let origin = &cluster.topology().origins()[0].namespace;
+    peer_server(origin);
+
+    // One after the other, and others beside them that are not shown.
+    for number in 0..2000 {
+        let door = if number % 2 == 0 { V4 } else { V6 };
+        let mut stream = cluster.dial(at(door, 80)).unwrap();
+        let client = stream.local_addr().unwrap();
+        assert_eq!(line(&mut stream), client.to_string(), "the {number}th");
+        if number % 100 < 2 {
+            let mut plain = cluster.dial(at(door, 81)).unwrap();
+            let seen = line(&mut plain);
+            assert!(is_edge(&seen), "{seen}");
+        }
+    }
+
+    // Many at once, which all carry bytes.
+    let mut streams: Vec<_> = (0..200)
+        .map(|number| {
+            let door = if number % 2 == 0 { V4 } else { V6 };
+            cluster.dial(at(door, 80)).unwrap()
+        })
+        .collect();
+    for (number, stream) in streams.iter_mut().enumerate() {
+        assert_eq!(line(stream), stream.local_addr().unwrap().to_string());
+        writeln!(stream, "{number}").unwrap();
+    }
+    for (number, stream) in streams.iter_mut().enumerate() {
+        assert_eq!(line(stream), number.to_string());
+    }
+    let metrics = cluster.metrics(Service::EdgeAgent).unwrap();
+    assert_eq!(
+        metrics.value("anyport_connections_transparent_open", &[]),
+        Some(200.0)
+    );
+
+    // A real server logs it so.
+    let directory = cluster.directory().display().to_string();
+    let configuration = format!(
+        "daemon off; master_process off; user root; pid {directory}/nginx.pid; error_log stderr;\n\
+         events {{ worker_connections 256; }}\n\
+         http {{ log_format peer '$remote_addr $remote_port';\n\
+           access_log {directory}/access.log peer;\n\
+           client_body_temp_path {directory}/body; proxy_temp_path {directory}/proxy;\n\
+           fastcgi_temp_path {directory}/fastcgi; uwsgi_temp_path {directory}/uwsgi;\n\
+           scgi_temp_path {directory}/scgi;\n\
+           server {{ listen 7004; return 200 ''; }} }}\n"
+    );
+    let file = cluster.directory().join("nginx.conf");
+    fs::write(&file, configuration).unwrap();
+    let mut command = origin.command(program("nginx", "nginx-light"));
+    command
+        .args(["-p", &directory, "-e", "stderr", "-c"])
+        .arg(file);
+    let _nginx = Running::start("nginx", &cluster, origin, command, at("10.0.2.2", 7004));
+    let mut stream = cluster.dial(at(V4, 82)).unwrap();
+    let client = words(stream.local_addr().unwrap());
+    get(&mut stream).unwrap();
+    drop(stream);
+    eventually(PATIENCE, "nginx has logged it", || {
+        let log = fs::read_to_string(cluster.directory().join("access.log")).unwrap();
+        log.lines()
+            .any(|line| line == client)
+            .then_some(())
+            .ok_or(log)
+    });
+
+    // A port that a program of the edge's host listens on cannot come along; the address does.
+    let taken = cluster
+        .topology()
+        .edge()
+        .run(|| TcpListener::bind("0.0.0.0:7777"));
+    let _taken = taken.unwrap().unwrap();
+    let mut stream = cluster
+        .topology()
+        .client()
+        .run(|| {
+            let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)?;
+            socket.bind(&at("10.0.1.2", 7777).into())?;
+            socket.connect(&at(V4, 80).into())?;
+            io::Result::Ok(TcpStream::from(socket))
+        })
+        .unwrap()
+        .unwrap();
+    let seen: SocketAddr = line(&mut stream).parse().unwrap();
+    assert_eq!(seen.ip().to_string(), "10.0.1.2");
+    assert_ne!(seen.port(), 7777);
+
+    // What is taken back leaves open connections alone, and nothing of it when they are gone.
+    cluster
+        .apply(&TRANSPARENT.replace("client_ip: transparent", "client_ip: edge"))
+        .unwrap();
+    let mut plain = cluster.dial(at(V4, 80)).unwrap();
+    let seen = line(&mut plain);
+    assert!(is_edge(&seen), "{seen}");
+    for (number, stream) in streams.iter_mut().enumerate() {
+        writeln!(stream, "again {number}").unwrap();
+        assert_eq!(line(stream), format!("again {number}"));
+    }
+    assert_ne!(return_path(&cluster), "");
+    drop((streams, stream));
+    eventually(PATIENCE, "nothing is left of the way back", || {
+        let left = return_path(&cluster);
+        if left.is_empty() { Ok(()) } else { Err(left) }
+    });
+    let metrics = cluster.metrics(Service::EdgeAgent).unwrap();
+    let failed = metrics.sum("anyport_connections_closed_total", &[("status", "524")]);
+    assert_eq!(failed, 0.0, "connections for which there was no port");
+    assert_eq!(
+        metrics.sum(
+            "anyport_kernel_drift_repaired_total",
+            &[("what", "return_path")]
+        ),
+        0.0
+    );
+}
+
+#[test]
+fn an_origin_of_another_family_than_its_clients_is_refused_when_it_is_declared() {
+    let cluster = Cluster::start(Plan::default()).unwrap();
+    let manifest = TRANSPARENT.replace(", \"tcp://[fd00:2::2]:7003\"", "");
+    let said = cluster.try_apply(&manifest, &[]).unwrap();
+    assert_eq!(said.status, Some(1));
+    let text = said.to_string();
+    assert!(
+        text.contains("client_ip") && text.contains("IPv6"),
         "{text}"
     );
 }

@@ -12,6 +12,7 @@ use ipnet::IpNet;
 
 use crate::{
     fault::{Fault, StateFault},
+    identity::ClientIp,
     names::PoolName,
     net_set::NetSet,
     resource::{App, Origin, OriginChoice, Pool, Resource, ResourceRef},
@@ -114,6 +115,7 @@ impl Checker<'_> {
 
     fn app(&mut self, app: &App) {
         let this = ResourceRef::App(app.name.clone());
+        self.transparent(app);
         for (index, net) in app.edge_nets.iter().enumerate() {
             if self.prefixes.covering(net).is_none() {
                 let problem = format!("{net} is in no declared prefix");
@@ -137,6 +139,53 @@ impl Checker<'_> {
             }
             // What a name stands for is judged where it is resolved.
             OriginChoice::Dns(_) => {}
+        }
+    }
+
+    /// An origin that sees the client's own address can only be of the client's
+    /// address family, and cannot be this very host, whose answers would not
+    /// come through the edge.
+    fn transparent(&mut self, app: &App) {
+        if app.identity.client_ip != ClientIp::Transparent {
+            return;
+        }
+        let origins: Vec<IpAddr> = match &app.origin {
+            OriginChoice::Pool { pool, .. } => match state::pool(self.resources, pool) {
+                Some(pool) => pool
+                    .origins
+                    .iter()
+                    .map(|origin| origin.address.ip())
+                    .collect(),
+                None => return,
+            },
+            OriginChoice::Direct(origins) => origins.iter().map(|origin| origin.ip).collect(),
+            // What a name stands for is not known here.
+            OriginChoice::Dns(_) => return,
+        };
+        let mut fault = |problem| {
+            let this = ResourceRef::App(app.name.clone());
+            self.fault(this, "client_ip", problem);
+        };
+        if let Some(ip) = origins.iter().find(|ip| ip.to_canonical().is_loopback()) {
+            fault(format!(
+                "is transparent, and the origin {ip} would answer to clients itself and not \
+                 through the edge"
+            ));
+        }
+        if !app.identity.trusted_senders.is_empty() {
+            // A client may be of any family, whatever the edge's address is.
+            return;
+        }
+        for (v4, family) in [(true, "IPv4"), (false, "IPv6")] {
+            let is_of_family = |ip: &IpAddr| ip.to_canonical().is_ipv4() == v4;
+            let mut nets = app.edge_nets.iter();
+            let net = nets.find(|net| matches!(net, IpNet::V4(_)) == v4);
+            if let Some(net) = net.filter(|_| !origins.iter().any(is_of_family)) {
+                fault(format!(
+                    "is transparent, and no origin has an {family} address to see the clients of \
+                     {net} with"
+                ));
+            }
         }
     }
 
@@ -340,5 +389,44 @@ mod tests {
         assert_eq!(faults(&resources, &BTreeSet::new()).len(), 1);
         let meant = prefix("198.51.100.0/24").reference();
         assert_eq!(faults(&resources, &[meant].into()), []);
+    }
+
+    #[test]
+    fn what_sees_the_client_is_of_its_family_and_elsewhere() {
+        let transparent = |net: &str, origin: &str, senders: &[&str]| {
+            let Resource::App(app) = app("a", "80", net, origin) else {
+                panic!("an app");
+            };
+            let mut app = Arc::unwrap_or_clone(app);
+            app.identity.client_ip = ClientIp::Transparent;
+            app.identity.trusted_senders = senders.iter().map(|net| net.parse().unwrap()).collect();
+            let resources = [prefix("198.51.100.0/24"), prefix("2001:db8:51::/48")];
+            let resources = resources.into_iter().chain([Resource::App(Arc::new(app))]);
+            let resources = resources.map(|r| (r.reference(), r)).collect();
+            let faults = faults(&resources, &BTreeSet::new());
+            faults
+                .into_iter()
+                .map(|fault| fault.fault.field)
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(transparent("198.51.100.7/32", "10.0.2.2", &[]), [""; 0]);
+        assert_eq!(transparent("2001:db8:51::7/128", "fd00::2", &[]), [""; 0]);
+        assert_eq!(
+            transparent("2001:db8:51::7/128", "10.0.2.2", &[]),
+            ["client_ip"]
+        );
+        assert_eq!(
+            transparent("198.51.100.7/32", "fd00::2", &[]),
+            ["client_ip"]
+        );
+        // Clients behind a proxy may be of either family.
+        assert_eq!(
+            transparent("198.51.100.7/32", "fd00::2", &["10.0.0.0/8"]),
+            [""; 0]
+        );
+        assert_eq!(
+            transparent("198.51.100.7/32", "127.0.0.1", &[]),
+            ["client_ip"]
+        );
     }
 }

@@ -12,7 +12,7 @@ use std::{
 
 use anyport_model::{
     dns::{DnsOrigin, Question, RecordType},
-    identity::{Identity, ProxyProtocol},
+    identity::{ClientIp, Identity, ProxyProtocol},
     ports::{PortMap, PortRange},
     resource::{
         App, Check, DirectOrigin, Disable, Monitor, Origin, OriginChoice, Policy, Pool, Prefix,
@@ -177,10 +177,15 @@ fn identity(transport: Transport) -> impl Strategy<Value = Identity> {
     // Who sends datagrams is believed by nobody.
     let most = if transport == Transport::Tcp { 3 } else { 1 };
     let senders = prop::collection::btree_set(net(), 0..most);
-    (form, senders).prop_map(|(proxy_protocol, senders)| Identity {
+    let choices: &[_] = match transport {
+        Transport::Tcp => &[ClientIp::Edge, ClientIp::Transparent],
+        Transport::Udp => &[ClientIp::Edge],
+    };
+    let client_ip = prop::sample::select(choices);
+    (form, client_ip, senders).prop_map(|(proxy_protocol, client_ip, senders)| Identity {
         proxy_protocol,
+        client_ip,
         trusted_senders: senders.into_iter().collect(),
-        ..Identity::default()
     })
 }
 

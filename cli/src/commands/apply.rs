@@ -319,7 +319,7 @@ mod tests {
 game.yaml:3: pools[0].monitor: is the number 5; right is a text, which here needs quotes
 game.yaml:4: pools[0].origins: is empty; a pool has at least one origin
 game.yaml:7: apps[0].edge_ips[0]: 198.51.101.1/32 is in no declared prefix
-game.yaml:8: apps[0].unknown: an app has no field \"unknown\" in this version of Anyport; its fields are name, protocol, edge_ips, origin_pool, origin_direct, origin_dns, origin_port, tls, certificate, sni, origin_ca, origin_ca_file, proxy_protocol, accept_proxy_protocol, timeouts, disable
+game.yaml:8: apps[0].unknown: an app has no field \"unknown\" in this version of Anyport; its fields are name, protocol, edge_ips, origin_pool, origin_direct, origin_dns, origin_port, tls, certificate, sni, origin_ca, origin_ca_file, proxy_protocol, client_ip, accept_proxy_protocol, timeouts, disable
 app[\"old\"].origin_pool: there is no pool \"gone\"";
         assert_eq!(lines.join("\n"), wanted);
     }

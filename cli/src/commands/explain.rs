@@ -10,7 +10,7 @@ use std::{
 };
 
 use anyport_model::{
-    identity::ProxyProtocol,
+    identity::{ClientIp, ProxyProtocol},
     names::OriginName,
     pick::{Candidate, Draw, Load, Wheel},
     resource::{App, Disable, Origin, OriginChoice, Policy, Pool, Resource, Transport, Weight},
@@ -387,6 +387,9 @@ fn explain_identity(console: &mut Console, app: &App) -> Result<(), Failure> {
         console.line(format_args!(
             "  tells    the origin by PROXY protocol {form}"
         ))?;
+    }
+    if identity.client_ip == ClientIp::Transparent {
+        console.line("  shows    the origin the client's own address")?;
     }
     Ok(())
 }

@@ -233,6 +233,7 @@ fn app(fields: &mut Fields<'_, '_>) -> v1::App {
         sni: fields.texts("sni"),
         origin_ca: fields.text_or_file("origin_ca", "origin_ca_file"),
         proxy_protocol: fields.choice::<v1::ProxyProtocol>("proxy_protocol"),
+        client_ip: fields.choice::<v1::ClientIp>("client_ip"),
         accept_proxy_protocol: fields.texts("accept_proxy_protocol"),
         timeouts: fields.mapping("timeouts", "timeouts", |timeouts| v1::Timeouts {
             connect: timeouts.duration("connect"),
@@ -244,7 +245,6 @@ fn app(fields: &mut Fields<'_, '_>) -> v1::App {
         disable: fields.mapping("disable", "disable", |disable| v1::Disable {
             close: disable.choice::<v1::disable::Close>("close"),
         }),
-        ..Default::default()
     };
     fields.spoil_together(&["tls", "certificate", "sni", "origin_ca"]);
     fields.spoil_together(&["origin_pool", "origin_direct", "origin_dns", "origin_port"]);

@@ -48,6 +48,7 @@ apps:
     origin_direct: ["tcp://10.0.2.2:3000-4000"]
     origin_port: 3000-4000
     proxy_protocol: v2
+    client_ip: transparent
     accept_proxy_protocol: [203.0.113.0/24, "2001:db8:7::1"]
 "#;
 
@@ -125,6 +126,7 @@ fn every_field_arrives_in_its_message() {
     assert_eq!(range.origin_direct, ["tcp://10.0.2.2:3000-4000"]);
     assert_eq!(range.origin_port, "3000-4000");
     assert_eq!(range.proxy_protocol(), v1::ProxyProtocol::V2);
+    assert_eq!(range.client_ip(), v1::ClientIp::Transparent);
     assert_eq!(
         range.accept_proxy_protocol,
         ["203.0.113.0/24", "2001:db8:7::1"]
@@ -532,10 +534,10 @@ fn any_app() -> impl Strategy<Value = Kind> {
         timeouts,
         disable,
     );
-    let identity = (0..5i32, texts());
+    let identity = (0..5i32, 0..3i32, texts());
     let tls = (0..5i32, any_text(), texts(), any_text(), any_duration());
     (app, identity, tls).prop_map(|(app, identity, tls)| {
-        let (proxy_protocol, accept_proxy_protocol) = identity;
+        let (proxy_protocol, client_ip, accept_proxy_protocol) = identity;
         let (tls, certificate, sni, origin_ca, tls_handshake) = tls;
         let (
             name,
@@ -561,6 +563,7 @@ fn any_app() -> impl Strategy<Value = Kind> {
             sni,
             origin_ca,
             proxy_protocol,
+            client_ip,
             accept_proxy_protocol,
             timeouts: timeouts.map(|(connect, idle, udp_idle, drain)| v1::Timeouts {
                 connect,
@@ -570,7 +573,6 @@ fn any_app() -> impl Strategy<Value = Kind> {
                 drain,
             }),
             disable: disable.map(|close| v1::Disable { close }),
-            ..Default::default()
         })
     })
 }

@@ -61,6 +61,12 @@ impl Word for v1::TlsMode {
     ];
 }
 
+impl Word for v1::ClientIp {
+    const NOUN: &'static str = "choice of the address that origins see";
+    const WORDS: &'static [(&'static str, Self)] =
+        &[("edge", Self::Edge), ("transparent", Self::Transparent)];
+}
+
 /// The word for a value of an enum; `None` for the unspecified one.
 pub fn word<T: Word>(value: i32) -> Option<String> {
     let known = T::WORDS

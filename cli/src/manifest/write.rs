@@ -128,6 +128,8 @@ pub struct App {
     origin_ca: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     proxy_protocol: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    client_ip: Option<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     accept_proxy_protocol: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -272,6 +274,7 @@ impl From<&v1::App> for App {
             sni: wire.sni.clone(),
             origin_ca: wire.origin_ca.clone(),
             proxy_protocol: word::<v1::ProxyProtocol>(wire.proxy_protocol),
+            client_ip: word::<v1::ClientIp>(wire.client_ip),
             accept_proxy_protocol: wire.accept_proxy_protocol.clone(),
             timeouts: wire.timeouts.as_ref().map(|timeouts| Timeouts {
                 connect: timeouts.connect.map(write_wire_duration),

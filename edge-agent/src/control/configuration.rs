@@ -158,6 +158,7 @@ impl<K: Kernel> Applier<K> {
             claims: needs.claims,
             listeners: self.listeners,
             sockets: self.sockets.clone(),
+            return_path: needs.return_path,
         };
         let steered = async {
             let mut tries = 1;

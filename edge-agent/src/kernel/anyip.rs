@@ -41,13 +41,13 @@ pub(crate) const ROUTE_PROTOCOL: u8 = 65;
 pub(crate) const LOCAL_TABLE: u8 = 255;
 
 /// `lo` is the first interface of every network namespace.
-const LOOPBACK_INTERFACE: u32 = 1;
+pub(super) const LOOPBACK_INTERFACE: u32 = 1;
 
 /// What the kernel gives an IPv6 route that asks for no metric. Asked for
 /// explicitly, so that what is read back can be compared.
 const V6_METRIC: u32 = 1024;
 
-const NO_SUCH_TABLE: [i32; 3] = [libc::ENOENT, libc::EOPNOTSUPP, libc::EAFNOSUPPORT];
+pub(super) const NO_SUCH_TABLE: [i32; 3] = [libc::ENOENT, libc::EOPNOTSUPP, libc::EAFNOSUPPORT];
 
 /// Reads the local table.
 pub(crate) async fn observe(
@@ -209,7 +209,7 @@ impl RouteConfig for LocalRoute {
     }
 }
 
-fn family(ip: Ip) -> u8 {
+pub(super) fn family(ip: Ip) -> u8 {
     let family = match ip {
         Ip::V4 => libc::AF_INET,
         Ip::V6 => libc::AF_INET6,

@@ -10,7 +10,7 @@ use std::{
 use anyport_model::{resource::Transport, steering::Claim};
 use ipnet::IpNet;
 
-use super::sk_lookup::SteeredSockets;
+use super::{return_path, sk_lookup::SteeredSockets};
 
 /// How the kernel hands claimed ports over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,6 +41,9 @@ pub struct Desired {
     /// What is steered to the listeners. The rectangles must not overlap: with
     /// TPROXY, the kernel refuses a set of intervals that do.
     pub claims: Vec<Claim>,
+    /// Whether origins see the address of a client as their peer, and answer
+    /// to it.
+    pub return_path: bool,
     pub listeners: ListenerPorts,
     /// The sockets on those ports, which is what sk_lookup needs to know of
     /// them; TPROXY does not.
@@ -72,6 +75,8 @@ pub(crate) enum Ip {
 }
 
 impl Ip {
+    pub(crate) const BOTH: [Ip; 2] = [Ip::V4, Ip::V6];
+
     /// Where the agent listens, and the source that the host's own clients
     /// take towards an owned prefix.
     pub(crate) fn loopback(self) -> IpAddr {
@@ -175,6 +180,7 @@ pub(crate) struct Goal {
     pub(crate) elements: PerLane<BTreeSet<Element>>,
     pub(crate) listeners: PerLane<Option<NonZeroU16>>,
     pub(crate) sockets: SteeredSockets,
+    pub(crate) return_path: return_path::Wanted,
 }
 
 impl From<&Desired> for Goal {
@@ -206,6 +212,10 @@ impl From<&Desired> for Goal {
             elements,
             listeners,
             sockets: desired.sockets.clone(),
+            return_path: return_path::Wanted {
+                v4: desired.return_path,
+                v6: desired.return_path && of_family(Ip::V6).is_some(),
+            },
         }
     }
 }

@@ -25,6 +25,12 @@ pub enum KernelError {
     /// The kernel refused the sk_lookup program, its maps or their pins.
     #[error("steering by sk_lookup: {0}")]
     SkLookup(String),
+    /// As [`ForeignTable`](Self::ForeignTable), of the table of the way back.
+    #[error(
+        "the nftables table \"inet anyport_return\" was not made by Anyport; rename it, or remove \
+         it with `nft delete table inet anyport_return`"
+    )]
+    ForeignReturnTable,
     /// Others changed the ruleset faster than it could be read and changed.
     #[error(
         "the nftables ruleset or the local routing table changed under each of {attempts} \

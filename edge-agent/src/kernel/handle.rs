@@ -180,11 +180,14 @@ pub enum Drift {
     Socket,
     /// What keeps all of that when the agent ends.
     Pin,
+    /// The table, rules and routes that bring answers of origins back which
+    /// see the client's own address.
+    ReturnPath,
 }
 
 impl Drift {
     /// Every value, for a metric that shows them from the start.
-    pub const ALL: [Drift; 9] = [
+    pub const ALL: [Drift; 10] = [
         Drift::Route,
         Drift::Table,
         Drift::Chain,
@@ -194,6 +197,7 @@ impl Drift {
         Drift::Program,
         Drift::Socket,
         Drift::Pin,
+        Drift::ReturnPath,
     ];
 
     /// The value of the metric's label.
@@ -208,6 +212,7 @@ impl Drift {
             Drift::Program => "program",
             Drift::Socket => "socket",
             Drift::Pin => "pin",
+            Drift::ReturnPath => "return_path",
         }
     }
 
@@ -225,6 +230,7 @@ impl Drift {
                     Drift::Program => amiss.programs,
                     Drift::Socket => amiss.sockets,
                     Drift::Pin => amiss.pins,
+                    Drift::ReturnPath => amiss.return_path,
                 };
                 (what, count)
             })

@@ -90,6 +90,8 @@ pub(crate) struct Amiss {
     pub(crate) sockets: u64,
     /// The file system lacks what keeps the rest when the agent ends.
     pub(crate) pins: u64,
+    /// Whatever leads answers back to transparent sockets.
+    pub(crate) return_path: u64,
 }
 
 impl Amiss {

@@ -7,10 +7,11 @@
 //! starts from what the kernel really holds, a crash at any point is repaired
 //! by the next start.
 //!
-//! A pass is started by a wish, by a change that the kernel announces in the
-//! local routing table or in our nftables table, and, since announcements can
-//! be lost, every few seconds. What belongs to sk_lookup is announced by nobody
-//! and is glanced at several times a second instead. Our own changes are announced as well; the
+//! A pass is started by a wish, by a change that the kernel announces in our
+//! routing tables and rules or in our nftables tables, and, since announcements
+//! can be lost, every few seconds. What belongs to sk_lookup is announced by
+//! nobody and is glanced at several times a second instead. Our own changes are
+//! announced as well; the
 //! pass that follows finds nothing amiss. Drift is counted by comparing with
 //! what was granted *before*, so a wish is never taken for a repair.
 //!
@@ -45,6 +46,7 @@ use super::{
     observed::Observed,
     open::OpenSockets,
     plan::{Amiss, NotOurTable, Plan, plan, plan_anew},
+    return_path,
     sk_lookup::{Dropped, SkLookup},
     table,
 };
@@ -67,7 +69,7 @@ const GLANCE_EVERY: Duration = Duration::from_millis(250);
 const RETRY_AFTER: Duration = Duration::from_millis(500);
 
 /// How often a pass starts again because others changed what it had read.
-const ATTEMPTS: u32 = 10;
+pub(crate) const ATTEMPTS: u32 = 10;
 
 /// Announcements that are not read in time are lost; this is room for those
 /// of some 10,000 changed elements.
@@ -87,6 +89,7 @@ pub struct Reconciler<F> {
     turn: Turn,
     on_repair: F,
     on_drop: Box<dyn FnMut(Dropped, u64) + Send>,
+    needs_return_path: Box<dyn Fn() -> bool + Send>,
     /// The newest wish, granted or not: what every pass works towards.
     wanted: Option<Goal>,
     /// As much of a wish as was granted: what drift is measured by. None after
@@ -119,6 +122,7 @@ impl<F: FnMut(Drift, u64) + Send> Reconciler<F> {
             turn,
             on_repair,
             on_drop: Box::new(|_, _| {}),
+            needs_return_path: Box::new(|| false),
             wanted: None,
             granted: None,
         };
@@ -130,6 +134,15 @@ impl<F: FnMut(Drift, u64) + Send> Reconciler<F> {
     #[must_use]
     pub fn on_drop(mut self, on_drop: impl FnMut(Dropped, u64) + Send + 'static) -> Self {
         self.on_drop = Box::new(on_drop);
+        self
+    }
+
+    /// While `needed` says so, the way back of transparent connections stays
+    /// also where it is wanted no more: those that are open go on. Asked on
+    /// each pass; it must not block.
+    #[must_use]
+    pub fn keep_return_path_while(mut self, needed: impl Fn() -> bool + Send + 'static) -> Self {
+        self.needs_return_path = Box::new(needed);
         self
     }
 
@@ -216,6 +229,9 @@ impl<F: FnMut(Drift, u64) + Send> Reconciler<F> {
     }
 
     async fn pass(&mut self, mut goal: Goal) -> Result<Applied, KernelError> {
+        if let Some(granted) = self.granted.as_ref().filter(|_| (self.needs_return_path)()) {
+            goal.return_path = goal.return_path.and(granted.return_path);
+        }
         let converged = {
             let turn = Arc::clone(&self.turn);
             let _turn = turn.lock().await;
@@ -355,7 +371,10 @@ impl Netlink {
             }
             mended => mended?,
         };
-        Ok((done, drift.unwrap_or_default()))
+        let mut drift = drift.unwrap_or_default();
+        let had = before.map(|before| before.return_path);
+        drift.return_path = return_path::converge(self, goal.return_path, had).await?;
+        Ok((done, drift))
     }
 
     /// Reads, plans and carries out until that was one step in which nobody
@@ -462,7 +481,12 @@ impl Events {
             .set_rcvbuf(EVENT_BUFFER)
             .map_err(subscribing)?;
         routes
-            .subscribe(&[RtnetlinkGroup::Ipv4Route, RtnetlinkGroup::Ipv6Route])
+            .subscribe(&[
+                RtnetlinkGroup::Ipv4Route,
+                RtnetlinkGroup::Ipv6Route,
+                RtnetlinkGroup::Ipv4Rule,
+                RtnetlinkGroup::Ipv6Rule,
+            ])
             .map_err(subscribing)?;
         let nft = beside.nft.sibling::<Nftables>().map_err(subscribing)?;
         nft.socket().set_rcvbuf(EVENT_BUFFER).map_err(subscribing)?;
@@ -477,7 +501,7 @@ impl Events {
     async fn change(&mut self) {
         loop {
             let concerns_us = tokio::select! {
-                event = next(&mut self.routes) => event.is_none_or(|event| in_local_table(&event)),
+                event = next(&mut self.routes) => event.is_none_or(|event| in_our_routes(&event)),
                 event = next(&mut self.nft) => event.is_none_or(|event| in_our_table(&event)),
             };
             if concerns_us {
@@ -508,10 +532,14 @@ async fn next<P: EventSource>(stream: &mut Option<OwnedEventStream<P>>) -> Optio
     }
 }
 
-fn in_local_table(event: &NetworkEvent) -> bool {
+fn in_our_routes(event: &NetworkEvent) -> bool {
     match event {
         NetworkEvent::NewRoute(route) | NetworkEvent::DelRoute(route) => {
-            route.table_id() == u32::from(anyip::LOCAL_TABLE)
+            let tables = [anyip::LOCAL_TABLE, return_path::ROUTING_TABLE].map(u32::from);
+            tables.contains(&route.table_id())
+        }
+        NetworkEvent::NewRule(rule) | NetworkEvent::DelRule(rule) => {
+            rule.protocol() == Some(anyip::ROUTE_PROTOCOL)
         }
         _ => false,
     }
@@ -527,5 +555,5 @@ fn in_our_table(event: &NftablesEvent) -> bool {
         E::NewSetElements(elements) | E::DelSetElements(elements) => &elements.table,
         _ => return false,
     };
-    table == table::TABLE
+    [table::TABLE, return_path::TABLE].contains(&table.as_str())
 }

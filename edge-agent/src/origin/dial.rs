@@ -16,9 +16,9 @@ use tokio::{
 };
 use tracing::Instrument;
 
-use super::{Candidates, Held};
+use super::{Candidates, Held, transparent};
 use crate::{
-    stats::Stats,
+    stats::{Stats, TransparentGuard},
     table::{Target, Unknown},
 };
 
@@ -27,6 +27,9 @@ use crate::{
 pub struct Incoming {
     pub client: IpAddr,
     pub edge_port: u16,
+    /// The client's address and port, where the origin is to see it as its
+    /// peer. Only origins of its address family are tried then.
+    pub shown: Option<SocketAddr>,
     /// When the app's connect timeout began to run.
     pub since: Instant,
 }
@@ -61,9 +64,26 @@ pub async fn dial(
 ) -> Result<Dialled, NoOrigin> {
     let deadline = incoming.since + target.app.app.timeouts.connect;
     let mut failed = nothing_to_try(target);
+    if let Some(client) = incoming.shown
+        && let Some(why) = transparent::unanswerable(client.ip())
+    {
+        failed.status = Status::ConnectSystem;
+        failed.reason = format!("client_ip is transparent, and {} {why}", client.ip());
+        return Err(failed);
+    }
+    let mut another_family = true;
     let mut candidates = Candidates::new(target, incoming.edge_port, incoming.client);
     while let Some(candidate) = candidates.next(incoming.since) {
         let address = candidate.address;
+        if let Some(client) = incoming.shown
+            && client.is_ipv4() != address.ip().to_canonical().is_ipv4()
+        {
+            if another_family {
+                failed.reason = other_family(client);
+            }
+            continue;
+        }
+        another_family = false;
         // Asked of the very address that is dialled: what a name stands for may
         // be another one each time.
         if let Some(why) = candidate.forbidden {
@@ -78,7 +98,16 @@ pub async fn dial(
         }
         let part = left / u32::try_from(candidates.left() + 1).unwrap_or(u32::MAX);
         let patience = part.max(ATTEMPT_MIN).min(left);
-        match attempt(target, candidate.index, address, patience, stats).await {
+        match attempt(
+            target,
+            candidate.index,
+            address,
+            incoming.shown,
+            patience,
+            stats,
+        )
+        .await
+        {
             Ok(dialled) => return Ok(dialled),
             Err(error) => {
                 failed.status = error.status();
@@ -114,6 +143,7 @@ async fn attempt(
     target: Target<'_>,
     index: usize,
     address: SocketAddr,
+    shown: Option<SocketAddr>,
     patience: Duration,
     stats: &Stats,
 ) -> Result<Dialled, DialError> {
@@ -131,9 +161,10 @@ async fn attempt(
         network.peer.address = %address,
         error = tracing::field::Empty,
     );
-    let open = origin.stats.hold();
+    let mut open = origin.stats.hold();
+    open.transparent = shown.map(|_| TransparentGuard::new(stats));
     let start = Instant::now();
-    let connected = timeout(patience, connect(address))
+    let connected = timeout(patience, connect(address, shown))
         .instrument(span.clone())
         .await
         .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
@@ -167,7 +198,16 @@ async fn attempt(
     }
 }
 
-async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
+fn other_family(client: SocketAddr) -> String {
+    let family = if client.is_ipv4() { "IPv4" } else { "IPv6" };
+    format!("client_ip is transparent, and no origin of the pool has an {family} address")
+}
+
+async fn connect(address: SocketAddr, shown: Option<SocketAddr>) -> io::Result<TcpStream> {
+    if let Some(client) = shown {
+        // Boxed: other connections do not carry its memory.
+        return Box::pin(transparent::connect(client, address)).await;
+    }
     let socket = match address {
         SocketAddr::V4(_) => TcpSocket::new_v4(),
         SocketAddr::V6(_) => TcpSocket::new_v6(),
@@ -309,6 +349,7 @@ mod tests {
         let incoming = Incoming {
             client: Ipv4Addr::LOCALHOST.into(),
             edge_port: 80,
+            shown: None,
             since: Instant::now(),
         };
         dial(target, incoming, &edge.stats).await

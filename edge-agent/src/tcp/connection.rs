@@ -8,7 +8,10 @@ use std::{
 };
 
 use anyport_model::{
-    client_hello::ClientHello, dns::RecordType, identity::ProxyProtocol, outcome::Status,
+    client_hello::ClientHello,
+    dns::RecordType,
+    identity::{ClientIp, ProxyProtocol},
+    outcome::Status,
     resource::OriginChoice,
 };
 use anyport_node::{drain::DrainGuard, telemetry::TRACE_ONLY};
@@ -281,6 +284,8 @@ impl Way<'_> {
         more: impl FnOnce() -> bool,
     ) -> Result<(TcpStream, Held), Refused> {
         let Service { table, stats, .. } = self.service;
+        let wanted = &self.target.app.app.identity;
+        let identity = self.identity(client)?;
         let since = Instant::now();
         // A name that is not resolved yet makes a newer table when it is.
         let newer = resolved(self.target, table, since).await;
@@ -289,6 +294,10 @@ impl Way<'_> {
         let incoming = Incoming {
             client: self.asked_for(target, client),
             edge_port: self.destination.port(),
+            shown: match wanted.client_ip {
+                ClientIp::Edge => None,
+                ClientIp::Transparent => identity.map(|identity| identity.client()),
+            },
             since,
         };
         let dialled = match dial(target, incoming, stats).await {
@@ -296,7 +305,8 @@ impl Way<'_> {
             Err(NoOrigin { status, reason }) => return Err(Refused { status, reason }),
         };
         Span::current().record("origin", dialled.origin.as_ref());
-        if let Some(header) = self.header(client)? {
+        let header = identity.and_then(|identity| identity.header(wanted.proxy_protocol));
+        if let Some(header) = header {
             identity::announce(&dialled.stream, &header, more()).map_err(|error| Refused {
                 status: Status::of_origin_error(error.kind()),
                 reason: format!("sending the PROXY header: {error}"),
@@ -317,23 +327,20 @@ impl Way<'_> {
         known.or_else(asked).unwrap_or(Ipv4Addr::UNSPECIFIED.into())
     }
 
-    /// What the origin is told of the client, if anything.
-    fn header(&self, client: &TcpStream) -> Result<Option<Vec<u8>>, Refused> {
-        let form = self.target.app.app.identity.proxy_protocol;
-        if form == ProxyProtocol::Off {
+    /// Who the client is, where the origin is to know.
+    fn identity(&self, client: &TcpStream) -> Result<Option<Identity>, Refused> {
+        let wanted = &self.target.app.app.identity;
+        if wanted.proxy_protocol == ProxyProtocol::Off && wanted.client_ip == ClientIp::Edge {
             return Ok(None);
         }
-        let of_socket = || {
-            let peer = client.peer_addr().map_err(|error| Refused {
-                status: Status::of_client_error(error.kind()),
-                reason: error.to_string(),
-            })?;
-            Ok(Identity::of(peer, self.destination))
-        };
-        match &self.identity {
-            Some(identity) => Ok(identity.header(form)),
-            None => Ok(of_socket()?.header(form)),
+        if self.identity.is_some() {
+            return Ok(self.identity);
         }
+        let peer = client.peer_addr().map_err(|error| Refused {
+            status: Status::of_client_error(error.kind()),
+            reason: error.to_string(),
+        })?;
+        Ok(Some(Identity::of(peer, self.destination)))
     }
 }
 

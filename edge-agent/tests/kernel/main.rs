@@ -11,6 +11,7 @@ mod doctor;
 mod neighbours;
 mod program;
 mod repair;
+mod return_path;
 mod sk_lookup;
 mod steering;
 mod support;

@@ -253,6 +253,7 @@ fn each_way_of_steering_takes_the_place_of_the_other_without_a_gap() {
             routes: 2,
             table: false,
             program: true,
+            return_path: 0,
         };
         assert_eq!(undo().await.unwrap(), all);
         assert_eq!(undo().await.unwrap(), Undone::default());

@@ -174,6 +174,7 @@ fn undo_leaves_nothing_behind() {
             routes: 3,
             table: true,
             program: false,
+            return_path: 0,
         };
         assert_eq!(undo().await.unwrap(), everything);
         assert_eq!(undo().await.unwrap(), Undone::default());

@@ -159,7 +159,7 @@ impl Edge {
     pub(crate) fn foreign_state(&self) -> ForeignState {
         let mut state = String::new();
         for table in self.run("nft list tables").lines() {
-            if table != "table inet anyport" {
+            if !["table inet anyport", "table inet anyport_return"].contains(&table) {
                 state += &self.run(&format!("nft -a list {table}"));
             }
         }
@@ -167,7 +167,9 @@ impl Edge {
             let routes = self.run(&format!("ip -d {family} route show table all"));
             let foreign = routes.lines().filter(|line| !line.contains("proto 65"));
             foreign.for_each(|line| state += &format!("{line}\n"));
-            state += &self.run(&format!("ip -d {family} rule"));
+            let rules = self.run(&format!("ip -d {family} rule"));
+            let foreign = rules.lines().filter(|line| !line.contains("proto 65"));
+            foreign.for_each(|line| state += &format!("{line}\n"));
         }
         state += &self.run("sysctl -a --pattern net.ipv[46].conf");
         ForeignState(state)
@@ -261,6 +263,7 @@ impl Listeners {
             sockets: self.sockets.clone(),
             prefixes: prefixes.iter().map(|p| p.parse().unwrap()).collect(),
             claims: claims.to_vec(),
+            return_path: false,
             listeners: ListenerPorts {
                 v4: for_both_transports(self.v4),
                 v6: Some(for_both_transports(self.v6)),

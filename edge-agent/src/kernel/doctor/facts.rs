@@ -81,6 +81,8 @@ pub(super) struct PolicyRule {
     pub(super) priority: u32,
     pub(super) table: u32,
     pub(super) mark: Option<u32>,
+    /// Bits of the mark that are compared.
+    pub(super) mask: u32,
     /// Applies to every packet.
     pub(super) to_all: bool,
 }
@@ -233,6 +235,7 @@ async fn rules() -> Fact<Vec<PolicyRule>> {
         priority: rule.priority(),
         table: rule.table_id(),
         mark: rule.fwmark().filter(|&mark| mark != 0),
+        mask: rule.fwmask().unwrap_or(u32::MAX),
         to_all: rule.is_lookup()
             && rule.source().is_none()
             && rule.destination().is_none()

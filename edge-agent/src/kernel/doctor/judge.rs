@@ -6,6 +6,7 @@ use ipnet::IpNet;
 use nlink::netlink::nftables::Hook;
 
 use super::{
+    super::return_path,
     Finding, Severity,
     facts::{Fact, Facts, ForeignChain, PolicyRule},
     probe::Probe,
@@ -52,6 +53,7 @@ pub(super) fn judge(facts: &Facts, prefixes: &[IpNet], fixed_ports: &[u16]) -> V
     findings.rp_filter(&facts.rp_filter);
     findings.src_valid_mark(&facts.src_valid_mark, &facts.rules);
     findings.policy_rules(&facts.rules);
+    findings.return_path(&facts.rules);
     findings.chains(&facts.chains);
     findings.legacy_tables(&facts.legacy_tables);
     findings.conntrack(facts.conntrack, &facts.chains);
@@ -290,12 +292,21 @@ impl Findings {
             return;
         };
         let on = interfaces_with(values, |value| value != 0);
-        let marked = rules
-            .as_ref()
-            .is_ok_and(|rules| rules.iter().any(|rule| rule.mark.is_some()));
+        let any =
+            |is: fn(&PolicyRule) -> bool| rules.as_ref().is_ok_and(|rules| rules.iter().any(is));
         if on.is_empty() {
             self.ok(TOPIC, "off");
-        } else if marked {
+        } else if any(PolicyRule::is_return_path) {
+            self.fail(
+                TOPIC,
+                format!(
+                    "on for {on} while an app has client_ip: transparent: answers of its origins \
+                     carry a mark by which they come back, and are dropped as martians, without a \
+                     trace"
+                ),
+                "sysctl net.ipv4.conf.all.src_valid_mark=0, and 0 on each interface",
+            );
+        } else if any(|rule| rule.mark.is_some()) {
             self.warn(
                 TOPIC,
                 format!(
@@ -352,6 +363,39 @@ impl Findings {
         }
         if well {
             self.ok(TOPIC, "the local table is looked into first");
+        }
+    }
+
+    /// Where answers to transparent connections are led back.
+    fn return_path(&mut self, rules: &Fact<Vec<PolicyRule>>) {
+        const TOPIC: &str = "return path";
+        // That they cannot be read is told by others.
+        let rules = rules.as_deref().unwrap_or_default();
+        let ours: Vec<_> = rules.iter().filter(|rule| rule.is_return_path()).collect();
+        if ours.is_empty() {
+            return;
+        }
+        let nearer = rules.iter().filter(|rule| {
+            let before = |own: &&&PolicyRule| own.v6 == rule.v6 && rule.priority < own.priority;
+            let is_local = rule.table == LOCAL_TABLE && rule.to_all;
+            !is_local && rule.takes(return_path::MARK) && ours.iter().any(|own| before(&own))
+        });
+        let nearer: Vec<_> = nearer.map(PolicyRule::describe).collect();
+        if nearer.is_empty() {
+            self.ok(
+                TOPIC,
+                "nothing comes before the rule that leads answers of origins back",
+            );
+        } else {
+            self.warn(
+                TOPIC,
+                format!(
+                    "an app has client_ip: transparent, and `ip rule` looks first at {}: answers of \
+                     its origins may be led elsewhere",
+                    listed(nearer)
+                ),
+                format!("give those rules a priority above {}", return_path::PRIORITY),
+            );
         }
     }
 
@@ -656,6 +700,17 @@ impl Findings {
 }
 
 impl PolicyRule {
+    /// Ours, which is there while an app has `client_ip: transparent`.
+    fn is_return_path(&self) -> bool {
+        self.mark == Some(return_path::MARK) && self.table == u32::from(return_path::ROUTING_TABLE)
+    }
+
+    /// Whether a packet with this mark can match.
+    fn takes(&self, mark: u32) -> bool {
+        self.mark
+            .is_none_or(|own| mark & self.mask == own & self.mask)
+    }
+
     fn describe(&self) -> String {
         match self.mark {
             Some(mark) => format!("{} (mark {mark:#x}, table {})", self.priority, self.table),

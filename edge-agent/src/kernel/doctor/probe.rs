@@ -86,6 +86,7 @@ async fn steer() -> Result<Applied, KernelError> {
         steering: Steering::Tproxy,
         prefixes: Vec::new(),
         claims: Vec::new(),
+        return_path: false,
         listeners: ListenerPorts {
             v4: ports,
             v6: Some(ports),

@@ -173,6 +173,7 @@ fn goal(routes: &[&str], elements: &[Element], listener: u16) -> Goal {
         }),
         listeners: PerLane::from_fn(|_| Some(port(listener))),
         sockets: SteeredSockets::default(),
+        return_path: Default::default(),
     }
 }
 
@@ -383,6 +384,7 @@ fn any_goal() -> impl Strategy<Value = Goal> {
             elements,
             listeners,
             sockets: SteeredSockets::default(),
+            return_path: Default::default(),
         })
 }
 

@@ -8,6 +8,7 @@ fn sound_host() -> Facts {
         priority: 0,
         table: LOCAL_TABLE,
         mark: None,
+        mask: u32::MAX,
         to_all: true,
     };
     Facts {
@@ -149,6 +150,7 @@ fn marks_matter_only_where_something_routes_by_them() {
                 priority: 5210,
                 table: 52,
                 mark: Some(0x80000),
+                mask: 0xff0000,
                 to_all: false,
             });
         }
@@ -158,6 +160,50 @@ fn marks_matter_only_where_something_routes_by_them() {
     facts.src_valid_mark = on();
     let findings = judge(&facts, &prefixes(), &[]);
     assert!(findings.iter().all(|f| f.severity == Severity::Ok));
+}
+
+fn transparent(rules: &mut Vec<PolicyRule>) {
+    rules.push(PolicyRule {
+        v6: false,
+        priority: return_path::PRIORITY,
+        table: return_path::ROUTING_TABLE.into(),
+        mark: Some(return_path::MARK),
+        mask: u32::MAX,
+        to_all: false,
+    });
+}
+
+#[test]
+fn what_takes_answers_to_transparent_connections_is_named() {
+    let checked = |f: &mut Facts| {
+        f.src_valid_mark = Ok(vec![("all".to_owned(), 1), ("eth0".to_owned(), 0)]);
+        f.rules.as_mut().map(transparent).unwrap();
+    };
+    let words = ["eth0", "client_ip: transparent"];
+    assert_found(checked, "src_valid_mark", Severity::Fail, &words);
+    let with = |priority, mark, mask| {
+        let mut facts = sound_host();
+        let rules = facts.rules.as_mut().unwrap();
+        transparent(rules);
+        rules.push(PolicyRule {
+            v6: false,
+            priority,
+            table: 52,
+            mark,
+            mask,
+            to_all: false,
+        });
+        let mut findings = judge(&facts, &prefixes(), &[]).into_iter();
+        findings
+            .find(|f| f.topic == "return path")
+            .unwrap()
+            .severity
+    };
+    // One bit that ours has too; a rule that asks for no mark; others.
+    assert_eq!(with(9, Some(0x10), 0x10), Severity::Warn);
+    assert_eq!(with(9, None, u32::MAX), Severity::Warn);
+    assert_eq!(with(9, Some(0x80000), 0xff0000), Severity::Ok);
+    assert_eq!(with(5210, None, u32::MAX), Severity::Ok);
 }
 
 #[test]
@@ -170,6 +216,7 @@ fn a_rule_nearer_than_the_local_table_is_named() {
                 priority: 100,
                 table: 77,
                 mark: Some(0x200),
+                mask: u32::MAX,
                 to_all: false,
             });
         }
