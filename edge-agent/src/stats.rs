@@ -587,10 +587,7 @@ impl OriginStats {
     /// pending ones load an origin too.
     pub fn hold(self: &Arc<Self>) -> OpenGuard {
         self.open.fetch_add(1, Relaxed);
-        OpenGuard {
-            origin: Arc::clone(self),
-            transparent: None,
-        }
+        OpenGuard(Arc::clone(self))
     }
 
     pub fn dialled(&self, outcome: Result<Duration, &dyn std::fmt::Display>) {
@@ -640,15 +637,11 @@ impl Drop for TransparentGuard {
 }
 
 /// One open connection to an origin.
-pub struct OpenGuard {
-    origin: Arc<OriginStats>,
-    /// Where the origin sees the client's own address.
-    pub transparent: Option<TransparentGuard>,
-}
+pub struct OpenGuard(Arc<OriginStats>);
 
 impl Drop for OpenGuard {
     fn drop(&mut self) {
-        self.origin.open.fetch_sub(1, Relaxed);
+        self.0.open.fetch_sub(1, Relaxed);
     }
 }
 

@@ -161,8 +161,8 @@ async fn attempt(
         network.peer.address = %address,
         error = tracing::field::Empty,
     );
-    let mut open = origin.stats.hold();
-    open.transparent = shown.map(|_| TransparentGuard::new(stats));
+    let open = origin.stats.hold();
+    let transparent = shown.map(|_| TransparentGuard::new(stats));
     let start = Instant::now();
     let connected = timeout(patience, connect(address, shown))
         .instrument(span.clone())
@@ -174,13 +174,14 @@ async fn attempt(
             origin.stats.dialled(Ok(took));
             stats.connected(&target.app.stats, &target.pool.id, &origin.label, took);
             let timed = target.pool.is_timed;
+            let held = if timed {
+                Held::timed(open, &origin.stats, took)
+            } else {
+                Held::counted(open)
+            };
             Ok(Dialled {
                 stream,
-                held: if timed {
-                    Held::timed(open, &origin.stats, took)
-                } else {
-                    Held::counted(open)
-                },
+                held: held.transparent(transparent),
                 origin: Arc::clone(&origin.label),
             })
         }
