@@ -33,8 +33,9 @@ pub struct WorkerError {
 
 impl Workers {
     /// Starts one worker per set of listeners, each with its orders. They accept
-    /// from when `accepting` is cancelled until the drain begins, close what is left when each app's time for it is over, at most
-    /// `limit` where there is one, and end when the last connection has.
+    /// from when `accepting` is cancelled until the drain begins, close what is
+    /// left when each app's time for it is over, at most `limit` where there is
+    /// one, and end when the last connection has.
     pub fn start(
         listeners: Vec<WorkerListeners>,
         orders: Vec<Orders>,
