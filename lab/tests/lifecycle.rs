@@ -13,15 +13,17 @@ use std::time::{Duration, Instant};
 
 use anyport_lab::cluster::{Beside, Cluster, PATIENCE, Plan, Service, Steering, eventually};
 use anyport_lab::load::connect::{self, Close, Request};
-use anyport_lab::load::{Control, Load, Report, RunError, pingpong};
+use anyport_lab::load::serve::datagram;
+use anyport_lab::load::{Control, Load, Report, RunError, datagram as flows, pingpong};
 use nix::sys::signal::Signal;
 use socket2::{Domain, SockAddr, Socket, Type};
 
 const EDGE: Service = Service::EdgeAgent;
 
-/// A port of the app `held`, and one of the app `new`.
+/// A port of the app `held`, one of the app `new`, and one of the app `flows`.
 const HELD: &str = "198.51.100.10:443";
 const NEW: &str = "198.51.100.10:80";
+const FLOWS: &str = "198.51.100.10:53";
 
 /// Starting an agent takes a moment, and a loaded machine several.
 const LONG: Duration = Duration::from_secs(60);
@@ -40,6 +42,7 @@ prefixes:
 apps:
   - {{ name: held, protocol: tcp/443, edge_ips: [198.51.100.10], origin_direct: ["tcp://10.0.2.2:7000"], {extra} }}
   - {{ name: new, protocol: tcp/80, edge_ips: [198.51.100.10], origin_direct: ["tcp://10.0.2.2:7000"] }}
+  - {{ name: flows, protocol: udp/53, edge_ips: [198.51.100.10], origin_direct: ["udp://10.0.2.2:7000"], timeouts: {{ drain: 10m }} }}
 "#
     )
 }
@@ -51,7 +54,11 @@ fn cluster() -> Cluster {
 type Run = JoinHandle<anyport_netns::Result<Result<Report, RunError>>>;
 
 /// Conversations that last, and new connections without end.
-struct Traffic(Vec<(Control, Run)>);
+struct Traffic(Vec<(Control, Run, u64)>);
+
+/// Of 100 flows of UDP, requests that may be lost on a busy machine; an upgrade that lost flows
+/// would lose one of each.
+const DATAGRAMS_LOST: u64 = 5;
 
 impl Traffic {
     fn start(cluster: &Cluster, held: usize, pause: Duration) -> Self {
@@ -71,7 +78,7 @@ impl Traffic {
         };
         let run = client.spawn_thread(move || pingpong::run(&plan)).unwrap();
         let opened = conversations.clone();
-        let mut runs = vec![(conversations, run)];
+        let mut runs = vec![(conversations, run, 0)];
         eventually(LONG, "all conversations are open", || {
             let opened = opened.opened();
             (opened == held as u64).then_some(()).ok_or(opened)
@@ -83,30 +90,58 @@ impl Traffic {
             close: Close::Reset,
         };
         let run = client.spawn_thread(move || connect::run(&plan)).unwrap();
-        runs.push((arrivals, run));
+        runs.push((arrivals, run, 0));
         let traffic = Self(runs);
         traffic.passes();
         traffic
     }
 
+    /// Flows of UDP besides, of which every request has to be answered on its own flow. They begin
+    /// little by little: an edge bounds how many flows of one source may wait for a first reply.
+    fn with_flows(mut self, cluster: &Cluster, count: usize) -> Self {
+        const AT_ONCE: usize = 100;
+        for _ in 0..count / AT_ONCE {
+            let control = Control::default();
+            let plan = flows::Plan {
+                load: Load {
+                    connections: NonZeroUsize::new(AT_ONCE).unwrap(),
+                    duration: Duration::from_secs(600),
+                    timeout: Duration::from_secs(5),
+                    control: control.clone(),
+                    ..Load::on(at(FLOWS))
+                },
+                bytes: NonZeroU64::new(100).unwrap(),
+                pause: Duration::from_secs(2),
+            };
+            let client = cluster.topology().client();
+            let run = client.spawn_thread(move || flows::run(&plan)).unwrap();
+            eventually(LONG, "all flows have had an answer", || {
+                let done = control.operations();
+                (done >= AT_ONCE as u64).then_some(()).ok_or(done)
+            });
+            self.0.push((control, run, DATAGRAMS_LOST));
+        }
+        self
+    }
+
     /// A good deal more of each went through, and nothing ever failed.
     fn passes(&self) {
-        for (control, _) in &self.0 {
+        for (control, _, lost) in &self.0 {
             let from = control.operations();
             eventually(LONG, "the traffic goes on", || {
                 let done = control.operations() - from;
                 (done >= 100).then_some(()).ok_or(done)
             });
-            assert_eq!(control.failures(), 0);
+            assert!(control.failures() <= *lost, "{}", control.failures());
         }
     }
 
     /// Ends it: not one connection was lost.
     fn all_was_well(self) {
-        for (control, run) in self.0 {
+        for (control, run, lost) in self.0 {
             control.stop();
             let report = run.join().unwrap().unwrap().unwrap();
-            assert_eq!(report.failed(), 0, "{report}");
+            assert!(report.failed() <= lost, "{report}");
         }
     }
 }
@@ -188,7 +223,15 @@ fn two_upgrades_under_load_lose_no_connection_and_no_descriptor(steering: Steeri
         .apply(&manifest("timeouts: { drain: 10m }"))
         .unwrap();
     let fresh = settled_descriptors(&cluster);
+    let plan = datagram::Plan {
+        listen: vec![at("10.0.2.2:7000")],
+        tag: None,
+        threads: NonZeroUsize::MIN,
+    };
+    let origin = &cluster.topology().origins()[0].namespace;
+    let _datagrams = origin.run(|| datagram::start(&plan)).unwrap().unwrap();
     let traffic = Traffic::start(&cluster, CONNECTIONS, Duration::from_secs(5));
+    let traffic = traffic.with_flows(&cluster, 1000);
     let mut first = upgrade(&mut cluster);
     traffic.passes();
     let mut second = upgrade(&mut cluster);
