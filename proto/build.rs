@@ -6,8 +6,15 @@ use std::{env, error::Error, fs, path::PathBuf};
 use prost::Message;
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let files = ["resources", "config", "discovery", "balancer", "edge"]
-        .map(|name| format!("anyport/v1/{name}.proto"));
+    let files = [
+        "resources",
+        "config",
+        "discovery",
+        "balancer",
+        "events",
+        "edge",
+    ]
+    .map(|name| format!("anyport/v1/{name}.proto"));
     for file in &files {
         println!("cargo:rerun-if-changed={file}");
     }

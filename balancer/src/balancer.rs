@@ -126,6 +126,7 @@ impl Balancer {
             region: String::new(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             steering: String::new(),
+            address: String::new(),
         };
         let subscriber = Subscriber::new(handle);
 

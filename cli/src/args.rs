@@ -68,6 +68,10 @@ pub enum Command {
     Status(commands::status::Args),
     /// Which app would take a connection, why, and where it would go
     Explain(commands::explain::Args),
+    /// The connections that are open now
+    Connections(commands::connections::Args),
+    /// What happened to connections
+    Events(commands::events::Args),
     /// Run config service, balancer and edge agent in this process
     Up(commands::up::Args),
     /// What on this host will hurt an edge agent, and what to do about it
@@ -87,6 +91,8 @@ impl Command {
             Command::Rollback(_) => "rollback",
             Command::Status(_) => "status",
             Command::Explain(_) => "explain",
+            Command::Connections(_) => "connections",
+            Command::Events(_) => "events",
             Command::Up(_) => "up",
             Command::Doctor(_) => "doctor",
             Command::Demo(_) => "demo",

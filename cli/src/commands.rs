@@ -3,9 +3,12 @@
 pub mod apply;
 mod certificates;
 mod changes;
+pub mod connections;
 pub mod delete;
 pub mod demo;
 pub mod doctor;
+mod edges;
+pub mod events;
 pub mod explain;
 pub mod get;
 pub mod history;
@@ -51,6 +54,8 @@ pub async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Rollback(args) => rollback::run(args, context()?).await,
         Command::Status(args) => status::run(args, context()?).await,
         Command::Explain(args) => explain::run(args, context()?).await,
+        Command::Connections(args) => connections::run(args, context()?).await,
+        Command::Events(args) => events::run(args, context()?).await,
         Command::Up(args) => up::run(args, cli.tls).await,
         Command::Doctor(args) => doctor::run(args, context()?).await,
         Command::Demo(args) => demo::run(args, Console::stdout()).await,

@@ -8,7 +8,7 @@ use std::{
 
 use anyport_model::{backoff::Backoff, resource::Kind};
 use anyport_node::{
-    identity::TlsArgs,
+    identity::{Identity, TlsArgs},
     rpc::{Channel, ServerUrl},
 };
 use anyport_proto::{
@@ -32,6 +32,7 @@ pub type Client = ConfigServiceClient<Channel>;
 #[derive(Clone)]
 pub struct Connection {
     url: ServerUrl,
+    identity: Identity,
     client: Client,
 }
 
@@ -62,8 +63,14 @@ impl Connection {
             .max_decoding_message_size(anyport_proto::sync::UPDATE_MAX);
         Ok(Self {
             url: url.clone(),
+            identity,
             client,
         })
+    }
+
+    /// To another server, by the same identity; dialled by the first call.
+    pub fn channel(&self, url: &ServerUrl) -> Result<Channel, Failure> {
+        Channel::lazy(url, &self.identity).map_err(|error| Failure::new(Exit::Usage, error))
     }
 
     pub fn url(&self) -> &ServerUrl {
@@ -170,7 +177,7 @@ impl Connection {
     }
 }
 
-fn timed<Q>(message: Q) -> Request<Q> {
+pub fn timed<Q>(message: Q) -> Request<Q> {
     let mut request = Request::new(message);
     request.set_timeout(CALL_LIMIT);
     request
@@ -178,7 +185,9 @@ fn timed<Q>(message: Q) -> Request<Q> {
 
 /// The deadline in the request is the server's to honour; a server that is
 /// stuck does not.
-async fn limited<A>(call: impl Future<Output = Result<Response<A>, Status>>) -> Result<A, Status> {
+pub async fn limited<A>(
+    call: impl Future<Output = Result<Response<A>, Status>>,
+) -> Result<A, Status> {
     match tokio::time::timeout(CALL_LIMIT, call).await {
         Ok(answer) => answer.map(Response::into_inner).map_err(broken_off),
         Err(_) => Err(Status::deadline_exceeded("no answer in time")),

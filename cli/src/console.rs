@@ -139,6 +139,13 @@ impl Console {
         self.out.flush()
     }
 
+    /// On one line.
+    pub fn json_line(&mut self, value: &impl Serialize) -> io::Result<()> {
+        serde_json::to_writer(&mut self.out, value)?;
+        writeln!(self.out)?;
+        self.out.flush()
+    }
+
     pub fn yaml(&mut self, value: &impl Serialize) -> io::Result<()> {
         let text = serde_saphyr::to_string(value).map_err(io::Error::other)?;
         write!(self.out, "{text}")?;

@@ -114,6 +114,34 @@ impl Failure {
         }
     }
 
+    /// The answer of the edge `name` at `url` to a call that was to do `what`.
+    pub fn of_edge(what: &str, name: &str, url: &ServerUrl, status: &Status) -> Self {
+        let message = status.message();
+        let edge = format!("edge {name} at {url}");
+        match status.code() {
+            Code::Unavailable | Code::Unknown | Code::DeadlineExceeded | Code::Cancelled => {
+                let innermost = innermost(status);
+                Self::new(
+                    Exit::Unreachable,
+                    format_args!("cannot {what}: cannot reach {edge}: {innermost}"),
+                )
+                .remedy(
+                    "check that it can be reached from here: its --listen and --advertise say \
+                     where; or run this on its host",
+                )
+            }
+            Code::Unimplemented => {
+                Self::refused(format_args!("cannot {what}: {edge} does not offer this"))
+                    .remedy("check that it is an edge agent, and as new as this command")
+            }
+            Code::Unauthenticated | Code::PermissionDenied => Self::refused(format_args!(
+                "cannot {what}: {edge} does not allow it: {message}"
+            ))
+            .remedy("give a certificate that may, with --tls-cert, --tls-key and --tls-ca"),
+            code => Self::refused(format_args!("cannot {what}: {edge}: {message} ({code:?})")),
+        }
+    }
+
     /// A write that was sent to do `what`, and that the server at `url` last
     /// answered in a way that does not say whether it did.
     pub fn of_unknown_outcome(what: &str, url: &ServerUrl, status: &Status) -> Self {

@@ -1,29 +1,41 @@
 //! `EdgeService`: what one agent says of itself.
 
-use std::{sync::Arc, time::Instant};
+use std::{pin::Pin, sync::Arc, time::Instant};
 
+use anyport_node::drain::Drain;
 use anyport_proto::{
     convert::write_duration,
     v1::{self, edge_service_server::EdgeService},
 };
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
+use tokio_stream::{Stream, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status};
 
 use crate::{
     control::{Balancer, Progress},
+    events::{Connection, Connections, EventLog, Next, Writer},
     stats::Stats,
 };
 
+/// Connections on a page, where the request does not say, and at most.
+const PAGE: usize = 500;
+const PAGE_MAX: usize = 1000;
+
+/// Events on their way to one reader; more wait in the log.
+const ON_THE_WAY: usize = 64;
+
 /// Answers of one agent.
 pub struct Admin {
-    pub name: String,
-    pub region: String,
+    pub writer: Writer,
     pub steering: &'static str,
     pub workers: usize,
     pub started: Instant,
     pub stats: Arc<Stats>,
     pub progress: watch::Receiver<Progress>,
     pub balancer: watch::Receiver<Balancer>,
+    pub connections: Arc<Connections>,
+    pub events: Arc<EventLog>,
+    pub drain: Drain,
 }
 
 #[tonic::async_trait]
@@ -34,8 +46,8 @@ impl EdgeService for Admin {
     ) -> Result<Response<v1::GetStatusResponse>, Status> {
         let progress = self.progress.borrow().clone();
         Ok(Response::new(v1::GetStatusResponse {
-            name: self.name.clone(),
-            region: self.region.clone(),
+            name: self.writer.name.clone(),
+            region: self.writer.region.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             steering: self.steering.to_owned(),
             workers: u32::try_from(self.workers).unwrap_or(u32::MAX),
@@ -49,4 +61,108 @@ impl EdgeService for Admin {
             uptime: Some(write_duration(self.started.elapsed())),
         }))
     }
+
+    async fn list_connections(
+        &self,
+        request: Request<v1::ListConnectionsRequest>,
+    ) -> Result<Response<v1::ListConnectionsResponse>, Status> {
+        let request = request.into_inner();
+        let size = match request.page_size {
+            0 => PAGE,
+            size => usize::try_from(size).map_or(PAGE_MAX, |size| size.min(PAGE_MAX)),
+        };
+        let after = read_token(&request.page_token)?;
+        let wanted = |connection: &Connection| is_of(connection, &request.application);
+        let (page, next) = self.connections.page(after, size, wanted);
+        let connections = page.iter().map(|open| self.writer.connection(open));
+        Ok(Response::new(v1::ListConnectionsResponse {
+            connections: connections.collect(),
+            next_page_token: next.map_or_else(String::new, |id| id.to_string()),
+        }))
+    }
+
+    type StreamEventsStream =
+        Pin<Box<dyn Stream<Item = Result<v1::StreamEventsResponse, Status>> + Send>>;
+
+    async fn stream_events(
+        &self,
+        request: Request<v1::StreamEventsRequest>,
+    ) -> Result<Response<Self::StreamEventsStream>, Status> {
+        let request = request.into_inner();
+        let (sender, receiver) = mpsc::channel(ON_THE_WAY);
+        let (log, writer) = (Arc::clone(&self.events), self.writer.clone());
+        let drain = self.drain.clone();
+        tokio::spawn(async move {
+            let sent = async {
+                // The reader is gone, or the agent is about to be.
+                let _ = send_events(&log, &writer, &request, &sender).await;
+            };
+            tokio::select! {
+                () = sent => {}
+                () = sender.closed() => {}
+                () = drain.started(), if request.follow => {}
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+}
+
+type Sender = mpsc::Sender<Result<v1::StreamEventsResponse, Status>>;
+
+async fn send_events(
+    log: &EventLog,
+    writer: &Writer,
+    request: &v1::StreamEventsRequest,
+    to: &Sender,
+) -> Result<(), mpsc::error::SendError<Result<v1::StreamEventsResponse, Status>>> {
+    let message = |event: &_| {
+        Ok(v1::StreamEventsResponse {
+            event: Some(writer.event(event)),
+            lost: 0,
+        })
+    };
+    let app = &request.application;
+    let (recent, follower) = if request.follow {
+        let Some((recent, follower)) = log.follow() else {
+            return Ok(());
+        };
+        (recent, Some(follower))
+    } else {
+        (log.recent(), None)
+    };
+    for event in recent.iter().filter(|event| is_of(&event.connection, app)) {
+        to.send(message(event)).await?;
+    }
+    drop(recent);
+    let Some(mut follower) = follower else {
+        return Ok(());
+    };
+    to.send(Ok(v1::StreamEventsResponse::default())).await?;
+    loop {
+        match follower.next().await {
+            Next::Event(event) if is_of(&event.connection, app) => to.send(message(&event)).await?,
+            Next::Event(_) => {}
+            Next::Lost(lost) => {
+                let told = v1::StreamEventsResponse { event: None, lost };
+                to.send(Ok(told)).await?;
+            }
+            Next::End => return Ok(()),
+        }
+    }
+}
+
+/// Whether a connection is of the app of this name, or no name is given.
+fn is_of(connection: &Connection, app: &str) -> bool {
+    app.is_empty() || connection.learn(|details| details.app.as_str() == app)
+}
+
+fn read_token(token: &str) -> Result<Option<u64>, Status> {
+    if token.is_empty() {
+        return Ok(None);
+    }
+    let id = token.parse().map_err(|_| {
+        let what = format!("page_token: {token:?} is none that this service gave out");
+        Status::invalid_argument(what)
+    });
+    id.map(Some)
 }

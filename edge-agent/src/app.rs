@@ -25,6 +25,7 @@ use crate::{
     admin::Admin,
     config::Config,
     control::{Applier, Cache, InUse, SharedTable, follow_weights, report},
+    events::{Connections, EventFile, EventLog, Writer},
     handover::{
         self, Estate, Generations, HandedOver, Key, Notice, Offering, Standstill, Start, StateLock,
         notify,
@@ -78,9 +79,21 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
     let balancers = channels(&config.balancer, &identity)?;
 
     let writer = TableWriter::new(Arc::clone(&stats));
+    let open = Arc::new(Connections::default());
+    let events = Arc::new(EventLog::new(stats.events_lost.clone()));
+    let teller = Writer {
+        name: name.to_string(),
+        region: config.region.clone(),
+    };
+    let event_file = match &config.event_log {
+        Some(path) => Some(EventFile::start(path, &events, teller.clone())?),
+        None => None,
+    };
     let service = Arc::new(Service {
         table: writer.reader(),
         stats: Arc::clone(&stats),
+        connections: Arc::clone(&open),
+        events: Arc::clone(&events),
     });
     let questions = writer.questions();
     let table = SharedTable::new(writer);
@@ -212,16 +225,20 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
         region: config.region.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         steering: steering.as_str().to_owned(),
+        address: config.advertised(server.address(), &identity),
     };
+    let serving = drain.child();
     let about = Admin {
-        name: name.to_string(),
-        region: config.region.clone(),
+        writer: teller,
         steering: steering.as_str(),
         workers: config.workers(),
         started,
         stats: Arc::clone(&stats),
         progress: in_use.progress(),
         balancer: followed_seen.clone(),
+        connections: open,
+        events,
+        drain: serving.clone(),
     };
     control.spawn(report(stats, name.to_string(), followed_seen));
     control.spawn(async move { in_use.follow_kernel().await });
@@ -235,7 +252,6 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
     let server = server
         .descriptors(DESCRIPTORS)
         .service(v1::edge_service_server::EdgeServiceServer::new(about));
-    let serving = drain.child();
     let served = async {
         let served = server.serve(&readiness, &serving).await;
         serving.begin();
@@ -266,6 +282,11 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
     // What is not handed over is kept until the last connection has ended.
     let (served, _kept) = tokio::join!(served, ending);
     join(workers, &connections).await?;
+    if let Some(event_file) = event_file {
+        tokio::task::spawn_blocking(move || event_file.finish())
+            .await
+            .context("waiting for the event log")?;
+    }
     served.context("gRPC server")
 }
 

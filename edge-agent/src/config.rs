@@ -3,7 +3,10 @@
 use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf, time::Duration};
 
 use anyport_model::names::{NameError, NodeName};
-use anyport_node::{identity::TlsArgs, rpc::Urls};
+use anyport_node::{
+    identity::{Identity, TlsArgs},
+    rpc::{ServerUrl, Urls},
+};
 use clap::{Args, ValueEnum};
 
 use crate::{kernel, origin::NameServers};
@@ -23,6 +26,11 @@ pub struct Config {
     /// gRPC address
     #[arg(long, env = "ANYPORT_LISTEN", default_value = "127.0.0.1:7420")]
     pub listen: SocketAddr,
+
+    /// Where commands reach --listen from elsewhere, as `anyport events` does
+    /// [default: the address of --listen, unless that is every address]
+    #[arg(long, env = "ANYPORT_ADVERTISE", value_name = "URL")]
+    pub advertise: Option<ServerUrl>,
 
     /// Address of /metrics, /healthz and /readyz
     #[arg(long, env = "ANYPORT_ADMIN", default_value = "127.0.0.1:7421")]
@@ -87,6 +95,11 @@ pub struct Config {
     #[arg(skip = true)]
     pub hand_over: bool,
 
+    /// A file that gets every event of every connection, as a line of JSON each;
+    /// it may be renamed at any time
+    #[arg(long, env = "ANYPORT_EVENT_LOG", value_name = "FILE")]
+    pub event_log: Option<PathBuf>,
+
     #[command(flatten)]
     pub tls: TlsArgs,
 }
@@ -122,6 +135,19 @@ impl Config {
         let host = host.to_string_lossy().into_owned();
         host.parse()
             .map_err(|source| HostNameError { host, source })
+    }
+
+    /// URL of the gRPC service at `address` for those elsewhere; empty where
+    /// it cannot be told from the address.
+    pub fn advertised(&self, address: SocketAddr, identity: &Identity) -> String {
+        if let Some(url) = &self.advertise {
+            return url.to_string();
+        }
+        if address.ip().is_unspecified() {
+            return String::new();
+        }
+        let scheme = if identity.is_tls() { "https" } else { "http" };
+        format!("{scheme}://{address}")
     }
 
     /// Worker threads to start.

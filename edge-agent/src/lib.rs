@@ -5,6 +5,7 @@
 //! - [`tcp`] serves a connection and [`udp`] the flows of a worker, [`tls`]
 //!   routes a connection by name or ends its TLS, [`origin`] finds and dials
 //!   origins, all by the immutable snapshot of [`table`];
+//! - [`events`] knows what is open and what happened;
 //! - [`control`] keeps the snapshot and the kernel as the config service and
 //!   the balancer say, on a runtime of its own.
 
@@ -14,6 +15,7 @@ mod admin;
 mod app;
 mod config;
 mod control;
+mod events;
 mod handover;
 mod listen;
 mod live;

@@ -7,7 +7,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     time::{Duration, Instant},
@@ -50,6 +50,8 @@ pub struct Stats {
     /// Connections to apps that accept none without a PROXY header.
     pub headers_refused: IntCounterVec,
     pub dns: DnsStats,
+    /// Events that a reader of the event log was too slow for.
+    pub events_lost: IntCounter,
 }
 
 struct Families {
@@ -145,6 +147,8 @@ pub struct AppStats {
     closed: IntCounterVec,
     blocked: IntCounterVec,
     sessions: IntGaugeVec,
+    /// Of `closed`, by position of the status, as they come to be needed.
+    closed_with: [OnceLock<IntCounter>; Status::ALL.len()],
 }
 
 /// Counters of one pool's origins, and whose turn it is.
@@ -313,6 +317,13 @@ impl Stats {
                 &["reason"],
             )?,
             dns: DnsStats::new(registry)?,
+            events_lost: registered(
+                registry,
+                IntCounter::new(
+                    "anyport_events_lost_total",
+                    "Events that a reader of the event log was too slow for.",
+                ),
+            )?,
         };
         // All series exist from the start, so that the first drop is an
         // increase that a dashboard can see.
@@ -340,6 +351,7 @@ impl Stats {
                 closed: self.families.closed.clone(),
                 blocked: self.families.blocked.clone(),
                 sessions: self.families.sessions.clone(),
+                closed_with: Default::default(),
             })
         };
         let mut apps = lock(&self.apps);
@@ -470,6 +482,10 @@ pub struct SeenOrigin {
 }
 
 impl AppStats {
+    pub fn name(&self) -> &AppName {
+        &self.name
+    }
+
     pub fn opened(&self) {
         self.opened.inc();
         self.open.inc();
@@ -478,8 +494,14 @@ impl AppStats {
     pub fn closed(&self, status: Status, lasted: Duration) {
         self.open.dec();
         self.duration.observe(lasted.as_secs_f64());
-        let labels = &[self.name.as_str(), &status.to_string()];
-        self.closed.with_label_values(labels).inc();
+        let make = || {
+            let labels = &[self.name.as_str(), &status.to_string()];
+            self.closed.with_label_values(labels)
+        };
+        match self.closed_with.get(status as usize) {
+            Some(counter) => counter.get_or_init(make).inc(),
+            None => make().inc(),
+        }
     }
 
     /// A flow of UDP, which is counted as a connection too.

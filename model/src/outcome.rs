@@ -4,6 +4,8 @@
 use std::{fmt, io::ErrorKind};
 
 /// How a connection ended.
+///
+/// Spectrum's 0 (opened) is no end and 503 (keyless TLS) has no counterpart here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Status {
     /// Both sides were done, or the agent was asked to end.
@@ -23,6 +25,7 @@ pub enum Status {
     OriginBrokenPipe,
     /// The client broke TLS, or its stream ended without saying so.
     ClientTls,
+    ClientRefusedRead,
     /// Nothing came from either side for the idle timeout, or the client's
     /// kernel stopped answering.
     ClientTimedOut,
@@ -38,20 +41,24 @@ pub enum Status {
     ConnectUnreachable,
     /// The agent's own system refused: out of descriptors, ports or memory.
     ConnectSystem,
-    /// There was no origin to connect to, or its name could not be asked for.
+    /// There was no origin to connect to.
     NoOrigin,
-    /// The origin's name stands for no address.
+    /// The origin's name has no address.
     Unresolvable,
     /// The origin's address is one that is never connected to
     /// ([`crate::target::Forbidden`]).
     Blocked,
+    /// The name servers could not be asked.
+    ResolveFailed,
     /// The origin's TLS handshake failed, or its certificate is not what the
     /// app asks for.
     TlsConfiguration,
+    /// None of the above.
+    Unknown,
 }
 
 impl Status {
-    pub const ALL: [Status; 25] = [
+    pub const ALL: [Status; 28] = [
         Status::Closed,
         Status::InvalidSni,
         Status::Denied,
@@ -62,6 +69,7 @@ impl Status {
         Status::OriginRefusedRead,
         Status::OriginBrokenPipe,
         Status::ClientTls,
+        Status::ClientRefusedRead,
         Status::ClientTimedOut,
         Status::ClientRefused,
         Status::ClientUnreachable,
@@ -76,7 +84,9 @@ impl Status {
         Status::NoOrigin,
         Status::Unresolvable,
         Status::Blocked,
+        Status::ResolveFailed,
         Status::TlsConfiguration,
+        Status::Unknown,
     ];
 
     /// Spectrum's code.
@@ -92,6 +102,7 @@ impl Status {
             Status::OriginRefusedRead => 447,
             Status::OriginBrokenPipe => 448,
             Status::ClientTls => 490,
+            Status::ClientRefusedRead => 495,
             Status::ClientRefused => 495,
             Status::ClientUnreachable => 496,
             Status::ClientTimedOut => 497,
@@ -106,7 +117,9 @@ impl Status {
             Status::NoOrigin => 530,
             Status::Unresolvable => 531,
             Status::Blocked => 532,
+            Status::ResolveFailed => 533,
             Status::TlsConfiguration => 540,
+            Status::Unknown => 999,
         }
     }
 
@@ -116,10 +129,12 @@ impl Status {
             ErrorKind::ConnectionReset => Status::ClientReset,
             ErrorKind::TimedOut => Status::ClientTimedOut,
             ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable => Status::ClientUnreachable,
+            ErrorKind::ConnectionRefused => Status::ClientRefusedRead,
             ErrorKind::BrokenPipe => Status::ClientBrokenPipe,
+            ErrorKind::OutOfMemory => Status::Internal,
             // Only TLS says these.
             ErrorKind::InvalidData | ErrorKind::UnexpectedEof => Status::ClientTls,
-            _ => Status::Internal,
+            _ => Status::Unknown,
         }
     }
 
@@ -134,7 +149,8 @@ impl Status {
             ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable => Status::OriginUnreachable,
             ErrorKind::ConnectionRefused => Status::OriginRefusedRead,
             ErrorKind::BrokenPipe => Status::OriginBrokenPipe,
-            _ => Status::Internal,
+            ErrorKind::OutOfMemory => Status::Internal,
+            _ => Status::Unknown,
         }
     }
 

@@ -2,6 +2,7 @@
 //! messages become [`anyport_model`] types and back.
 
 pub mod convert;
+pub mod event_log;
 pub mod sync;
 
 /// Generated messages, clients and servers of package `anyport.v1`.

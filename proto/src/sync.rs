@@ -41,6 +41,8 @@ pub struct Identity {
     pub version: String,
     /// How an edge's kernel hands connections over; empty for a balancer.
     pub steering: String,
+    /// URL of its own gRPC service; empty: not told.
+    pub address: String,
 }
 
 /// Where an update came from.
@@ -206,6 +208,7 @@ impl<S: Subscriber> Session<'_, S> {
             region: self.identity.region.clone(),
             version: self.identity.version.clone(),
             steering: self.identity.steering.clone(),
+            address: self.identity.address.clone(),
             revision: revision.0,
             state_hash,
         }

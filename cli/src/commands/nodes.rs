@@ -21,6 +21,9 @@ pub(super) struct Node {
     /// How an edge's kernel hands connections over.
     #[serde(skip_serializing_if = "String::is_empty")]
     steering: String,
+    /// URL of its own gRPC service.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    address: String,
     applied_revision: u64,
     /// How many revisions are newer.
     behind: u64,
@@ -58,6 +61,7 @@ impl Node {
             region: status.region.clone(),
             version: status.version.clone(),
             steering: status.steering.clone(),
+            address: status.address.clone(),
             applied_revision: status.applied_revision,
             behind: latest.saturating_sub(status.applied_revision),
             applied_at: status.applied_at.map(|time| time.to_string()),

@@ -177,6 +177,8 @@ async fn start(
         drain_timeout: Some(DRAIN_LIMIT),
         // The other services of this process would stay behind.
         hand_over: false,
+        advertise: None,
+        event_log: None,
         tls: tls.clone(),
     };
     let edge = anyport_edge_agent::run(edge, drain.clone());

@@ -177,6 +177,7 @@ impl Shared {
             region: subscriber.region.clone(),
             version: subscriber.version.clone(),
             steering: subscriber.steering.clone(),
+            address: subscriber.address.clone(),
             connected_at: Some(now.into()),
             replica: self.replica.clone(),
             ..Default::default()

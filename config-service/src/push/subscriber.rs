@@ -19,6 +19,8 @@ const FIRST_WORD: Duration = Duration::from_secs(10);
 
 /// Longest region, version and way of steering of a subscriber, in bytes.
 const WORD_MAX: usize = 128;
+/// Longest address: a URL with a host name of 253 bytes.
+const ADDRESS_MAX: usize = 300;
 
 /// Who subscribes, checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,6 +29,8 @@ pub struct Subscriber {
     pub region: String,
     pub version: String,
     pub steering: String,
+    /// URL of its own gRPC service; empty: not told.
+    pub address: String,
     /// What it holds already.
     pub held: Option<Held>,
 }
@@ -52,9 +56,9 @@ where
 fn read_subscribe(wire: v1::Subscribe) -> Result<Subscriber, Status> {
     let role = Role::read(wire.role);
     let name = wire.name.parse::<NodeName>();
-    let long = |field: &str, text: &str| {
-        (text.len() > WORD_MAX).then(|| {
-            let problem = format!("is {} bytes long; right is at most {WORD_MAX}", text.len());
+    let long = |field: &str, text: &str, max: usize| {
+        (text.len() > max).then(|| {
+            let problem = format!("is {} bytes long; right is at most {max}", text.len());
             (field.to_owned(), problem)
         })
     };
@@ -65,9 +69,10 @@ fn read_subscribe(wire: v1::Subscribe) -> Result<Subscriber, Status> {
         name.as_ref()
             .err()
             .map(|e| ("subscribe.name".to_owned(), e.to_string())),
-        long("subscribe.region", &wire.region),
-        long("subscribe.version", &wire.version),
-        long("subscribe.steering", &wire.steering),
+        long("subscribe.region", &wire.region, WORD_MAX),
+        long("subscribe.version", &wire.version, WORD_MAX),
+        long("subscribe.address", &wire.address, ADDRESS_MAX),
+        long("subscribe.steering", &wire.steering, WORD_MAX),
     ]
     .into_iter()
     .flatten()
@@ -81,6 +86,7 @@ fn read_subscribe(wire: v1::Subscribe) -> Result<Subscriber, Status> {
         region: wire.region,
         version: wire.version,
         steering: wire.steering,
+        address: wire.address,
         // A hash that is none was never one of ours.
         held: hash.map(|hash| Held {
             revision: Revision(wire.revision),

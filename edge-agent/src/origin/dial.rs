@@ -39,6 +39,7 @@ pub struct Dialled {
     pub stream: TcpStream,
     pub held: Held,
     pub origin: Arc<str>,
+    pub address: SocketAddr,
 }
 
 /// No origin could be connected to.
@@ -183,6 +184,7 @@ async fn attempt(
                 stream,
                 held: held.transparent(transparent),
                 origin: Arc::clone(&origin.label),
+                address,
             })
         }
         Err(error) => {

@@ -3,8 +3,10 @@
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, SocketAddr},
+    os::fd::{AsFd, BorrowedFd},
+    pin::Pin,
     sync::Arc,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use anyport_model::{
@@ -12,9 +14,12 @@ use anyport_model::{
     dns::RecordType,
     identity::{ClientIp, ProxyProtocol},
     outcome::Status,
-    resource::OriginChoice,
+    resource::{OriginChoice, Transport},
 };
-use anyport_node::{drain::DrainGuard, telemetry::TRACE_ONLY};
+use anyport_node::{
+    drain::DrainGuard,
+    telemetry::{TRACE_ONLY, current_trace_id},
+};
 use arc_swap::ArcSwap;
 use rustls::ClientConfig;
 use tokio::net::TcpStream;
@@ -23,9 +28,13 @@ use tracing::{Instrument, Span, field};
 use super::{
     identity::{self, Identity},
     leg::Leg,
-    relay::{Ended, relay},
+    relay::{Ended, Moved, Observer, relay},
 };
 use crate::{
+    events::{
+        ClientTls, Connection, Connections, Details, EventKind, EventLog, Open, OriginTls, Reason,
+        rtt,
+    },
     live::{Closing, Place},
     origin::{Held, Incoming, NoOrigin, dial, resolved},
     stats::{AppStats, Stats},
@@ -37,43 +46,119 @@ use crate::{
 pub struct Service {
     pub table: Arc<ArcSwap<Snapshot>>,
     pub stats: Arc<Stats>,
+    pub connections: Arc<Connections>,
+    pub events: Arc<EventLog>,
 }
 
 /// A connection that an app has taken, as it is accounted: closed once, also
 /// where its task is dropped.
-struct Account {
+struct Account<'a> {
     // Before `app`, which it names.
     place: Place,
+    events: &'a EventLog,
     app: Arc<AppStats>,
+    open: Open<'a>,
     start: Instant,
-    status: Option<Status>,
+    /// None: it is dropped before its end.
+    end: Option<(EventKind, Status)>,
 }
 
-impl Account {
-    fn open(app: Arc<AppStats>, place: Place) -> Self {
+impl<'a> Account<'a> {
+    fn open(
+        service: &'a Service,
+        app: &Arc<AppStats>,
+        place: Place,
+        edge: SocketAddr,
+        known: Details,
+    ) -> Self {
         app.opened();
-        place.belongs_to(&app);
+        place.belongs_to(app);
         Self {
             place,
-            app,
+            events: &service.events,
+            app: Arc::clone(app),
+            open: service.connections.open(Transport::Tcp, edge, known),
             start: Instant::now(),
-            status: None,
+            end: None,
         }
     }
 
-    fn close(mut self, status: Status) {
-        self.status = Some(status);
+    /// Both legs are up.
+    fn connected(&self, client: BorrowedFd<'_>, origin: BorrowedFd<'_>) {
+        let rtts = self.rtts(client, origin);
+        self.open.learn(|details| {
+            details.connected_at = Some(SystemTime::now());
+            rtts.note(details);
+        });
+        let connection = self.open.shared();
+        self.events.record(EventKind::Connect, None, connection);
+    }
+
+    fn rtts(&self, client: BorrowedFd<'_>, origin: BorrowedFd<'_>) -> Rtts {
+        if self.events.is_followed() {
+            Rtts(rtt(client), rtt(origin))
+        } else {
+            Rtts(None, None)
+        }
+    }
+
+    fn close(mut self, kind: EventKind, status: Status, reason: Reason) {
+        if !reason.is_none() {
+            self.open.learn(|details| details.reason = reason);
+        }
+        self.end = Some((kind, status));
     }
 }
 
-impl Drop for Account {
+/// Both accounts of a connection that is relayed: its own and its origin's.
+struct Relayed<'a> {
+    account: Account<'a>,
+    held: Held,
+}
+
+impl Observer for Relayed<'_> {
+    fn stands_at(&mut self, total: Moved) {
+        let open = &self.account.open;
+        open.moved(total.from_client, total.from_origin);
+    }
+
+    fn moved(&mut self, moved: Moved) {
+        let Moved {
+            from_client,
+            from_origin,
+        } = moved;
+        self.held.moved(from_client, from_origin);
+        self.account.app.moved(from_client, from_origin);
+    }
+
+    fn ends(&mut self, client: BorrowedFd<'_>, origin: BorrowedFd<'_>) {
+        let rtts = self.account.rtts(client, origin);
+        self.account.open.learn(|details| rtts.note(details));
+    }
+}
+
+impl Drop for Account<'_> {
     fn drop(&mut self) {
-        let status = self.status.unwrap_or_else(|| {
+        let (kind, status) = self.end.unwrap_or_else(|| {
             let why = self.place.closing().map_or("", Closing::as_str);
             record(Status::Closed, why);
-            Status::Closed
+            self.open
+                .learn(|details| details.reason = Reason::Word(why));
+            (EventKind::Disconnect, Status::Closed)
         });
         self.app.closed(status, self.start.elapsed());
+        self.events.record(kind, Some(status), self.open.shared());
+    }
+}
+
+/// Round trip times to the client and to the origin, where they were measured.
+struct Rtts(Option<Duration>, Option<Duration>);
+
+impl Rtts {
+    fn note(self, details: &mut Details) {
+        let Rtts(client, origin) = self;
+        details.client_rtt = client.unwrap_or(details.client_rtt);
+        details.origin_rtt = origin.unwrap_or(details.origin_rtt);
     }
 }
 
@@ -133,16 +218,18 @@ pub async fn serve(
         status = field::Empty,
         reason = field::Empty,
     );
-    live(&service, client, destination, place)
-        .instrument(span)
-        .await;
+    // Boxed, so that the memory of handshakes and the dial is given back before
+    // the relay, which may be idle for hours.
+    let join = Box::pin(join(&service, client, peer, destination, place));
+    live(&service, join).instrument(span).await;
     drop(guard);
 }
 
-async fn live(service: &Service, client: TcpStream, destination: SocketAddr, place: Place) {
-    // Boxed, so that the memory of handshakes and the dial is given back before
-    // the relay, which may be idle for hours.
-    let Some((account, joined)) = Box::pin(join(service, client, destination, place)).await else {
+/// A connection that an app has taken, with both legs or without.
+type Taken<'a> = (Account<'a>, Result<Joined, Refused>);
+
+async fn live<'a>(service: &'a Service, join: Pin<Box<impl Future<Output = Option<Taken<'a>>>>>) {
+    let Some((account, joined)) = join.await else {
         service.stats.unclaimed.inc();
         return;
     };
@@ -150,7 +237,8 @@ async fn live(service: &Service, client: TcpStream, destination: SocketAddr, pla
         Ok(joined) => joined,
         Err(refused) => {
             record(refused.status, &refused.reason);
-            return account.close(refused.status);
+            let kind = EventKind::of_refusal(refused.status);
+            return account.close(kind, refused.status, Reason::Text(refused.reason.into()));
         }
     };
     match legs {
@@ -165,9 +253,10 @@ async fn live(service: &Service, client: TcpStream, destination: SocketAddr, pla
 async fn join(
     service: &Service,
     client: TcpStream,
+    peer: SocketAddr,
     destination: SocketAddr,
     place: Place,
-) -> Option<(Account, Result<Joined, Refused>)> {
+) -> Option<Taken<'_>> {
     let table = service.table.load_full();
     let span = Span::current();
     span.record("config_revision", table.revision.0);
@@ -175,9 +264,16 @@ async fn join(
         reset(&client);
         return None;
     };
+    let open = |stats: &Arc<AppStats>, place| {
+        let mut known = Details::new(stats.name().clone(), table.revision, peer);
+        if !Span::current().is_disabled() {
+            known.trace_id = current_trace_id().map(Into::into);
+        }
+        Account::open(service, stats, place, destination, known)
+    };
     // Where the name in the ClientHello decides, the app is not known yet.
     let account = match only {
-        Some(_) => Ok(Account::open(Arc::clone(&first.stats), place)),
+        Some(_) => Ok(open(&first.stats, place)),
         None => Err(place),
     };
     let arrived = match receive(service, first, &client, destination).await {
@@ -190,7 +286,7 @@ async fn join(
         Ok((arrived, _)) => &arrived.target.app.stats,
         Err(turned) => &turned.stats,
     };
-    let account = account.unwrap_or_else(|place| Account::open(Arc::clone(stats), place));
+    let account = account.unwrap_or_else(|place| open(stats, place));
     let (Arrived { target, hello }, identity) = match arrived {
         Ok(arrived) => arrived,
         Err(turned) => {
@@ -203,8 +299,15 @@ async fn join(
     };
     span.record("app", target.app.app.name.as_str());
     span.record("pool", target.pool.id.label());
+    account.open.learn(|details| {
+        details.pool = Some(target.pool.id.clone());
+        if let Some(identity) = &identity {
+            details.client = identity.client();
+        }
+    });
     let way = Way {
         service,
+        connection: &account.open,
         target,
         identity,
         destination,
@@ -268,6 +371,7 @@ async fn receive(
 /// From an app to its origin.
 struct Way<'a> {
     service: &'a Service,
+    connection: &'a Connection,
     target: Target<'a>,
     /// As a trusted sender said.
     identity: Option<Identity>,
@@ -305,6 +409,11 @@ impl Way<'_> {
             Err(NoOrigin { status, reason }) => return Err(Refused { status, reason }),
         };
         Span::current().record("origin", dialled.origin.as_ref());
+        let origin = Some((Arc::clone(&dialled.origin), dialled.address));
+        self.connection.learn(|details| {
+            details.origin = origin;
+            details.proxy_protocol = wanted.proxy_protocol.as_str();
+        });
         let header = identity.and_then(|identity| identity.header(wanted.proxy_protocol));
         if let Some(header) = header {
             identity::announce(&dialled.stream, &header, more()).map_err(|error| Refused {
@@ -357,6 +466,23 @@ impl Terminate<'_> {
         if let Some(name) = &self.hello.server_name {
             span.record("server_name", name.as_str());
         }
+        let name = self.hello.server_name.as_ref();
+        let tls = Box::new(ClientTls {
+            server_name: name.map(|name| name.as_str().into()),
+            protocol: "unknown",
+            cipher: "",
+            status: "HANDSHAKE_FAILED",
+        });
+        let to_origin = Box::new(OriginTls {
+            mode: self.way.target.app.app.tls.as_str(),
+            protocol: "none",
+            cipher: "",
+            status: "UNKNOWN",
+        });
+        self.learn(|details| {
+            details.client_tls = Some(tls);
+            details.origin_tls = Some(to_origin);
+        });
         match &self.ends.origin {
             // Nothing reaches the origin before the client has shaken hands.
             ToOrigin::Clear => {
@@ -406,6 +532,12 @@ impl Terminate<'_> {
             reason: error.to_string(),
         })?;
         self.shaken("origin", start);
+        self.learn(|details| {
+            if let Some(tls) = &mut details.origin_tls {
+                (tls.protocol, tls.cipher) = (origin.version(), origin.cipher());
+                tls.status = "OK";
+            }
+        });
         Ok((origin, held))
     }
 
@@ -418,6 +550,12 @@ impl Terminate<'_> {
                 let span = Span::current();
                 span.record("tls_version", leg.version());
                 span.record("tls_cipher", leg.cipher());
+                self.learn(|details| {
+                    if let Some(tls) = &mut details.client_tls {
+                        (tls.protocol, tls.cipher) = (leg.version(), leg.cipher());
+                        tls.status = "OK";
+                    }
+                });
                 Ok(leg)
             }
             Err(error) => Err(Refused {
@@ -428,6 +566,10 @@ impl Terminate<'_> {
                 reason: format!("TLS with the client: {error}"),
             }),
         }
+    }
+
+    fn learn(&self, note: impl FnOnce(&mut Details)) {
+        self.way.connection.learn(note);
     }
 
     fn patience(&self) -> Duration {
@@ -442,45 +584,35 @@ impl Terminate<'_> {
 }
 
 async fn carry<C: Leg, O: Leg>(
-    account: Account,
+    account: Account<'_>,
     client: C,
     origin: O,
-    mut held: Held,
+    held: Held,
     idle: Duration,
 ) {
-    let (mut from_client, mut from_origin) = (0, 0);
-    let ended = relay(client, origin, idle, |moved| {
-        held.moved(moved.from_client, moved.from_origin);
-        from_client += moved.from_client;
-        from_origin += moved.from_origin;
-        let app = &account.app;
-        app.moved(moved.from_client, moved.from_origin);
-    })
-    .await;
+    account.connected(client.socket().as_fd(), origin.socket().as_fd());
+    let mut both = Relayed { account, held };
+    let ended = relay(client, origin, idle, &mut both).await;
+    let Relayed { account, held } = both;
     drop(held);
     let (status, reason) = outcome(&ended);
     let span = Span::current();
-    span.record("client_bytes", from_client);
-    span.record("origin_bytes", from_origin);
-    record(status, &reason);
-    account.close(status);
-}
-
-fn outcome(ended: &Ended) -> (Status, String) {
-    match ended {
-        Ended::Done => (Status::Closed, String::new()),
-        Ended::Idle => (Status::ClientTimedOut, "idle".to_owned()),
-        Ended::Client(error) => (Status::of_client_error(error.kind()), said(error)),
-        Ended::Origin(error) => (Status::of_origin_error(error.kind()), said(error)),
+    if !span.is_disabled() {
+        let (from_client, from_origin) = account.open.bytes();
+        span.record("client_bytes", from_client);
+        span.record("origin_bytes", from_origin);
+        record(status, &reason.to_string());
     }
+    account.close(EventKind::Disconnect, status, reason);
 }
 
-/// Formatted only where a span wants it.
-fn said(error: &io::Error) -> String {
-    if Span::current().is_disabled() {
-        String::new()
-    } else {
-        error.to_string()
+fn outcome(ended: &Ended) -> (Status, Reason) {
+    let of = |error: &io::Error| Reason::of_error(error);
+    match ended {
+        Ended::Done => (Status::Closed, Reason::None),
+        Ended::Idle => (Status::ClientTimedOut, Reason::Word("idle")),
+        Ended::Client(error) => (Status::of_client_error(error.kind()), of(error)),
+        Ended::Origin(error) => (Status::of_origin_error(error.kind()), of(error)),
     }
 }
 

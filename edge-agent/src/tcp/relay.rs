@@ -10,6 +10,7 @@
 use std::{
     future::poll_fn,
     io,
+    os::fd::{AsFd, BorrowedFd},
     pin::{Pin, pin},
     task::{Context, Poll, ready},
     time::Duration,
@@ -48,31 +49,43 @@ pub(super) struct Moved {
     pub(super) from_origin: u64,
 }
 
-/// `progress` is told at the latest when this much was moved.
+/// Who accounts for a relay.
+pub(super) trait Observer {
+    /// All that was moved so far; told after each turn, so it must cost little.
+    fn stands_at(&mut self, total: Moved);
+    /// What was moved since the last call; told of the first of each side at
+    /// once, then every now and then, and at the end.
+    fn moved(&mut self, moved: Moved);
+    /// Both sides are about to be closed.
+    fn ends(&mut self, client: BorrowedFd<'_>, origin: BorrowedFd<'_>);
+}
+
+/// An observer is told of what moved at the latest when it is this much.
 const TELL: u64 = 64 << 10;
 
-/// Relays until both sides are done. `progress` is told of bytes moved: of the
-/// first of each side at once, then every now and then, and at the end. Where the relay is dropped before its end, both
-/// sides are reset.
+/// Relays until both sides are done. Where the relay is dropped before its
+/// end, both sides are reset.
 pub(super) async fn relay<C: Leg, O: Leg>(
     client: C,
     origin: O,
     idle: Duration,
-    mut progress: impl FnMut(Moved),
+    observer: &mut impl Observer,
 ) -> Ended {
     let mut legs = Legs::new(client, origin);
     let mut silence = Silence::new(idle);
     let mut timer = pin!(sleep(silence.step));
     let ended = poll_fn(|cx| {
-        if let Poll::Ready(ended) = legs.pump(cx) {
+        let pumped = legs.pump(cx);
+        observer.stands_at(legs.total());
+        if let Poll::Ready(ended) = pumped {
             return Poll::Ready(ended);
         }
         if legs.untold() >= TELL || legs.has_begun() {
-            progress(legs.tell());
+            observer.moved(legs.tell());
         }
         silence.look_often(timer.as_mut(), legs.are_blind());
         while timer.as_mut().poll(cx).is_ready() {
-            progress(legs.tell());
+            observer.moved(legs.tell());
             if let Some(ended) = legs.look(&mut silence) {
                 return Poll::Ready(ended);
             }
@@ -81,7 +94,9 @@ pub(super) async fn relay<C: Leg, O: Leg>(
         Poll::Pending
     })
     .await;
-    progress(legs.tell());
+    observer.moved(legs.tell());
+    let (client, origin) = (legs.client.socket(), legs.origin.socket());
+    observer.ends(client.as_fd(), origin.as_fd());
     legs.close(&ended);
     ended
 }
@@ -158,6 +173,13 @@ impl<C: Leg, O: Leg> Legs<C, O> {
         }
         let moved = self.up.moved_since_look() + self.down.moved_since_look();
         silence.is_over(moved == 0).then_some(Ended::Idle)
+    }
+
+    fn total(&self) -> Moved {
+        Moved {
+            from_client: self.up.bytes,
+            from_origin: self.down.bytes,
+        }
     }
 
     fn untold(&self) -> u64 {
@@ -492,18 +514,36 @@ mod tests {
         ended: tokio::task::JoinHandle<(Ended, Moved)>,
     }
 
+    /// Adds up what it is told.
+    #[derive(Default)]
+    struct Sum {
+        moved: Moved,
+        total: Moved,
+    }
+
+    impl Observer for Sum {
+        fn stands_at(&mut self, total: Moved) {
+            self.total = total;
+        }
+
+        fn moved(&mut self, moved: Moved) {
+            self.moved.from_client += moved.from_client;
+            self.moved.from_origin += moved.from_origin;
+        }
+
+        fn ends(&mut self, _client: BorrowedFd<'_>, _origin: BorrowedFd<'_>) {
+            assert_eq!(self.moved, self.total);
+        }
+    }
+
     /// A relay between two sockets of which the test holds the far ends.
     async fn relayed(idle: Duration) -> Lines {
         let (client, near_client) = pair().await;
         let (near_origin, origin) = pair().await;
         let ended = tokio::spawn(async move {
-            let mut total = Moved::default();
-            let ended = relay(near_client, near_origin, idle, |moved| {
-                total.from_client += moved.from_client;
-                total.from_origin += moved.from_origin;
-            })
-            .await;
-            (ended, total)
+            let mut sum = Sum::default();
+            let ended = relay(near_client, near_origin, idle, &mut sum).await;
+            (ended, sum.moved)
         });
         Lines {
             client,

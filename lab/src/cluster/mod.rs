@@ -32,6 +32,7 @@ use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -349,6 +350,17 @@ impl Cluster {
     ///
     /// Where the command cannot be run, or does not end.
     pub fn anyport(&self, arguments: &[&str]) -> Result<Said> {
+        let mut command = self.anyport_command()?;
+        command.args(arguments);
+        command::run(command, self.directory.path())
+    }
+
+    /// The command `anyport` against the first replica, for a test that runs it itself.
+    ///
+    /// # Errors
+    ///
+    /// Where there is no such program.
+    pub fn anyport_command(&self) -> Result<Command> {
         let mut command = self.topology.edge().command(self.programs.path("anyport")?);
         command::clear_environment(&mut command);
         command.envs(
@@ -358,8 +370,7 @@ impl Cluster {
                 .map(|(name, value)| (name, value)),
         );
         command.env("ANYPORT_SERVER", Replica::First.url());
-        command.args(arguments);
-        command::run(command, self.directory.path())
+        Ok(command)
     }
 
     /// What a service counts now.

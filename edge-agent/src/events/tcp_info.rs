@@ -1,0 +1,49 @@
+//! What the kernel knows of a TCP connection.
+
+use std::{
+    os::fd::{AsRawFd, BorrowedFd},
+    time::Duration,
+};
+
+/// The smoothed round trip time (RFC 6298). `None` where there is none, as on a
+/// socket that is not TCP.
+pub fn rtt(socket: BorrowedFd<'_>) -> Option<Duration> {
+    // SAFETY: all zeroes is a value of this plain structure.
+    let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
+    let mut length = size_of::<libc::tcp_info>() as libc::socklen_t;
+    // SAFETY: the kernel writes at most `length` bytes to `info`, which lives
+    // until the call is over; the descriptor is open while it is borrowed.
+    let failed = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            (&raw mut info).cast(),
+            &raw mut length,
+        )
+    };
+    (failed == 0).then(|| Duration::from_micros(info.tcpi_rtt.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use std::{
+        net::{TcpListener, TcpStream, UdpSocket},
+        os::fd::AsFd,
+    };
+
+    #[test]
+    fn a_connection_has_a_round_trip_time() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let rtt = rtt(stream.as_fd()).unwrap();
+        assert!(
+            rtt > Duration::ZERO && rtt < Duration::from_secs(1),
+            "{rtt:?}"
+        );
+        let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
+        assert_eq!(super::rtt(udp.as_fd()), None);
+    }
+}
