@@ -80,10 +80,10 @@ fn message(bytes: &[u8]) -> Result<Option<Cow<'_, [u8]>>, NotTls> {
     let mut payloads: Vec<&[u8]> = Vec::new();
     let mut have = 0;
     let mut rest = bytes;
-    while let Some((payload, after)) = record(rest)? {
-        have += payload.len();
-        payloads.push(payload);
-        rest = after;
+    while let Some(record) = record(rest)? {
+        have += record.payload.len();
+        payloads.push(record.payload);
+        rest = record.rest;
         // What follows the message is not looked at.
         if let Some(end) = end_of_message(&payloads)?
             && have >= end
@@ -119,8 +119,15 @@ fn end_of_message(payloads: &[&[u8]]) -> Result<Option<usize>, NotTls> {
     Ok(Some(4 + length))
 }
 
-/// The payload of the first record as far as it is there, and what follows.
-fn record(bytes: &[u8]) -> Result<Option<(&[u8], &[u8])>, NotTls> {
+struct Record<'a> {
+    /// As far as it is there.
+    payload: &'a [u8],
+    /// What follows.
+    rest: &'a [u8],
+}
+
+/// The first record.
+fn record(bytes: &[u8]) -> Result<Option<Record<'_>>, NotTls> {
     match bytes.first() {
         None => return Ok(None),
         Some(&HANDSHAKE_RECORD) => {}
@@ -137,7 +144,8 @@ fn record(bytes: &[u8]) -> Result<Option<(&[u8], &[u8])>, NotTls> {
     if length == 0 || length > RECORD_MAX {
         return Err(NotTls::RecordLength);
     }
-    Ok(Some(rest.split_at_checked(length).unwrap_or((rest, &[]))))
+    let (payload, rest) = rest.split_at_checked(length).unwrap_or((rest, &[]));
+    Ok(Some(Record { payload, rest }))
 }
 
 fn hello(body: &[u8]) -> Result<ClientHello, NotTls> {

@@ -35,7 +35,7 @@ pub fn claims_of(app: &App) -> impl Iterator<Item = Claim> {
 /// the ports that a network around it has already. Adjacent ranges of one
 /// network are joined. O(n log n) in the claims times the depth of nesting.
 pub fn disjoint_claims(claims: impl IntoIterator<Item = Claim>) -> Vec<Claim> {
-    let mut by_net: BTreeMap<(Transport, IpNet), Vec<(u16, u16)>> = BTreeMap::new();
+    let mut by_net: BTreeMap<(Transport, IpNet), Spans> = BTreeMap::new();
     for claim in claims {
         let ports = (claim.ports.first(), claim.ports.last());
         let key = (claim.transport, claim.net.trunc());
@@ -44,7 +44,7 @@ pub fn disjoint_claims(claims: impl IntoIterator<Item = Claim>) -> Vec<Claim> {
     let mut result = Vec::new();
     // Networks around the present one, of the same transport, with all ports
     // claimed at or around them. `IpNet` orders a network before those inside it.
-    let mut around: Vec<((Transport, IpNet), Vec<(u16, u16)>)> = Vec::new();
+    let mut around: Vec<((Transport, IpNet), Spans)> = Vec::new();
     for ((transport, net), ports) in by_net {
         let is_around = |(of, outer): (Transport, IpNet)| of == transport && outer.contains(&net);
         while around.last().is_some_and(|(outer, _)| !is_around(*outer)) {
@@ -67,6 +67,9 @@ pub fn disjoint_claims(claims: impl IntoIterator<Item = Claim>) -> Vec<Claim> {
     }
     result
 }
+
+/// Ranges of ports, both ends included.
+type Spans = Vec<(u16, u16)>;
 
 /// Sorted, disjoint and not adjacent.
 fn union(mut ranges: Vec<(u16, u16)>) -> Vec<(u16, u16)> {

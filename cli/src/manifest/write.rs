@@ -32,6 +32,10 @@ pub struct Document {
 /// One entry of a manifest.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(untagged)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "there is one at a time, on its way to the output"
+)]
 pub enum Entry {
     Prefix(Prefix),
     Monitor(Monitor),

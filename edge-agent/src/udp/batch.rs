@@ -129,13 +129,8 @@ impl Batch {
         for index in 0..count {
             let header = &headers[index];
             self.lengths[index] = (header.msg_len as usize).min(BUFFER);
-            let ends = || {
-                Some(Ends {
-                    from: address(&names[index])?,
-                    to: sent_to(&header.msg_hdr)?,
-                })
-            };
-            self.ends[index] = ends();
+            let (from, to) = (address(&names[index]), sent_to(&header.msg_hdr));
+            self.ends[index] = from.zip(to).map(|(from, to)| Ends { from, to });
         }
         self.received = count;
         Ok(())
