@@ -264,7 +264,7 @@ impl<T> Sessions<T> {
     }
 
     /// A datagram of `bytes` came from the client.
-    pub(super) fn from_client(&mut self, id: Id, bytes: usize, now: Instant) {
+    pub(super) fn client_sent(&mut self, id: Id, bytes: usize, now: Instant) {
         let Some(session) = self.session_mut(id) else {
             return;
         };

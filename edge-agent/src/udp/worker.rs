@@ -232,8 +232,8 @@ impl Worker {
         for token in &ready {
             match *token {
                 Token::Steered(_) => {}
-                Token::Client(id) => self.from_client(id, now),
-                Token::Origin(id) => self.from_origin(id, now),
+                Token::Client(id) => self.client_sent(id, now),
+                Token::Origin(id) => self.origin_sent(id, now),
             }
         }
         let left = !self.unfinished.is_empty() || self.events.is_full();
@@ -281,13 +281,13 @@ impl Worker {
             Err(reason) => return self.dropped(reason, 1),
         };
         let bytes = self.batch.payload(at).len();
-        self.sessions.from_client(id, bytes, now);
+        self.sessions.client_sent(id, bytes, now);
         let Some(flow) = self.sessions.get_mut(id) else {
             return;
         };
         flow.account.moved(bytes as u64, 0);
         let sent = flow.send(&self.batch, &[at]);
-        self.to_origin_done(id, &sent);
+        self.sent_to_origin(id, &sent);
     }
 
     /// Opens the flow of the datagram at `at` of the batch.
@@ -333,7 +333,7 @@ impl Worker {
         poll.add(flow.leg.socket.as_fd(), Token::Origin(id).to_bits())
     }
 
-    fn from_client(&mut self, id: Id, now: Instant) {
+    fn client_sent(&mut self, id: Id, now: Instant) {
         for _ in 0..FLOW_BATCHES {
             let Some(flow) = self.sessions.get_mut(id) else {
                 return;
@@ -356,8 +356,8 @@ impl Worker {
             }
             flow.account.moved(bytes, 0);
             let sent = flow.send(&self.batch, &all[..count]);
-            self.sessions.from_client(id, bytes as usize, now);
-            self.to_origin_done(id, &sent);
+            self.sessions.client_sent(id, bytes as usize, now);
+            self.sent_to_origin(id, &sent);
             if !self.batch.is_full() {
                 return;
             }
@@ -365,14 +365,14 @@ impl Worker {
         self.unfinished.push(Token::Client(id));
     }
 
-    fn to_origin_done(&mut self, id: Id, sent: &Sent) {
+    fn sent_to_origin(&mut self, id: Id, sent: &Sent) {
         self.count_unsent(sent);
         if sent.refused_there {
             self.origin_refused(id);
         }
     }
 
-    fn from_origin(&mut self, id: Id, now: Instant) {
+    fn origin_sent(&mut self, id: Id, now: Instant) {
         for _ in 0..FLOW_BATCHES {
             let Some(flow) = self.sessions.get_mut(id) else {
                 return;

@@ -37,14 +37,14 @@ const SMALL: Caps = Caps {
 fn opened(sessions: &mut Sessions<()>, key: Key, now: Instant) -> Id {
     assert_eq!(sessions.room(&key, now), Ok(Room::Free));
     let id = sessions.open(key, IDLE, now, ());
-    sessions.from_client(id, 40, now);
+    sessions.client_sent(id, 40, now);
     id
 }
 
 /// Makes the client answer to an answer.
 fn prove(sessions: &mut Sessions<()>, id: Id, now: Instant) {
     assert!(sessions.may_return(id, 40, now));
-    sessions.from_client(id, 40, now);
+    sessions.client_sent(id, 40, now);
 }
 
 #[test]
@@ -73,7 +73,7 @@ fn an_id_names_nothing_once_its_session_has_ended() {
     assert_eq!(sessions.get(first), None);
     assert_eq!(sessions.close(first), None);
     assert!(!sessions.may_return(first, 1, now));
-    sessions.from_client(first, 1, now);
+    sessions.client_sent(first, 1, now);
     assert_eq!(sessions.find(&nth(2)), Some(second));
 }
 
@@ -87,7 +87,7 @@ fn an_unproven_client_gets_one_large_answer_or_three_times_what_it_sent() {
     assert!(!sessions.may_return(id, 1, now));
 
     let id = opened(&mut sessions, nth(2), now);
-    sessions.from_client(id, 5000, now);
+    sessions.client_sent(id, 5000, now);
     assert!(sessions.may_return(id, 15_000, now));
     assert!(!sessions.may_return(id, 121, now));
 }
@@ -98,7 +98,7 @@ fn a_datagram_after_an_answer_proves_the_client() {
     let now = Instant::now();
     let id = opened(&mut sessions, nth(1), now);
     // Two datagrams and no answer between: whoever forged one can forge two.
-    sessions.from_client(id, 40, now);
+    sessions.client_sent(id, 40, now);
     assert!(!sessions.may_return(id, 9000, now));
     prove(&mut sessions, id, now);
     assert!(sessions.may_return(id, 1_000_000, now));
@@ -131,7 +131,7 @@ fn the_unproven_one_that_was_silent_longest_makes_room() {
     opened(&mut sessions, nth(3), start);
     assert_eq!(sessions.room(&nth(4), start), Err(Shed::Full));
     // The first one says something again.
-    sessions.from_client(first, 1, start + SECOND / 2);
+    sessions.client_sent(first, 1, start + SECOND / 2);
     let later = start + GIVES_WAY;
     assert_eq!(sessions.room(&nth(4), later), Ok(Room::InsteadOf(second)));
 }
@@ -251,12 +251,12 @@ impl Simulation {
             0..=34 => self.arrive(size),
             35..=54 => {
                 if let Some(id) = self.any_id() {
-                    self.from_client(id, size);
+                    self.client_sent(id, size);
                 }
             }
             55..=79 => {
                 if let Some(id) = self.any_id() {
-                    self.from_origin(id, size);
+                    self.origin_sent(id, size);
                 }
             }
             80..=84 => {
@@ -281,7 +281,7 @@ impl Simulation {
         let known = known.map(|(id, _)| *id);
         assert_eq!(self.sessions.find(&key), known);
         if let Some(id) = known {
-            return self.from_client(id, size);
+            return self.client_sent(id, size);
         }
         let of_source = |b: &&Believed| source_of(&b.key) == source_of(&key);
         let of_source = self.believed.values().filter(of_source).count();
@@ -323,18 +323,18 @@ impl Simulation {
             },
         );
         assert!(before.is_none());
-        self.from_client(id, size);
+        self.client_sent(id, size);
     }
 
-    fn from_client(&mut self, id: Id, size: usize) {
+    fn client_sent(&mut self, id: Id, size: usize) {
         let believed = self.believed.get_mut(&id).unwrap();
         believed.proven |= believed.bytes_back > 0;
         believed.bytes_in += size as u64;
         believed.active = self.now;
-        self.sessions.from_client(id, size, self.now);
+        self.sessions.client_sent(id, size, self.now);
     }
 
-    fn from_origin(&mut self, id: Id, size: usize) {
+    fn origin_sent(&mut self, id: Id, size: usize) {
         let believed = self.believed.get_mut(&id).unwrap();
         let after = believed.bytes_back + (size as u64).max(1);
         let allowed = believed.proven || after <= 4096.max(3 * believed.bytes_in);
