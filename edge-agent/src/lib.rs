@@ -10,6 +10,7 @@
 //!   the balancer say, on a runtime of its own.
 
 pub mod kernel;
+pub mod proxy_protocol;
 
 mod admin;
 mod app;
@@ -21,7 +22,7 @@ mod listen;
 mod live;
 mod origin;
 mod protect;
-mod proxy_protocol;
+
 mod stats;
 mod table;
 mod tcp;

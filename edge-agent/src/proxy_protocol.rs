@@ -17,9 +17,9 @@ mod simple;
 
 use std::net::{IpAddr, SocketAddr, SocketAddrV4, SocketAddrV6};
 
-pub(crate) use decode::{Decoded, Header, Malformed, decode};
-pub(crate) use encode::{Tlv, encode_v1, encode_v2};
-pub(crate) use simple::{decode_simple, encode_simple};
+pub use decode::{Decoded, Header, Malformed, decode};
+pub use encode::{Tlv, encode_v1, encode_v2};
+pub use simple::{decode_simple, encode_simple};
 
 /// What starts a header of version 2; its first byte is no letter.
 const V2_SIGNATURE: [u8; 12] = *b"\r\n\r\n\0\r\nQUIT\n";
@@ -43,7 +43,7 @@ mod tlv_type {
 
 /// Who talked to whom, both of one family, as headers can say it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Endpoints {
+pub enum Endpoints {
     V4 {
         source: SocketAddrV4,
         destination: SocketAddrV4,
@@ -58,7 +58,7 @@ impl Endpoints {
     /// Two IPv4 addresses are so however they were written. Of two families the
     /// IPv4 one becomes an IPv4-mapped IPv6 address (RFC 4291, 2.5.5.2). Flow
     /// label and scope are not carried.
-    pub(crate) fn new(source: SocketAddr, destination: SocketAddr) -> Self {
+    pub fn new(source: SocketAddr, destination: SocketAddr) -> Self {
         match (source.ip().to_canonical(), destination.ip().to_canonical()) {
             (IpAddr::V4(from), IpAddr::V4(to)) => Self::V4 {
                 source: SocketAddrV4::new(from, source.port()),
@@ -71,14 +71,14 @@ impl Endpoints {
         }
     }
 
-    pub(crate) fn source(self) -> SocketAddr {
+    pub fn source(self) -> SocketAddr {
         match self {
             Self::V4 { source, .. } => source.into(),
             Self::V6 { source, .. } => source.into(),
         }
     }
 
-    pub(crate) fn destination(self) -> SocketAddr {
+    pub fn destination(self) -> SocketAddr {
         match self {
             Self::V4 { destination, .. } => destination.into(),
             Self::V6 { destination, .. } => destination.into(),
@@ -96,7 +96,7 @@ fn as_v6(address: SocketAddr) -> SocketAddrV6 {
 
 /// What the connection was, in the words of version 2.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Protocol {
+pub enum Protocol {
     /// TCP.
     Stream,
     /// UDP.

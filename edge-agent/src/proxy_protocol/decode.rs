@@ -12,7 +12,7 @@ const V2_MAX: usize = 4096;
 
 /// What the bytes that came so far are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Decoded {
+pub enum Decoded {
     /// The start of a header, all of it.
     Incomplete,
     /// A header in the first `len` bytes. What follows is the client's.
@@ -21,7 +21,7 @@ pub(crate) enum Decoded {
 
 /// What a header says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Header {
+pub enum Header {
     /// Nothing of the client: the ends of the connection are who they are.
     /// `LOCAL` (the sender's own probe), `UNKNOWN`, or a family without ports.
     Unspecified,
@@ -34,7 +34,7 @@ pub(crate) enum Header {
 
 /// Bytes that are no header, whatever may follow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum Malformed {
+pub enum Malformed {
     #[error("the first bytes are no PROXY protocol header")]
     NoHeader,
     #[error("the version 1 header has no CRLF within {V1_MAX} bytes")]
@@ -58,7 +58,7 @@ pub(crate) enum Malformed {
 }
 
 /// Reads the header at the start of `bytes`.
-pub(crate) fn decode(bytes: &[u8]) -> Result<Decoded, Malformed> {
+pub fn decode(bytes: &[u8]) -> Result<Decoded, Malformed> {
     if starts_like(bytes, &V2_SIGNATURE) {
         decode_v2(bytes)
     } else if starts_like(bytes, &V1_SIGNATURE) {

@@ -5,7 +5,7 @@ use super::{Endpoints, Protocol, V2_FIXED, V2_SIGNATURE, tlv_type};
 /// What version 2 says beyond the addresses. Printable, so that an origin can
 /// log it as it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Tlv {
+pub enum Tlv {
     /// PP2_TYPE_UNIQUE_ID (0x05): the connection's id, 32 hexadecimal digits.
     UniqueId(u128),
     /// Type 0xE0, one of those that are free for applications: the trace that
@@ -31,7 +31,7 @@ impl Tlv {
 
 /// `PROXY TCP4 203.0.113.5 198.51.100.10 40000 25565`, CRLF: 56 bytes at most
 /// for IPv4, 104 for IPv6.
-pub(crate) fn encode_v1(endpoints: Endpoints) -> Vec<u8> {
+pub fn encode_v1(endpoints: Endpoints) -> Vec<u8> {
     let family = match endpoints {
         Endpoints::V4 { .. } => "TCP4",
         Endpoints::V6 { .. } => "TCP6",
@@ -48,7 +48,7 @@ pub(crate) fn encode_v1(endpoints: Endpoints) -> Vec<u8> {
 }
 
 /// 28 bytes for IPv4, 52 for IPv6, and 35 for each TLV.
-pub(crate) fn encode_v2(protocol: Protocol, endpoints: Endpoints, tlvs: &[Tlv]) -> Vec<u8> {
+pub fn encode_v2(protocol: Protocol, endpoints: Endpoints, tlvs: &[Tlv]) -> Vec<u8> {
     let family = match endpoints {
         Endpoints::V4 { .. } => 0x10,
         Endpoints::V6 { .. } => 0x20,

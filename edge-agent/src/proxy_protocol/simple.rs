@@ -20,10 +20,10 @@ const LEN: usize = 38;
 /// A datagram that does not start with a Simple Proxy Protocol header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the datagram does not start with a Simple Proxy Protocol header")]
-pub(crate) struct NotSimple;
+pub struct NotSimple;
 
 /// What goes before the payload: source is the client, destination the edge.
-pub(crate) fn encode_simple(endpoints: Endpoints) -> [u8; LEN] {
+pub fn encode_simple(endpoints: Endpoints) -> [u8; LEN] {
     let (client, edge) = (as_v6(endpoints.source()), as_v6(endpoints.destination()));
     let mut header = [0; LEN];
     let parts: [&[u8]; 5] = [
@@ -40,7 +40,7 @@ pub(crate) fn encode_simple(endpoints: Endpoints) -> [u8; LEN] {
 }
 
 /// The header of a datagram, and its payload.
-pub(crate) fn decode_simple(datagram: &[u8]) -> Result<(Endpoints, &[u8]), NotSimple> {
+pub fn decode_simple(datagram: &[u8]) -> Result<(Endpoints, &[u8]), NotSimple> {
     let rest = datagram.strip_prefix(&MAGIC).ok_or(NotSimple)?;
     let (client, rest) = rest.split_first_chunk::<16>().ok_or(NotSimple)?;
     let (edge, rest) = rest.split_first_chunk::<16>().ok_or(NotSimple)?;

@@ -3,6 +3,7 @@
 
 mod client_hello;
 mod manifest;
+mod proxy_protocol;
 mod wire;
 
 /// A parser, and what must hold of it.
@@ -27,6 +28,14 @@ pub const TARGETS: &[Target] = &[
     Target {
         name: "client-hello",
         check: client_hello::client_hello,
+    },
+    Target {
+        name: "proxy-header",
+        check: proxy_protocol::header,
+    },
+    Target {
+        name: "simple-proxy",
+        check: proxy_protocol::simple,
     },
     Target {
         name: "manifest",
