@@ -30,7 +30,6 @@ struct Shard {
 /// An open connection; listed until this is dropped.
 pub struct Open<'a> {
     all: &'a Connections,
-    shard: usize,
     connection: Arc<Connection>,
 }
 
@@ -48,7 +47,6 @@ impl Connections {
         shard.open.insert(id, Arc::clone(&connection));
         Open {
             all: self,
-            shard: index,
             connection,
         }
     }
@@ -62,7 +60,7 @@ impl Connections {
         wanted: impl Fn(&Connection) -> bool,
     ) -> (Vec<Arc<Connection>>, Option<u64>) {
         let mut page = Vec::new();
-        let first = after.map_or(0, |id| (id % SHARDS as u64) as usize);
+        let first = after.map_or(0, shard_of);
         let mut after = after;
         for shard in &self.shards[first..] {
             loop {
@@ -94,6 +92,11 @@ impl Shard {
     }
 }
 
+/// Where a connection with this id is.
+fn shard_of(id: u64) -> usize {
+    (id % SHARDS as u64) as usize
+}
+
 fn lock(shard: &Mutex<Shard>) -> MutexGuard<'_, Shard> {
     // What is under these locks is valid after every statement.
     shard.lock().unwrap_or_else(PoisonError::into_inner)
@@ -116,7 +119,7 @@ impl Deref for Open<'_> {
 
 impl Drop for Open<'_> {
     fn drop(&mut self) {
-        let mut shard = lock(&self.all.shards[self.shard]);
+        let mut shard = lock(&self.all.shards[shard_of(self.connection.id)]);
         shard.open.remove(&self.connection.id);
     }
 }

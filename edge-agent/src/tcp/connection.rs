@@ -241,10 +241,11 @@ async fn live<'a>(service: &'a Service, join: Pin<Box<impl Future<Output = Optio
             return account.close(kind, refused.status, Reason::Text(refused.reason.into()));
         }
     };
+    let both = Relayed { account, held };
     match legs {
-        Legs::Plain(client, origin) => carry(account, client, origin, held, idle).await,
-        Legs::Ended(client, origin) => carry(account, client, origin, held, idle).await,
-        Legs::Renewed(client, origin) => carry(account, client, origin, held, idle).await,
+        Legs::Plain(client, origin) => carry(both, client, origin, idle).await,
+        Legs::Ended(client, origin) => carry(both, client, origin, idle).await,
+        Legs::Renewed(client, origin) => carry(both, client, origin, idle).await,
     }
 }
 
@@ -583,15 +584,9 @@ impl Terminate<'_> {
     }
 }
 
-async fn carry<C: Leg, O: Leg>(
-    account: Account<'_>,
-    client: C,
-    origin: O,
-    held: Held,
-    idle: Duration,
-) {
-    account.connected(client.socket().as_fd(), origin.socket().as_fd());
-    let mut both = Relayed { account, held };
+async fn carry<C: Leg, O: Leg>(mut both: Relayed<'_>, client: C, origin: O, idle: Duration) {
+    both.account
+        .connected(client.socket().as_fd(), origin.socket().as_fd());
     let ended = relay(client, origin, idle, &mut both).await;
     let Relayed { account, held } = both;
     drop(held);
