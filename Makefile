@@ -27,7 +27,7 @@ demo: ## the main job, end to end, in network namespaces of its own (a minute, o
 test: ## every test: pure, real kernel, real etcd, real clients
 	@scripts/setup build test
 	cargo build --locked --workspace --bins
-	cargo test --locked --workspace
+	cargo test --locked --workspace --no-fail-fast
 
 lint: ## formatting and clippy, warnings are errors
 	@scripts/setup build
