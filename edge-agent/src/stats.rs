@@ -70,6 +70,8 @@ struct Families {
 pub enum DropReason {
     /// No app takes it.
     Unclaimed,
+    /// Its source is no address and port that could be answered.
+    Unanswerable,
     /// There are as many flows as may be.
     SessionsFull,
     /// The source has as many flows as one may have.
@@ -90,8 +92,9 @@ pub enum DropReason {
 }
 
 impl DropReason {
-    pub const ALL: [DropReason; 9] = [
+    pub const ALL: [DropReason; 10] = [
         DropReason::Unclaimed,
+        DropReason::Unanswerable,
         DropReason::SessionsFull,
         DropReason::SourceSessionsFull,
         DropReason::NoOrigin,
@@ -106,6 +109,7 @@ impl DropReason {
     pub fn as_str(self) -> &'static str {
         match self {
             DropReason::Unclaimed => "unclaimed",
+            DropReason::Unanswerable => "unanswerable",
             DropReason::SessionsFull => "sessions_full",
             DropReason::SourceSessionsFull => "source_sessions_full",
             DropReason::NoOrigin => "no_origin",

@@ -89,7 +89,8 @@ impl Batch {
     }
 
     /// Where datagram `index` came from and went to, if it was received by
-    /// [`receive_steered`](Self::receive_steered).
+    /// [`receive_steered`](Self::receive_steered) or
+    /// [`receive_at`](Self::receive_at).
     pub(super) fn ends(&self, index: usize) -> Option<Ends> {
         self.ends[index]
     }
@@ -103,6 +104,28 @@ impl Batch {
         let count = recvmmsg(socket.as_fd().as_raw_fd(), &mut headers)?;
         for (length, header) in self.lengths.iter_mut().zip(&headers[..count]) {
             *length = (header.msg_len as usize).min(BUFFER);
+        }
+        self.received = count;
+        Ok(())
+    }
+
+    /// Receives from a socket that is bound to `edge`, and notes who sent each
+    /// datagram.
+    pub(super) fn receive_at(&mut self, socket: &impl AsFd, edge: SocketAddr) -> io::Result<()> {
+        // SAFETY: the all-zero pattern is a valid socket address of no family.
+        let mut names: [libc::sockaddr_storage; BATCH] = unsafe { mem::zeroed() };
+        let mut vectors = self.vectors();
+        let mut headers = headers();
+        point(&mut headers, &mut vectors);
+        for (header, name) in headers.iter_mut().zip(&mut names) {
+            header.msg_hdr.msg_name = ptr::from_mut(name).cast();
+            header.msg_hdr.msg_namelen = mem::size_of::<libc::sockaddr_storage>() as u32;
+        }
+        self.received = 0;
+        let count = recvmmsg(socket.as_fd().as_raw_fd(), &mut headers)?;
+        for index in 0..count {
+            self.lengths[index] = (headers[index].msg_len as usize).min(BUFFER);
+            self.ends[index] = address(&names[index]).map(|from| Ends { from, to: edge });
         }
         self.received = count;
         Ok(())

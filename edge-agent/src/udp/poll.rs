@@ -72,6 +72,14 @@ impl Poll {
         Ok(())
     }
 
+    /// `socket` is no longer watched, also where another process holds it open.
+    pub(super) fn remove(&self, socket: BorrowedFd<'_>) {
+        let (epoll, socket) = (self.epoll.as_raw_fd(), socket.as_raw_fd());
+        // SAFETY: both descriptors are open; there is no event to read. That it
+        // is not watched is all that could be wrong.
+        unsafe { libc::epoll_ctl(epoll, libc::EPOLL_CTL_DEL, socket, std::ptr::null_mut()) };
+    }
+
     /// What is ready now.
     pub(super) fn look(&self, events: &mut Events) {
         let (fd, room) = (self.epoll.as_raw_fd(), events.found.as_mut_ptr());

@@ -13,8 +13,10 @@ fn datagrams(address: SocketAddr) -> io::Result<Socket> {
 
 /// A socket that speaks to the client from where it was spoken to.
 ///
-/// Between bind and connect the kernel does not hand it anything of other
-/// clients: steering passes over sockets that are not connected.
+/// A datagram of another client that the kernel looks up while this socket is
+/// bound and not yet connected can end in its queue: the lookup finds the socket
+/// by its address and port, and asks only in the end whether it is connected by
+/// now. So whoever reads from it has to look who sent what.
 pub(super) fn towards_client(key: &Key) -> io::Result<Socket> {
     let socket = datagrams(key.edge)?;
     // Each client of one edge address and port has a socket there.

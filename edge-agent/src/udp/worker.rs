@@ -33,6 +33,10 @@ use crate::{
 const STEERED_BATCHES: usize = 8;
 const FLOW_BATCHES: usize = 4;
 
+/// Datagrams of flows that are moved before the worker's connections have their
+/// turn.
+const TURN: usize = 1024;
+
 /// How often it is said at most that flows cannot be opened.
 const COMPLAIN_EVERY: Duration = Duration::from_secs(60);
 
@@ -109,11 +113,13 @@ struct Worker {
     closings: Vec<(Instant, Id)>,
     /// Sockets that had more than their turn took.
     unfinished: Vec<Token>,
+    /// Datagrams of flows in this turn.
+    moved: usize,
     complained: Option<Instant>,
 }
 
 /// What an event is about.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Token {
     /// By its place in `Worker::steered`.
     Steered(usize),
@@ -162,6 +168,7 @@ impl Worker {
             steered,
             closings: Vec::new(),
             unfinished: Vec::new(),
+            moved: 0,
             complained: None,
         })
     }
@@ -169,6 +176,10 @@ impl Worker {
     /// Closes the sockets that datagrams are steered to: what another process
     /// holds of them goes on there.
     fn stop_taking(&mut self, limit: Option<Duration>) {
+        for socket in &self.steered {
+            // What the other process holds would wake this one for ever.
+            self.poll.remove(socket.as_fd());
+        }
         self.steered.clear();
         let windows = Windows {
             of_apps: self.service.table.load().drain_windows(),
@@ -222,14 +233,30 @@ impl Worker {
     fn turn(&mut self) -> Left {
         let now = Instant::now();
         self.poll.look(&mut self.events);
+        self.moved = 0;
         let mut ready = std::mem::take(&mut self.unfinished);
-        ready.extend(self.events.tokens().map(Token::from_bits));
+        let found = self.events.tokens().map(Token::from_bits);
+        if ready.is_empty() {
+            ready.extend(found);
+        } else {
+            // What is unfinished is found anew when more arrives, and has one
+            // share all the same.
+            let mut queued: HashSet<Token> = ready.iter().copied().collect();
+            ready.extend(found.filter(|token| queued.insert(*token)));
+        }
         for token in &ready {
             if let Token::Steered(index) = *token {
                 self.take_steered(index, now);
             }
         }
-        for token in &ready {
+        for (nth, token) in ready.iter().enumerate() {
+            if self.moved >= TURN {
+                // Whose turn did not come is first in the next one.
+                let rest = ready.iter().skip(nth);
+                let rest = rest.filter(|token| !matches!(token, Token::Steered(_)));
+                self.unfinished.splice(0..0, rest.copied());
+                break;
+            }
             match *token {
                 Token::Steered(_) => {}
                 Token::Client(id) => self.client_sent(id, now),
@@ -271,6 +298,11 @@ impl Worker {
         let Some(ends) = self.batch.ends(at) else {
             return self.dropped(DropReason::Unclaimed, 1);
         };
+        // A socket that is connected to port 0 would be given what comes from
+        // every other port of that client as well.
+        if ends.from.port() == 0 || ends.from.ip().is_unspecified() {
+            return self.dropped(DropReason::Unanswerable, 1);
+        }
         let key = Key {
             client: ends.from,
             edge: ends.to,
@@ -296,9 +328,6 @@ impl Worker {
             Shed::Full => DropReason::SessionsFull,
             Shed::SourceFull => DropReason::SourceSessionsFull,
         })?;
-        if let Room::InsteadOf(oldest) = room {
-            self.close(oldest, Status::Closed);
-        }
         let table = self.service.table.load();
         let Opened { flow, idle } =
             Flow::open(&table, &key, self.batch.payload(at)).map_err(|failed| match failed {
@@ -313,6 +342,9 @@ impl Worker {
                 }
             })?;
         drop(table);
+        if let Room::InsteadOf(oldest) = room {
+            self.close(oldest, Status::Closed);
+        }
         let id = self.sessions.open(key, idle, now, flow);
         match self.watch(id) {
             Ok(()) => Ok(id),
@@ -333,12 +365,18 @@ impl Worker {
         poll.add(flow.leg.socket.as_fd(), Token::Origin(id).to_bits())
     }
 
+    /// What arrived at the socket of a flow. Of what others sent there between
+    /// the socket's bind and its connect, each is taken as if it had been
+    /// steered: see [`towards_client`](super::sockets::towards_client).
     fn client_sent(&mut self, id: Id, now: Instant) {
         for _ in 0..FLOW_BATCHES {
+            let Some(key) = self.sessions.key(id) else {
+                return;
+            };
             let Some(flow) = self.sessions.get_mut(id) else {
                 return;
             };
-            match self.batch.receive(&flow.client) {
+            match self.batch.receive_at(&flow.client, key.edge) {
                 Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
@@ -347,18 +385,31 @@ impl Worker {
                 // Too large for the path, say: told of the past, and no end.
                 Err(_) => continue,
             }
-            let mut all = [0; BATCH];
-            let count = self.batch.len();
-            let mut bytes = 0;
-            for (at, slot) in all.iter_mut().enumerate().take(count) {
-                *slot = at;
-                bytes += self.batch.payload(at).len() as u64;
+            let (mut own, mut others) = ([0; BATCH], [0; BATCH]);
+            let (mut owned, mut strayed, mut bytes) = (0, 0, 0);
+            for at in 0..self.batch.len() {
+                let from = self.batch.ends(at).map(|ends| ends.from);
+                if from == Some(key.client) {
+                    own[owned] = at;
+                    owned += 1;
+                    bytes += self.batch.payload(at).len();
+                } else {
+                    others[strayed] = at;
+                    strayed += 1;
+                }
             }
-            flow.account.moved(bytes, 0);
-            let sent = flow.send(&self.batch, &all[..count]);
-            self.sessions.client_sent(id, bytes as usize, now);
-            self.sent_to_origin(id, &sent);
-            if !self.batch.is_full() {
+            self.moved += self.batch.len();
+            let full = self.batch.is_full();
+            if owned > 0 {
+                flow.account.moved(bytes as u64, 0);
+                let sent = flow.send(&self.batch, &own[..owned]);
+                self.sessions.client_sent(id, bytes, now);
+                self.sent_to_origin(id, &sent);
+            }
+            for &at in &others[..strayed] {
+                self.take_one(at, now);
+            }
+            if !full {
                 return;
             }
         }
@@ -386,6 +437,7 @@ impl Worker {
                 Err(_) => continue,
             }
             flow.heard(now);
+            self.moved += self.batch.len();
             let mut allowed = [0; BATCH];
             let (mut count, mut strangers, mut held_back) = (0, 0, 0);
             let (mut bytes, mut skip) = (0, 0);
