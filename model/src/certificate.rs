@@ -12,7 +12,10 @@ use std::{
 use rustls::{
     RootCertStore,
     crypto::aws_lc_rs,
-    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+    pki_types::{
+        CertificateDer, PrivateKeyDer,
+        pem::{self, PemObject},
+    },
     sign::CertifiedKey,
 };
 use x509_parser::{extensions::GeneralName, prelude::*};
@@ -58,7 +61,7 @@ pub enum CertificateError {
     #[error("holds {0} certificates; right is at most {CERTIFICATES_MAX}")]
     TooMany(usize),
     #[error("holds no readable PEM: {0}")]
-    Pem(String),
+    Pem(&'static str),
     #[error("certificate {position} in it cannot be read: {problem}")]
     Certificate { position: usize, problem: String },
     #[error(
@@ -175,14 +178,13 @@ impl PrivateKey {
     /// # Errors
     /// Where the text holds no key, or one that is encrypted.
     pub fn from_pem(text: &str) -> Result<Self, CertificateError> {
-        use rustls::pki_types::pem::Error;
         match PrivateKeyDer::from_pem_slice(text.as_bytes()) {
             Ok(key) => Ok(Self(key)),
             Err(_) if text.contains("BEGIN ENCRYPTED PRIVATE KEY") => {
                 Err(CertificateError::EncryptedKey)
             }
-            Err(Error::NoItemsFound) => Err(CertificateError::NoKey),
-            Err(error) => Err(CertificateError::Pem(error.to_string())),
+            Err(pem::Error::NoItemsFound) => Err(CertificateError::NoKey),
+            Err(error) => Err(CertificateError::Pem(why_unreadable(&error))),
         }
     }
 
@@ -243,10 +245,23 @@ impl fmt::Debug for CaCertificates {
     }
 }
 
+/// In words of our own: the library's error repeats the line, and of a key that
+/// lost its line breaks, that line is the key.
+fn why_unreadable(error: &pem::Error) -> &'static str {
+    match error {
+        pem::Error::MissingSectionEnd { .. } => "a BEGIN line has no END line of its own",
+        pem::Error::IllegalSectionStart { .. } => {
+            "a BEGIN line does not stand alone; are the line breaks lost?"
+        }
+        pem::Error::Base64Decode(_) => "something in it is no base64",
+        _ => "it cannot be read",
+    }
+}
+
 fn certificates(text: &str) -> Result<Vec<CertificateDer<'static>>, CertificateError> {
     let der: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(text.as_bytes())
         .collect::<Result<_, _>>()
-        .map_err(|error| CertificateError::Pem(error.to_string()))?;
+        .map_err(|error| CertificateError::Pem(why_unreadable(&error)))?;
     match der.len() {
         0 => Err(CertificateError::NoCertificate),
         1..=CERTIFICATES_MAX => Ok(der),
@@ -435,6 +450,23 @@ mod tests {
             ("foobar", "Zm9vYmFy"),
         ] {
             assert_eq!(base64(bytes.as_bytes()), text);
+        }
+    }
+
+    /// As it comes out of an environment variable, or of a paste.
+    #[test]
+    fn what_is_said_of_a_key_without_line_breaks_holds_nothing_of_it() {
+        let key = made(&["www.example.com"]).key;
+        let body = key.lines().nth(1).unwrap();
+        for broken in [key.replace('\n', "\\n"), key.replace('\n', "")] {
+            let as_key = PrivateKey::from_pem(&broken).unwrap_err().to_string();
+            let as_chain = Chain::from_pem(&broken).unwrap_err().to_string();
+            for said in [as_key, as_chain] {
+                let decimal = format!("{:?}", body.as_bytes());
+                let start = decimal.trim_matches(['[', ']']).get(..20).unwrap();
+                assert!(!said.contains(body.get(..8).unwrap()), "{said}");
+                assert!(!said.contains(start), "{said}");
+            }
         }
     }
 }

@@ -10,7 +10,7 @@ mod file;
 use std::{
     collections::HashSet,
     fs, io,
-    os::unix::fs::DirBuilderExt,
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -26,6 +26,19 @@ use super::{
 };
 
 const FILE: &str = "config.redb";
+
+/// Makes the file readable by its owner alone, also where it is older than
+/// that, or the directory was made by somebody else.
+fn own_alone(path: &Path) -> io::Result<()> {
+    let file = fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(path)?;
+    file.set_permissions(fs::Permissions::from_mode(0o600))
+}
 
 /// Revision to record. The head is the last one.
 const RECORDS: TableDefinition<u64, &[u8]> = TableDefinition::new("records");
@@ -68,7 +81,7 @@ impl Embedded {
     /// [`OpenError`], naming the directory.
     pub fn open(directory: &Path) -> Result<Self, OpenError> {
         let at = || directory.to_owned();
-        // For nobody else: origins' addresses are nobody else's business.
+        // For nobody else: private keys of certificates are in it.
         let made = fs::DirBuilder::new()
             .recursive(true)
             .mode(0o700)
@@ -78,6 +91,10 @@ impl Embedded {
             source,
         })?;
         let path = directory.join(FILE);
+        own_alone(&path).map_err(|source| OpenError::Directory {
+            directory: at(),
+            source,
+        })?;
         let store = Self::on(move || Database::create(&path)).map_err(|error| match error {
             redb::Error::DatabaseAlreadyOpen => OpenError::InUse { directory: at() },
             source => OpenError::Database {

@@ -152,6 +152,8 @@ impl Configs {
                 "this host trusts no certificate authority (on Debian, install ca-certificates): \
                  tls strict without origin_ca refuses every origin"
             );
+            // Looked for again with the next table.
+            return self.client(roots);
         }
         let config = self.client(roots)?;
         Ok(Arc::clone(self.system.get_or_init(|| config)))
