@@ -35,7 +35,7 @@ use crate::{
         ClientTls, Connection, Connections, Details, EventKind, EventLog, Open, OriginTls, Reason,
         rtt,
     },
-    live::{Closing, Place},
+    live::{AppKey, Closing, Place},
     origin::{Held, Incoming, NoOrigin, dial, resolved},
     stats::{AppStats, Stats},
     table::{AppEntry, Snapshot, Target},
@@ -298,6 +298,18 @@ async fn join(
             return Some((account, Err(Refused { status, reason })));
         }
     };
+    // Before its name was known, no order to close the app's connections could
+    // find this one.
+    let late = only.is_none() && {
+        let ordered = service.table.load();
+        ordered.revision != table.revision
+            && ordered.to_close().contains(&AppKey::of(&target.app.stats))
+    };
+    if late {
+        reset(&client);
+        let (status, reason) = (Status::Closed, Closing::Disabled.as_str().to_owned());
+        return Some((account, Err(Refused { status, reason })));
+    }
     span.record("app", target.app.app.name.as_str());
     span.record("pool", target.pool.id.label());
     account.open.learn(|details| {

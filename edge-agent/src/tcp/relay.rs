@@ -141,7 +141,8 @@ impl<C: Leg, O: Leg> Legs<C, O> {
         if !(sent && received) {
             return Poll::Pending;
         }
-        Poll::Ready(if self.up.cut {
+        // A client that has its answer often says no more, and is not blamed.
+        Poll::Ready(if self.up.cut && !self.up.cut_last {
             Ended::Client(io::ErrorKind::UnexpectedEof.into())
         } else if self.down.cut {
             Ended::Origin(io::ErrorKind::UnexpectedEof.into())
@@ -255,6 +256,8 @@ struct Half {
     state: State,
     /// The sender's stream was cut short, and the receiver is told so.
     cut: bool,
+    /// And this direction was the last.
+    cut_last: bool,
     pending: Pending,
     /// Read from the sender.
     bytes: u64,
@@ -381,15 +384,16 @@ impl Half {
         })
     }
 
-    /// A sender in TLS ended its stream without saying so. One that was told
-    /// the end of the other direction before has often nothing more to say, and
-    /// leaves it at that.
+    /// A sender in TLS ended its stream without saying so. A receiver that can
+    /// tell is told in any case: nobody vouches for an answer that may not be
+    /// whole.
     fn cut_short<T: Leg>(&mut self, error: io::Error, last: bool) -> Result<usize, Fault> {
         if error.kind() != io::ErrorKind::UnexpectedEof || !(last || T::CAN_BE_CUT) {
             return Err(Fault::Reading(error));
         }
         self.state = State::SenderDone;
-        self.cut = !last;
+        self.cut = T::CAN_BE_CUT || !last;
+        self.cut_last = last;
         Ok(0)
     }
 
