@@ -95,6 +95,9 @@ pub struct Reconciler<F> {
     /// As much of a wish as was granted: what drift is measured by. None after
     /// a wish that failed half way, since what differs may be our own doing.
     granted: Option<Goal>,
+    /// As the last pass that succeeded left it; also known while nothing is
+    /// granted, because open connections need it then as well.
+    return_path: return_path::Wanted,
 }
 
 impl<F: FnMut(Drift, u64) + Send> Reconciler<F> {
@@ -125,6 +128,7 @@ impl<F: FnMut(Drift, u64) + Send> Reconciler<F> {
             needs_return_path: Box::new(|| false),
             wanted: None,
             granted: None,
+            return_path: return_path::Wanted::default(),
         };
         Ok((handle, reconciler))
     }
@@ -229,8 +233,8 @@ impl<F: FnMut(Drift, u64) + Send> Reconciler<F> {
     }
 
     async fn pass(&mut self, mut goal: Goal) -> Result<Applied, KernelError> {
-        if let Some(granted) = self.granted.as_ref().filter(|_| (self.needs_return_path)()) {
-            goal.return_path = goal.return_path.and(granted.return_path);
+        if (self.needs_return_path)() {
+            goal.return_path = goal.return_path.and(self.return_path);
         }
         let converged = {
             let turn = Arc::clone(&self.turn);
@@ -244,6 +248,7 @@ impl<F: FnMut(Drift, u64) + Send> Reconciler<F> {
                 for conflict in &applied.conflicts {
                     goal.routes.remove(&conflict.net);
                 }
+                self.return_path = goal.return_path;
                 self.granted = Some(goal);
                 self.stand(Standing {
                     fault: None,

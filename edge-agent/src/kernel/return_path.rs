@@ -441,7 +441,10 @@ impl RouteConfig for WayBack {
 async fn has_route<const V6: bool>(netlink: &Connection<Route>) -> Result<bool, KernelError> {
     let routes = netlink.dump_typed::<OurTable<V6>>(NlMsgType::RTM_GETROUTE);
     match routes.await {
-        Ok(routes) => Ok(routes.iter().any(|route| WayBack::is(&route.0))),
+        // A kernel without IPv6 answers for IPv4.
+        Ok(routes) => Ok(routes
+            .iter()
+            .any(|route| route.0.is_ipv6() == V6 && WayBack::is(&route.0))),
         Err(error) if anyip::NO_SUCH_TABLE.map(Some).contains(&error.errno()) => Ok(false),
         Err(source) => Err(KernelError::netlink("reading our routing table", source)),
     }

@@ -38,7 +38,7 @@ pub(super) async fn connect(client: SocketAddr, origin: SocketAddr) -> io::Resul
         Err(error) => Err(error),
     };
     match with_its_port {
-        Err(error) if is_taken(&error) => {
+        Err(error) if cannot_be_had(&error) => {
             let any_port = SocketAddr::new(client.ip(), 0);
             socket(any_port)?.connect(origin).await
         }
@@ -46,10 +46,11 @@ pub(super) async fn connect(client: SocketAddr, origin: SocketAddr) -> io::Resul
     }
 }
 
-fn is_taken(error: &io::Error) -> bool {
+/// Taken, or below 1024 for an agent without CAP_NET_BIND_SERVICE.
+fn cannot_be_had(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error(),
-        Some(libc::EADDRINUSE | libc::EADDRNOTAVAIL)
+        Some(libc::EADDRINUSE | libc::EADDRNOTAVAIL | libc::EACCES)
     )
 }
 
