@@ -33,7 +33,7 @@ Example: every connection to 198.51.100.10:25565 goes to one of two servers.
 Exit status:
   0 done   1 refused   2 usage   3 server not reachable   4 --wait ran out";
 
-/// An edge for any TCP service: every port of every address, balanced over your
+/// An edge for any TCP or UDP service: every port of every address, balanced over your
 /// servers, from one set of declared apps.
 #[derive(Debug, Parser)]
 #[command(name = "anyport", version, after_help = EXAMPLE)]
@@ -68,9 +68,9 @@ pub enum Command {
     Status(commands::status::Args),
     /// Which app would take a connection, why, and where it would go
     Explain(commands::explain::Args),
-    /// The connections that are open now
+    /// The TCP connections that are open now
     Connections(commands::connections::Args),
-    /// What happened to connections
+    /// What happened to TCP connections
     Events(commands::events::Args),
     /// Run config service, balancer and edge agent in this process
     Up(commands::up::Args),

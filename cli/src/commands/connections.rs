@@ -6,7 +6,7 @@ use anyport_proto::{event_log::ConnectionLine, v1};
 
 use super::{
     Context,
-    edges::{self, Edge},
+    edges::{self, Edge, Found},
     events::{LineFormat, address, size},
 };
 use crate::{
@@ -41,9 +41,8 @@ const HEADER: [&str; 9] = [
 ];
 
 pub async fn run(args: Args, mut context: Context) -> Result<(), Failure> {
-    let edges = args.edges.find(&context).await?;
+    let Found { edges, mut failed } = args.edges.find(&context).await?;
     let mut listed = Vec::new();
-    let mut failed = None;
     for edge in &edges {
         // What the others have is shown all the same.
         match list(edge, &args.app, &mut listed).await {

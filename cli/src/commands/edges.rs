@@ -16,6 +16,13 @@ pub(super) struct EdgeArgs {
     edge: Vec<String>,
 }
 
+/// The edges to ask.
+pub(super) struct Found {
+    pub(super) edges: Vec<Edge>,
+    /// Why one that is connected cannot be asked; the others are, all the same.
+    pub(super) failed: Option<Failure>,
+}
+
 /// An edge that can be asked.
 #[derive(Clone)]
 pub(super) struct Edge {
@@ -36,10 +43,11 @@ impl Edge {
 }
 
 impl EdgeArgs {
-    /// Those that are named, or all that are connected; at least one.
-    pub(super) async fn find(&self, context: &Context) -> Result<Vec<Edge>, Failure> {
+    /// Those that are named, each of them, or all that are connected and can be
+    /// asked; at least one.
+    pub(super) async fn find(&self, context: &Context) -> Result<Found, Failure> {
         let by_url = |given: &&String| given.contains("://");
-        let mut edges = Vec::new();
+        let (mut edges, mut failed) = (Vec::new(), None);
         for given in self.edge.iter().filter(by_url) {
             let url: ServerUrl = given.parse().map_err(|error| {
                 Failure::new(crate::failure::Exit::Usage, format_args!("--edge: {error}"))
@@ -48,7 +56,7 @@ impl EdgeArgs {
         }
         let names: Vec<&String> = self.edge.iter().filter(|given| !by_url(given)).collect();
         if names.is_empty() && !edges.is_empty() {
-            return Ok(edges);
+            return Ok(Found { edges, failed });
         }
         let listed = context.connection.nodes(v1::NodeRole::Edge).await?;
         let wanted = |node: &&v1::NodeStatus| names.is_empty() || names.contains(&&node.name);
@@ -62,16 +70,19 @@ impl EdgeArgs {
             }
         }
         for node in listed.nodes.iter().filter(wanted) {
-            let url = address(node, context.connection.url())?;
-            edges.push(edge(context, node.name.clone(), url)?);
+            match address(node, context.connection.url()) {
+                Ok(url) => edges.push(edge(context, node.name.clone(), url)?),
+                Err(failure) if names.is_empty() => failed = Some(failure),
+                Err(failure) => return Err(failure),
+            }
         }
         if edges.is_empty() {
-            return Err(
+            return Err(failed.unwrap_or_else(|| {
                 Failure::refused("no edge is connected to the config service")
-                    .remedy("name one by its URL with --edge"),
-            );
+                    .remedy("name one by its URL with --edge")
+            }));
         }
-        Ok(edges)
+        Ok(Found { edges, failed })
     }
 }
 

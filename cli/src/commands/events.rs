@@ -11,7 +11,7 @@ use tonic::Status;
 
 use super::{
     Context, connections,
-    edges::{self, Edge},
+    edges::{self, Edge, Found},
 };
 use crate::{
     console::{Console, Mood, colours_on_stderr},
@@ -64,7 +64,10 @@ enum Said {
 }
 
 pub async fn run(args: Args, mut context: Context) -> Result<(), Failure> {
-    let edges = args.edges.find(&context).await?;
+    let Found { edges, mut failed } = args.edges.find(&context).await?;
+    if let Some(failure) = failed.as_ref().filter(|_| args.follow) {
+        warn(failure);
+    }
     let (sender, mut receiver) = mpsc::channel(64);
     for edge in edges {
         let request = v1::StreamEventsRequest {
@@ -75,7 +78,6 @@ pub async fn run(args: Args, mut context: Context) -> Result<(), Failure> {
     }
     drop(sender);
     let mut printer = Printer::new(args.output);
-    let mut failed = None;
     let mut past = Vec::new();
     while let Some(said) = receiver.recv().await {
         match said {
@@ -90,7 +92,13 @@ pub async fn run(args: Args, mut context: Context) -> Result<(), Failure> {
                 let why = status.message();
                 warn(format_args!("edge {edge} is gone, and tried again: {why}"));
             }
-            Said::Failed(failure) => failed = Some(failure),
+            Said::Failed(failure) => {
+                // The others may go on for ever.
+                if args.follow {
+                    warn(&failure);
+                }
+                failed = Some(failure);
+            }
         }
     }
     past.sort_by_key(|event| event.timestamp.map(|time| (time.seconds, time.nanos)));

@@ -205,10 +205,10 @@ fn row(kind: &Wire, now: SystemTime) -> Vec<Cell> {
             ]
         }
         Wire::App(app) => {
-            let origin = if app.origin_pool.is_empty() {
-                join(app.origin_direct.iter().cloned())
-            } else {
-                format!("pool {}", app.origin_pool)
+            let origin = match &app.origin_dns {
+                Some(dns) => format!("dns {}", dns.name),
+                None if app.origin_pool.is_empty() => join(app.origin_direct.iter().cloned()),
+                None => format!("pool {}", app.origin_pool),
             };
             let name = match app.disable {
                 Some(_) => format!("{} (disabled)", app.name),

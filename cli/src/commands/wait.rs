@@ -58,7 +58,7 @@ pub(super) async fn until_applied(
         }
     };
     loop {
-        let watching = watch(context, &mut progress, begun);
+        let watching = watch(context, &mut progress, begun, APPEAR.min(limit / 2));
         match timeout_at(deadline, watching).await {
             Ok(Ok(())) => return progress.verdict(&mut context.console),
             Ok(Err(Broken::Output(failure))) => return Err(failure),
@@ -110,6 +110,7 @@ async fn watch(
     context: &mut Context,
     progress: &mut Progress,
     begun: Instant,
+    appear: Duration,
 ) -> Result<(), Broken> {
     let request = v1::WatchNodesRequest {
         role: v1::NodeRole::Edge.into(),
@@ -117,7 +118,7 @@ async fn watch(
     let mut client = context.connection.client();
     let mut updates = client.watch_nodes(request).await?.into_inner();
     progress.begin_stream();
-    let appear = tokio::time::Instant::from_std(begun + APPEAR);
+    let appear = tokio::time::Instant::from_std(begun + appear);
     loop {
         let update = tokio::select! {
             update = updates.message() => update?,
