@@ -334,7 +334,7 @@ fn a_proxy_in_front_says_who_the_client_is_and_nobody_else_may() {
 
     // Whom the sender names decides nothing about where it goes, and LOCAL is the sender itself.
     for header in [
-        &b"PROXY TCP4 203.0.113.5 192.0.2.1 40000 1\r\n"[..],
+        &b"PROXY TCP4 203.0.113.5 203.0.113.77 40000 1\r\n"[..],
         b"PROXY UNKNOWN\r\n",
         b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0",
     ] {
@@ -346,7 +346,7 @@ fn a_proxy_in_front_says_who_the_client_is_and_nobody_else_may() {
         let client = stream.local_addr().unwrap();
         let answer = get(&mut stream).unwrap();
         let wanted = if header.starts_with(b"PROXY TCP4") {
-            "203.0.113.5 40000 192.0.2.1 1".to_owned()
+            "203.0.113.5 40000 203.0.113.77 1".to_owned()
         } else {
             format!("{} {V4} 80", words(client))
         };
@@ -383,7 +383,7 @@ fn a_proxy_in_front_says_who_the_client_is_and_nobody_else_may() {
     // Whoever is not trusted is refused whatever it would send.
     match cluster.dial(at(V4, 81)) {
         Ok(mut stream) => assert_eq!(gone(&mut stream), Err(io::ErrorKind::ConnectionReset)),
-        Err(error) => assert!(error.to_string().contains("reset by peer"), "{error:?}"),
+        Err(error) => assert!(format!("{error:?}").contains("reset by peer"), "{error:?}"),
     }
 
     eventually(PATIENCE, "refusals are counted", || {
