@@ -608,7 +608,8 @@ fn a_flood_with_forged_sources_costs_known_flows_and_memory_nothing() {
         let grown = resident(&cluster).saturating_sub(memory);
         assert!(grown < 8 << 20, "{grown} bytes more");
         let shed = dropped(&cluster, "sessions_full");
-        assert!(shed > 10_000, "{shed} turned away");
+        // The rest found room that silent ones had to give.
+        assert!(shed > 1000, "{shed} turned away");
         // 20,000 descriptors are five thousand flows at most.
         assert!(sessions(&cluster) <= 5000);
         let lost = control.failures() - failed;

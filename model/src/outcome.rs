@@ -25,11 +25,10 @@ pub enum Status {
     OriginBrokenPipe,
     /// The client broke TLS, or its stream ended without saying so.
     ClientTls,
-    ClientRefusedRead,
     /// Nothing came from either side for the idle timeout, or the client's
     /// kernel stopped answering.
     ClientTimedOut,
-    /// An ICMP message said that no socket of the client is there (UDP).
+    /// An ICMP message said that no socket of the client is there.
     ClientRefused,
     ClientUnreachable,
     ClientBrokenPipe,
@@ -58,7 +57,7 @@ pub enum Status {
 }
 
 impl Status {
-    pub const ALL: [Status; 28] = [
+    pub const ALL: [Status; 27] = [
         Status::Closed,
         Status::InvalidSni,
         Status::Denied,
@@ -69,7 +68,6 @@ impl Status {
         Status::OriginRefusedRead,
         Status::OriginBrokenPipe,
         Status::ClientTls,
-        Status::ClientRefusedRead,
         Status::ClientTimedOut,
         Status::ClientRefused,
         Status::ClientUnreachable,
@@ -102,7 +100,6 @@ impl Status {
             Status::OriginRefusedRead => 447,
             Status::OriginBrokenPipe => 448,
             Status::ClientTls => 490,
-            Status::ClientRefusedRead => 495,
             Status::ClientRefused => 495,
             Status::ClientUnreachable => 496,
             Status::ClientTimedOut => 497,
@@ -129,7 +126,7 @@ impl Status {
             ErrorKind::ConnectionReset => Status::ClientReset,
             ErrorKind::TimedOut => Status::ClientTimedOut,
             ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable => Status::ClientUnreachable,
-            ErrorKind::ConnectionRefused => Status::ClientRefusedRead,
+            ErrorKind::ConnectionRefused => Status::ClientRefused,
             ErrorKind::BrokenPipe => Status::ClientBrokenPipe,
             ErrorKind::OutOfMemory => Status::Internal,
             // Only TLS says these.

@@ -113,7 +113,7 @@ impl EventKind {
             }
             Status::Unresolvable | Status::ResolveFailed => EventKind::ResolveOrigin,
             Status::ClientTls
-            | Status::ClientRefusedRead
+            | Status::ClientRefused
             | Status::ClientUnreachable
             | Status::ClientTimedOut
             | Status::ClientBrokenPipe
