@@ -307,6 +307,9 @@ impl SkLookup {
             self.shared = Some(Shared { sockets, counters });
             return Ok(Have::All);
         }
+        // Whatever runs uses other maps. Should this process end before it is
+        // replaced, the next one must not take it for right.
+        self.pins.keep_claims("");
         pin(&made.sockets, at_sockets)?;
         pin(&made.counters, at_counters)?;
         self.shared = Some(made);

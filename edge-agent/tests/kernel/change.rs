@@ -41,13 +41,16 @@ impl Hammer {
             client
                 .spawn_thread(move || {
                     let mut dialled = 0;
-                    while !stop.load(Ordering::Relaxed) {
+                    // Once at least, however soon it is stopped.
+                    loop {
                         match dial_blocking(to) {
                             Answer::Steered(seen) if seen == to => dialled += 1,
                             other => return Err(other),
                         }
+                        if stop.load(Ordering::Relaxed) {
+                            return Ok(dialled);
+                        }
                     }
-                    Ok(dialled)
                 })
                 .unwrap()
         };
