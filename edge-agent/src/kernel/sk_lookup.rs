@@ -323,7 +323,13 @@ impl SkLookup {
         let held = self.link.take().filter(|link| attached(link).is_some());
         let pinned = self.pins.attached_link();
         if let Some(held) = held {
-            let right = pinned.as_ref().and_then(attached) == attached(&held);
+            let pinned = pinned.as_ref().and_then(attached);
+            let Some(id) = attached(&held) else {
+                // Detached at this very moment: there is none, and nothing is
+                // amiss with its pin.
+                return Ok(true);
+            };
+            let right = pinned == Some(id);
             if !right {
                 pin(&held, &self.pins.link())?;
             }

@@ -54,6 +54,8 @@ pub(crate) enum Answer {
     Steered(SocketAddr),
     /// RST.
     Refused,
+    /// The listener closed with the connection in its queue.
+    Reset,
     /// Nothing came back.
     Silent,
 }
@@ -216,7 +218,11 @@ fn ask(to: SocketAddr) -> Result<(SocketAddr, SocketAddr), Answer> {
     };
     let mut seen = String::new();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    stream.read_to_string(&mut seen).unwrap();
+    match stream.read_to_string(&mut seen) {
+        Ok(_) => {}
+        Err(error) if error.kind() == ErrorKind::ConnectionReset => return Err(Answer::Reset),
+        Err(error) => panic!("asking {to}: {error}"),
+    }
     let (to, from) = seen.split_once(' ').expect("the listener's answer");
     Ok((to.parse().unwrap(), from.parse().unwrap()))
 }
