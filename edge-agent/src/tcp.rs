@@ -1,10 +1,13 @@
 //! TCP connections from accept to close.
 
+mod account;
 mod buffers;
 mod connection;
 mod identity;
 mod leg;
 mod relay;
+mod terminate;
+mod way;
 
 pub use buffers::with_scratch;
 pub use connection::{Service, serve};

@@ -1,0 +1,149 @@
+//! What a connection is accounted for with: in the metrics, in the list of those
+//! that are open, in the event log, and in its span.
+
+use std::{
+    net::SocketAddr,
+    os::fd::BorrowedFd,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+use anyport_model::{outcome::Status, resource::Transport};
+use tracing::Span;
+
+use super::{
+    connection::Service,
+    relay::{Moved, Observer},
+};
+use crate::{
+    events::{Connection, Details, EventKind, EventLog, Open, Reason, rtt},
+    live::{Closing, Place},
+    origin::Held,
+    stats::AppStats,
+};
+
+/// A connection that an app has taken, as it is accounted: closed once, also
+/// where its task is dropped.
+pub(super) struct Account<'a> {
+    // Before `app`, which it names.
+    place: Place,
+    events: &'a EventLog,
+    app: Arc<AppStats>,
+    open: Open<'a>,
+    start: Instant,
+    /// None: it is dropped before its end.
+    end: Option<(EventKind, Status)>,
+}
+
+impl<'a> Account<'a> {
+    pub(super) fn open(
+        service: &'a Service,
+        app: &Arc<AppStats>,
+        place: Place,
+        edge: SocketAddr,
+        known: Details,
+    ) -> Self {
+        app.opened();
+        place.belongs_to(app);
+        Self {
+            place,
+            events: &service.events,
+            app: Arc::clone(app),
+            open: service.connections.open(Transport::Tcp, edge, known),
+            start: Instant::now(),
+            end: None,
+        }
+    }
+
+    /// What is known of the connection.
+    pub(super) fn connection(&self) -> &Connection {
+        &self.open
+    }
+
+    /// Both legs are up.
+    pub(super) fn connected(&self, client: BorrowedFd<'_>, origin: BorrowedFd<'_>) {
+        let rtts = self.rtts(client, origin);
+        self.open.learn(|details| {
+            details.connected_at = Some(SystemTime::now());
+            rtts.note(details);
+        });
+        let connection = self.open.shared();
+        self.events.record(EventKind::Connect, None, connection);
+    }
+
+    fn rtts(&self, client: BorrowedFd<'_>, origin: BorrowedFd<'_>) -> Rtts {
+        if self.events.is_followed() {
+            Rtts(rtt(client), rtt(origin))
+        } else {
+            Rtts(None, None)
+        }
+    }
+
+    pub(super) fn close(mut self, kind: EventKind, status: Status, reason: Reason) {
+        if !reason.is_none() {
+            self.open.learn(|details| details.reason = reason);
+        }
+        self.end = Some((kind, status));
+    }
+}
+
+/// Both accounts of a connection that is relayed: its own and its origin's.
+pub(super) struct Relayed<'a> {
+    pub(super) account: Account<'a>,
+    pub(super) held: Held,
+}
+
+impl Observer for Relayed<'_> {
+    fn stands_at(&mut self, total: Moved) {
+        let open = &self.account.open;
+        open.moved(total.from_client, total.from_origin);
+    }
+
+    fn moved(&mut self, moved: Moved) {
+        let Moved {
+            from_client,
+            from_origin,
+        } = moved;
+        self.held.moved(from_client, from_origin);
+        self.account.app.moved(from_client, from_origin);
+    }
+
+    fn ends(&mut self, client: BorrowedFd<'_>, origin: BorrowedFd<'_>) {
+        let rtts = self.account.rtts(client, origin);
+        self.account.open.learn(|details| rtts.note(details));
+    }
+}
+
+impl Drop for Account<'_> {
+    fn drop(&mut self) {
+        let (kind, status) = self.end.unwrap_or_else(|| {
+            let why = self.place.closing().map_or("", Closing::as_str);
+            record(Status::Closed, why);
+            self.open
+                .learn(|details| details.reason = Reason::Word(why));
+            (EventKind::Disconnect, Status::Closed)
+        });
+        self.app.closed(status, self.start.elapsed());
+        self.events.record(kind, Some(status), self.open.shared());
+    }
+}
+
+/// Round trip times to the client and to the origin, where they were measured.
+struct Rtts(Option<Duration>, Option<Duration>);
+
+impl Rtts {
+    fn note(self, details: &mut Details) {
+        let Rtts(client, origin) = self;
+        details.client_rtt = client.unwrap_or(details.client_rtt);
+        details.origin_rtt = origin.unwrap_or(details.origin_rtt);
+    }
+}
+
+/// Notes in the span how the connection ended.
+pub(super) fn record(status: Status, reason: &str) {
+    let span = Span::current();
+    span.record("status", status.code());
+    if !reason.is_empty() {
+        span.record("reason", reason);
+    }
+}

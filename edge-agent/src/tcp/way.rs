@@ -1,0 +1,115 @@
+//! From an app to one of its origins.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    sync::Arc,
+    time::Instant,
+};
+
+use anyport_model::{
+    identity::{ClientIp, ProxyProtocol},
+    outcome::Status,
+};
+use tokio::net::TcpStream;
+use tracing::Span;
+
+use super::{
+    connection::Service,
+    identity::{self, Identity},
+};
+use crate::{
+    events::Connection,
+    origin::{Held, Incoming, NoOrigin, dial, resolved},
+    table::Target,
+};
+
+/// Why there are no two legs.
+pub(super) struct Refused {
+    pub(super) status: Status,
+    pub(super) reason: String,
+}
+
+/// From an app to its origin.
+pub(super) struct Way<'a> {
+    pub(super) service: &'a Service,
+    pub(super) connection: &'a Connection,
+    pub(super) target: Target<'a>,
+    /// As a trusted sender said.
+    pub(super) identity: Option<Identity>,
+    /// What the client dialled.
+    pub(super) destination: SocketAddr,
+}
+
+impl Way<'_> {
+    /// Dials an origin and tells it who the client is, where it wants to know;
+    /// `more` says whether something follows at once.
+    pub(super) async fn reach(
+        &self,
+        client: &TcpStream,
+        more: impl FnOnce() -> bool,
+    ) -> Result<(TcpStream, Held), Refused> {
+        let Service { table, stats, .. } = self.service;
+        let wanted = &self.target.app.app.identity;
+        let identity = self.identity(client)?;
+        let since = Instant::now();
+        // A name that is not resolved yet makes a newer table when it is.
+        let newer = resolved(self.target, table, since).await;
+        let again = newer.as_ref().and_then(|newer| newer.again(self.target));
+        let target = again.unwrap_or(self.target);
+        let incoming = Incoming {
+            client: self.asked_for(target, client),
+            edge_port: self.destination.port(),
+            shown: match wanted.client_ip {
+                ClientIp::Edge => None,
+                ClientIp::Transparent => identity.map(|identity| identity.client()),
+            },
+            since,
+        };
+        let dialled = match dial(target, incoming, stats).await {
+            Ok(dialled) => dialled,
+            Err(NoOrigin { status, reason }) => return Err(Refused { status, reason }),
+        };
+        Span::current().record("origin", dialled.origin.as_ref());
+        let origin = Some((Arc::clone(&dialled.origin), dialled.address));
+        self.connection.learn(|details| {
+            details.origin = origin;
+            details.proxy_protocol = wanted.proxy_protocol.as_str();
+        });
+        let header = identity.and_then(|identity| identity.header(wanted.proxy_protocol));
+        if let Some(header) = header {
+            identity::announce(&dialled.stream, &header, more()).map_err(|error| Refused {
+                status: Status::of_origin_error(error.kind()),
+                reason: format!("sending the PROXY header: {error}"),
+            })?;
+        }
+        Ok((dialled.stream, dialled.held))
+    }
+
+    /// The client's address, where the choice of its origin goes by it: to
+    /// others it is not worth a system call.
+    fn asked_for(&self, target: Target<'_>, client: &TcpStream) -> IpAddr {
+        let known = self.identity.as_ref().map(|known| known.client().ip());
+        let asked = || match target.pool.is_by_client {
+            // A client that is gone is like any other.
+            true => client.peer_addr().ok().map(|peer| peer.ip()),
+            false => None,
+        };
+        known.or_else(asked).unwrap_or(Ipv4Addr::UNSPECIFIED.into())
+    }
+
+    /// Who the client is, where the origin is to know.
+    fn identity(&self, client: &TcpStream) -> Result<Option<Identity>, Refused> {
+        let wanted = &self.target.app.app.identity;
+        if wanted.proxy_protocol == ProxyProtocol::Off && wanted.client_ip == ClientIp::Edge {
+            return Ok(None);
+        }
+        if self.identity.is_some() {
+            return Ok(self.identity);
+        }
+        let peer = client.peer_addr().map_err(|error| Refused {
+            status: Status::of_client_error(error.kind()),
+            reason: error.to_string(),
+        })?;
+        Ok(Some(Identity::of(peer, self.destination)))
+    }
+}
