@@ -25,6 +25,7 @@ use crate::{
     admin::Admin,
     config::Config,
     control::{Applier, Cache, InUse, SharedTable, follow_weights, report},
+    descriptors::{Budget, tell_shortages},
     events::{Connections, EventFile, EventLog, Writer},
     handover::{
         self, Estate, Generations, HandedOver, Key, Notice, Offering, Standstill, Start, StateLock,
@@ -89,12 +90,7 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
         Some(path) => Some(EventFile::start(path, &events, teller.clone())?),
         None => None,
     };
-    let service = Arc::new(Service {
-        table: writer.reader(),
-        stats: Arc::clone(&stats),
-        connections: Arc::clone(&open),
-        events: Arc::clone(&events),
-    });
+    let reader = writer.reader();
     let questions = writer.questions();
     let table = SharedTable::new(writer);
     let steering = kernel::choose(config.steering.asked()).context("--steering")?;
@@ -158,6 +154,15 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
     if predecessor.is_none() {
         accepting.cancel();
     }
+    let descriptors = Arc::new(Budget::of_process(listeners.workers.len()));
+    descriptors.register(&registry)?;
+    let service = Arc::new(Service {
+        table: reader,
+        stats: Arc::clone(&stats),
+        connections: Arc::clone(&open),
+        events: Arc::clone(&events),
+        descriptors: Arc::clone(&descriptors),
+    });
     let workers = Workers::start(
         listeners.workers,
         orders,
@@ -179,6 +184,8 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
     let resolver = Resolver::new(config.resolver.clone());
     let names = follow_dns(questions, resolver, table.clone(), Arc::clone(&stats));
     control.spawn(names);
+    let remark = readiness.remark("descriptors");
+    control.spawn(tell_shortages(descriptors, Arc::clone(&stats), remark));
     let (followed, mut followed_seen) = watch::channel(None);
     let weights = follow_weights(balancers, name.to_string(), table, followed);
     control.spawn(weights);

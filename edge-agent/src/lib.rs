@@ -16,6 +16,7 @@ mod admin;
 mod app;
 mod config;
 mod control;
+mod descriptors;
 mod events;
 mod handover;
 mod listen;

@@ -40,6 +40,7 @@ pub struct Stats {
     pub apply_time: Histogram,
     pub drift_repaired: IntCounterVec,
     pub dropped_packets: IntCounterVec,
+    connections_shed: IntCounterVec,
     /// TLS handshakes that succeeded, with clients and with origins.
     pub tls_handshake: HistogramVec,
     /// Connections that no app took: they came while the kernel's rules and
@@ -74,6 +75,8 @@ pub enum DropReason {
     Unanswerable,
     /// There are as many flows as may be.
     SessionsFull,
+    /// Connections and flows have all descriptors that they may have.
+    Descriptors,
     /// The source has as many flows as one may have.
     SourceSessionsFull,
     /// The app has no origin that could be tried.
@@ -92,10 +95,11 @@ pub enum DropReason {
 }
 
 impl DropReason {
-    pub const ALL: [DropReason; 10] = [
+    pub const ALL: [DropReason; 11] = [
         DropReason::Unclaimed,
         DropReason::Unanswerable,
         DropReason::SessionsFull,
+        DropReason::Descriptors,
         DropReason::SourceSessionsFull,
         DropReason::NoOrigin,
         DropReason::System,
@@ -111,6 +115,7 @@ impl DropReason {
             DropReason::Unclaimed => "unclaimed",
             DropReason::Unanswerable => "unanswerable",
             DropReason::SessionsFull => "sessions_full",
+            DropReason::Descriptors => "descriptors",
             DropReason::SourceSessionsFull => "source_sessions_full",
             DropReason::NoOrigin => "no_origin",
             DropReason::System => "system",
@@ -118,6 +123,27 @@ impl DropReason {
             DropReason::SimpleHeader => "simple_header",
             DropReason::TooLarge => "too_large",
             DropReason::NotSent => "not_sent",
+        }
+    }
+}
+
+/// Why a connection was reset as soon as it was accepted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shed {
+    /// Connections and flows have all descriptors that they may have.
+    Descriptors,
+    /// The process, or the host, has none, whatever the agent counts.
+    System,
+}
+
+impl Shed {
+    pub const ALL: [Shed; 2] = [Shed::Descriptors, Shed::System];
+
+    /// The `reason` label.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Shed::Descriptors => "descriptors",
+            Shed::System => "system",
         }
     }
 }
@@ -292,6 +318,11 @@ impl Stats {
                 "Packets for claimed ports that were turned away, by the reason.",
                 &["reason"],
             )?,
+            connections_shed: counter(
+                "anyport_connections_shed_total",
+                "Connections reset as soon as they were accepted, by the reason.",
+                &["reason"],
+            )?,
             tls_handshake: registered(
                 registry,
                 HistogramVec::new(
@@ -333,6 +364,9 @@ impl Stats {
         // increase that a dashboard can see.
         for reason in DropReason::ALL {
             stats.dropped(reason, 0);
+        }
+        for reason in Shed::ALL {
+            stats.connections_shed.with_label_values(&[reason.as_str()]);
         }
         Ok(stats)
     }
@@ -450,6 +484,24 @@ impl Stats {
     pub fn dropped(&self, reason: DropReason, count: u64) {
         let counter = self.dropped_packets.with_label_values(&[reason.as_str()]);
         counter.inc_by(count);
+    }
+
+    /// How many datagrams went no further for this reason.
+    pub fn dropped_of(&self, reason: DropReason) -> u64 {
+        let counter = self.dropped_packets.with_label_values(&[reason.as_str()]);
+        counter.get()
+    }
+
+    /// A connection was reset as soon as it was accepted.
+    pub fn shed(&self, reason: Shed) {
+        let counter = self.connections_shed.with_label_values(&[reason.as_str()]);
+        counter.inc();
+    }
+
+    /// How many were, for this reason.
+    pub fn shed_of(&self, reason: Shed) -> u64 {
+        let counter = self.connections_shed.with_label_values(&[reason.as_str()]);
+        counter.get()
     }
 
     /// Origins that an app's name no longer stands for leave no series.

@@ -10,5 +10,5 @@ mod terminate;
 mod way;
 
 pub use buffers::with_scratch;
-pub use connection::{Service, serve};
+pub use connection::{Service, reset, serve};
 pub use leg::Leg;

@@ -30,22 +30,4 @@ mod sessions;
 mod sockets;
 mod worker;
 
-use nix::sys::resource::{Resource, getrlimit};
-
 pub use worker::{Limits, serve};
-
-/// Descriptors of a flow: a socket to the client, one to the origin.
-const DESCRIPTORS: u64 = 2;
-
-/// How many flows there may be on this host: half of the descriptors that the
-/// process may open are theirs.
-pub fn flows_max() -> usize {
-    let (soft, _) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((1024, 1024));
-    usize::try_from(soft / 2 / DESCRIPTORS)
-        .unwrap_or(usize::MAX)
-        .min(FLOWS_MAX)
-}
-
-/// Where descriptors are without limit, memory and local ports are not: an
-/// origin can be spoken to from 28,000 ports of an address.
-const FLOWS_MAX: usize = 250_000;

@@ -27,11 +27,22 @@ pub struct Condition {
     state: watch::Sender<State>,
 }
 
+/// What whoever asks for readiness should know of a part of the service, and what
+/// takes nothing from it. Starts out with nothing to say.
+#[derive(Debug)]
+pub struct Remark {
+    id: u64,
+    part: &'static str,
+    state: watch::Sender<State>,
+}
+
 /// What a service is still waiting for; nothing when it is ready.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
     /// In the order in which the conditions were made.
     pub waiting: Vec<Waiting>,
+    /// Each with the name of its part in front.
+    pub remarks: Vec<String>,
 }
 
 /// One unmet condition.
@@ -56,6 +67,7 @@ pub struct Changes {
 struct State {
     next_id: u64,
     conditions: BTreeMap<u64, Entry>,
+    remarks: BTreeMap<u64, String>,
 }
 
 #[derive(Debug)]
@@ -86,6 +98,20 @@ impl Readiness {
         });
         Condition {
             id,
+            state: self.state.clone(),
+        }
+    }
+
+    /// A part that may have something to say.
+    pub fn remark(&self, part: &'static str) -> Remark {
+        let mut id = 0;
+        self.state.send_modify(|state| {
+            id = state.next_id;
+            state.next_id += 1;
+        });
+        Remark {
+            id,
+            part,
             state: self.state.clone(),
         }
     }
@@ -186,6 +212,28 @@ impl Drop for Condition {
     }
 }
 
+impl Remark {
+    /// Says this from now on, in place of what was said before.
+    pub fn say(&self, what: impl fmt::Display) {
+        let line = format!("{}: {what}", self.part);
+        self.state.send_modify(|state| {
+            state.remarks.insert(self.id, line);
+        });
+    }
+
+    /// There is nothing to say any more.
+    pub fn withdraw(&self) {
+        self.state
+            .send_if_modified(|state| state.remarks.remove(&self.id).is_some());
+    }
+}
+
+impl Drop for Remark {
+    fn drop(&mut self) {
+        self.withdraw();
+    }
+}
+
 impl State {
     fn report(&self) -> Report {
         let waiting = self.conditions.values().filter_map(|entry| {
@@ -197,6 +245,7 @@ impl State {
         });
         Report {
             waiting: waiting.collect(),
+            remarks: self.remarks.values().cloned().collect(),
         }
     }
 }
@@ -208,15 +257,20 @@ impl Report {
     }
 }
 
-/// `ready`, or `not ready` and a line for each condition.
+/// `ready`, or `not ready` and a line for each condition; and a line for each remark.
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.is_ready() {
-            return f.write_str("ready");
-        }
-        f.write_str("not ready")?;
+        let word = if self.is_ready() {
+            "ready"
+        } else {
+            "not ready"
+        };
+        f.write_str(word)?;
         for Waiting { condition, reason } in &self.waiting {
             write!(f, "\n{condition}: {reason}")?;
+        }
+        for remark in &self.remarks {
+            write!(f, "\n{remark}")?;
         }
         Ok(())
     }
@@ -257,6 +311,25 @@ mod tests {
             report.contains("config: the part that keeps it has ended"),
             "{report}"
         );
+    }
+
+    #[test]
+    fn a_remark_is_told_and_takes_nothing_from_readiness() {
+        let readiness = Readiness::new();
+        let remark = readiness.remark("descriptors");
+        assert_eq!(readiness.report().to_string(), "ready");
+        remark.say("few are left");
+        remark.say("none are left");
+        assert!(readiness.is_ready());
+        assert_eq!(
+            readiness.report().to_string(),
+            "ready\ndescriptors: none are left"
+        );
+        remark.withdraw();
+        assert_eq!(readiness.report().to_string(), "ready");
+        remark.say("none are left");
+        drop(remark);
+        assert_eq!(readiness.report().to_string(), "ready");
     }
 
     #[test]

@@ -1,18 +1,22 @@
-//! Accepting, as fast as connections come and as long as there are
-//! descriptors.
+//! Accepting, as fast as connections come. Those for which there are no
+//! descriptors are reset: clients learn it at once, and the queue does not fill
+//! up with those who have given up.
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use anyport_node::drain::Drain;
+use futures_util::FutureExt;
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::{
+    descriptors::{Pair, Spare},
     live::Place,
-    tcp::{Service, serve},
+    stats::Shed,
+    tcp::{Service, reset, serve},
 };
 
-/// Out of descriptors or memory, accepting again at once would only spin;
-/// waiting connections stay in the kernel's queue.
+/// Out of memory, accepting again at once would only spin; waiting connections
+/// stay in the kernel's queue.
 const STARVED_PAUSE: Duration = Duration::from_millis(50);
 
 /// Accepts until the drain begins.
@@ -24,13 +28,15 @@ pub(super) async fn accept(listener: TcpListener, service: Arc<Service>, drain: 
 }
 
 async fn accept_all(listener: TcpListener, service: Arc<Service>, drain: &Drain) {
-    let mut starved = false;
+    let (mut starved, mut spare) = (false, Spare::new());
     loop {
         match listener.accept().await {
             Ok((client, peer)) => {
                 starved = false;
                 take(&service, client, peer, drain);
             }
+            Err(error)
+                if is_out_of_descriptors(&error) && shed(&listener, &service, &mut spare) => {}
             Err(error) if is_starved(&error) => {
                 if !starved {
                     tracing::error!(%error, "cannot accept; new connections wait");
@@ -46,13 +52,40 @@ async fn accept_all(listener: TcpListener, service: Arc<Service>, drain: &Drain)
 }
 
 fn take(service: &Arc<Service>, client: TcpStream, peer: SocketAddr, drain: &Drain) {
-    let (service, guard) = (Arc::clone(service), drain.guard());
+    let Some(service) = Pair::take(service) else {
+        service.stats.shed(Shed::Descriptors);
+        return reset(&client);
+    };
+    let guard = drain.guard();
     Place::take().spawn(|place| serve(service, client, peer, place, guard));
 }
 
+/// Resets the connection that waits, if one does, although there is no
+/// descriptor for it. False where not even that can be done.
+fn shed(listener: &TcpListener, service: &Service, spare: &mut Spare) -> bool {
+    service.descriptors.ran_short();
+    // By way of tokio, which then knows when nobody waits any more: the kernel
+    // looks for a descriptor before it looks for a connection.
+    let accepted = spare.lend(|| {
+        let accepted = listener.accept().now_or_never();
+        accepted.map(|accepted| accepted.map(|(client, _)| reset(&client)))
+    });
+    match accepted {
+        Some(Some(Ok(()))) => {
+            service.stats.shed(Shed::System);
+            true
+        }
+        Some(None) => true,
+        Some(Some(Err(error))) => !is_starved(&error),
+        None => false,
+    }
+}
+
+fn is_out_of_descriptors(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
+}
+
 fn is_starved(error: &io::Error) -> bool {
-    matches!(
-        error.raw_os_error(),
-        Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM)
-    )
+    let of_memory = matches!(error.raw_os_error(), Some(libc::ENOBUFS | libc::ENOMEM));
+    of_memory || is_out_of_descriptors(error)
 }

@@ -44,7 +44,7 @@ impl Workers {
         drain: &Drain,
         limit: Option<Duration>,
     ) -> Result<Self, WorkerError> {
-        let flows_max = udp::flows_max() / listeners.len().max(1);
+        let flows_max = service.descriptors.flows_max() / listeners.len().max(1);
         let mut threads = Vec::with_capacity(listeners.len());
         let workers = listeners.into_iter().zip(orders).enumerate();
         for (index, (listeners, orders)) in workers {

@@ -21,6 +21,7 @@ use super::{
     way::{Refused, Way},
 };
 use crate::{
+    descriptors::{Budget, Pair},
     events::{Connections, Details, EventKind, EventLog, Reason},
     live::{AppKey, Closing, Place},
     origin::Held,
@@ -35,6 +36,13 @@ pub struct Service {
     pub stats: Arc<Stats>,
     pub connections: Arc<Connections>,
     pub events: Arc<EventLog>,
+    pub descriptors: Arc<Budget>,
+}
+
+impl AsRef<Budget> for Service {
+    fn as_ref(&self) -> &Budget {
+        &self.descriptors
+    }
 }
 /// A connection with both legs.
 struct Joined {
@@ -53,9 +61,9 @@ pub(super) enum Legs {
 }
 
 /// Serves an accepted connection to its end. `place` and `guard` are held as
-/// long.
+/// long, and the two descriptors that `service` comes with.
 pub async fn serve(
-    service: Arc<Service>,
+    service: Pair<Service>,
     client: TcpStream,
     peer: SocketAddr,
     place: Place,
@@ -279,7 +287,7 @@ fn outcome(ended: &Ended) -> (Status, Reason) {
 
 /// Closes with a reset when dropped: a client that is turned away should learn
 /// it at once and not take it for an empty answer.
-pub(super) fn reset(client: &TcpStream) {
+pub fn reset(client: &TcpStream) {
     // The socket is being dropped: there is nobody left to tell.
     let _ = client.set_zero_linger();
 }

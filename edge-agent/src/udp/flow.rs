@@ -18,10 +18,12 @@ use super::{
     sockets,
 };
 use crate::{
+    descriptors::Pair,
     live::AppKey,
     origin::{Candidates, nothing_to_try},
     stats::{AppStats, OpenGuard, OriginStats},
     table::{Snapshot, Target},
+    tcp::Service,
 };
 
 /// What a first datagram of this size and less is kept for, until an origin
@@ -39,6 +41,8 @@ pub(super) struct Flow {
     /// Origins that have refused.
     refused: Vec<Arc<str>>,
     pub(super) account: Account,
+    /// After the sockets, which they are.
+    _descriptors: Pair<Service>,
 }
 
 /// The way to an origin.
@@ -73,7 +77,12 @@ pub(super) enum NoFlow {
 
 impl Flow {
     /// Makes the sockets of a new flow, whose first datagram is `first`.
-    pub(super) fn open(table: &Snapshot, key: &Key, first: &[u8]) -> Result<Opened, NoFlow> {
+    pub(super) fn open(
+        table: &Snapshot,
+        key: &Key,
+        first: &[u8],
+        descriptors: Pair<Service>,
+    ) -> Result<Opened, NoFlow> {
         let target = table
             .target(Transport::Udp, key.edge)
             .ok_or(NoFlow::Unclaimed)?;
@@ -96,6 +105,7 @@ impl Flow {
                 header: Header::new(target.app.app.identity.proxy_protocol, key),
                 refused: Vec::new(),
                 account,
+                _descriptors: descriptors,
             },
         })
     }

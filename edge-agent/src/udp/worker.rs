@@ -24,6 +24,7 @@ use super::{
     sessions::{Caps, Id, Key, Room, Sessions, Shed},
 };
 use crate::{
+    descriptors::Pair,
     live::{AppKey, Orders, Windows},
     stats::DropReason,
     tcp::Service,
@@ -328,9 +329,12 @@ impl Worker {
             Shed::Full => DropReason::SessionsFull,
             Shed::SourceFull => DropReason::SourceSessionsFull,
         })?;
+        let descriptors = Pair::take(&self.service);
+        let descriptors = descriptors.ok_or(DropReason::Descriptors)?;
         let table = self.service.table.load();
+        let first = self.batch.payload(at);
         let Opened { flow, idle } =
-            Flow::open(&table, &key, self.batch.payload(at)).map_err(|failed| match failed {
+            Flow::open(&table, &key, first, descriptors).map_err(|failed| match failed {
                 NoFlow::Unclaimed => {
                     self.service.stats.unclaimed.inc();
                     DropReason::Unclaimed

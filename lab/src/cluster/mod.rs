@@ -70,6 +70,8 @@ pub struct Plan {
     pub steering: Steering,
     /// Worker threads of the agent.
     pub workers: NonZeroUsize,
+    /// How many descriptors the agent may have open; none: as many as this process.
+    pub open_files: Option<u64>,
     /// Environment of every process, for example of the exporter of traces. They inherit nothing
     /// of the kind from the test's own.
     pub environment: Vec<(String, String)>,
@@ -98,6 +100,7 @@ impl Default for Plan {
             store: Store::Embedded,
             steering: Steering::Tproxy,
             workers: WORKERS,
+            open_files: None,
             environment: Vec::new(),
         }
     }
@@ -293,10 +296,17 @@ impl Cluster {
     }
 
     fn start_process(&self, service: Service) -> Result<Process> {
-        let mut command = self
-            .topology
-            .edge()
-            .command(self.programs.path(service.program())?);
+        let program = self.programs.path(service.program())?;
+        let edge = self.topology.edge();
+        let mut command = match (service, self.plan.open_files) {
+            (Service::EdgeAgent, Some(limit)) => {
+                let mut shell = edge.command("sh");
+                shell.args(["-c", &format!("ulimit -n {limit}; exec \"$0\" \"$@\"")]);
+                shell.arg(program);
+                shell
+            }
+            _ => edge.command(program),
+        };
         command::clear_environment(&mut command);
         command.envs(
             self.plan
