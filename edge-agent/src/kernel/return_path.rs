@@ -8,10 +8,13 @@
 //!
 //! ```text
 //! table inet anyport_return {
-//!     comment "anyport return path 1; kept as it is by the edge agent"
+//!     comment "anyport return path 2; kept as it is by the edge agent"
 //!     chain divert {
 //!         type filter hook prerouting priority mangle; policy accept;
 //!         fib daddr type != local socket transparent 1 socket wildcard 0 meta mark set 0x616e7970
+//!     }
+//!     chain reassemble {
+//!         meta l4proto udp tproxy to :9
 //!     }
 //! }
 //! ip rule add priority 65 fwmark 0x616e7970 lookup 65 protocol 65      (and ip -6)
@@ -22,6 +25,10 @@
 //! itself, are neither looked up nor marked: they find their sockets without.
 //! ICMP errors about such a connection belong to its socket as well, so path
 //! MTU discovery works. It does not matter how connections are steered.
+//!
+//! Of a datagram in fragments, only the first says which socket it is for. Nothing
+//! comes by the second chain, but while there is a rule of its kind, the kernel
+//! puts fragments together before they come by the first.
 //!
 //! A table of its own, because steering comes and goes without it. All of it
 //! is there only while an app wants it.
@@ -50,8 +57,9 @@ use super::{
 };
 
 pub(crate) const TABLE: &str = "anyport_return";
-const CHAIN: &str = "divert";
-const COMMENT: &str = "anyport return path 1; kept as it is by the edge agent";
+const DIVERT: &str = "divert";
+const REASSEMBLE: &str = "reassemble";
+const COMMENT: &str = "anyport return path 2; kept as it is by the edge agent";
 const OUR_COMMENTS: &str = "anyport return path ";
 
 /// "anyp". Compared whole: others use single bits or ranges of the mark, and
@@ -248,8 +256,10 @@ async fn take(
             if step == Step::Mark {
                 transaction = transaction
                     .add_table_with_comment(TABLE, Family::Inet, 0, Some(COMMENT))
-                    .add_chain(chain()?)
-                    .add_rule(rule());
+                    .add_chain(chain(DIVERT)?.base(base_chain()))
+                    .add_chain(chain(REASSEMBLE)?)
+                    .add_rule(divert())
+                    .add_rule(reassemble());
             }
             let doing = "changing the nftables table \"inet anyport_return\"";
             (doing, transaction.commit(&kernel.nft).await)
@@ -309,15 +319,21 @@ async fn observe_marking(netlink: &Connection<Nftables>) -> Result<(u32, Marking
     let chains = netlink.list_chains_in(TABLE, Family::Inet).await;
     let sets = netlink.list_sets_in(TABLE, Family::Inet).await;
     let rules = netlink.list_rules(TABLE, Family::Inet).await;
-    let right_chain = match chains.map_err(reading)?.as_slice() {
-        [chain] => chain.name == CHAIN && chain.kind() == Some(ChainKind::Base(base_chain())),
+    let right_chains = match chains.map_err(reading)?.as_slice() {
+        [first, second] => {
+            (first.name == DIVERT && first.kind() == Some(ChainKind::Base(base_chain())))
+                && (second.name == REASSEMBLE && second.kind() == Some(ChainKind::Regular))
+        }
         _ => false,
     };
-    let right_rule = match rules.map_err(reading)?.as_slice() {
-        [found] => found.spec() == *rule().spec(),
+    let right_rules = match rules.map_err(reading)?.as_slice() {
+        [first, second] => {
+            (first.chain == DIVERT && first.spec() == *divert().spec())
+                && (second.chain == REASSEMBLE && second.spec() == *reassemble().spec())
+        }
         _ => false,
     };
-    let marking = if right_chain && right_rule && sets.map_err(reading)?.is_empty() {
+    let marking = if right_chains && right_rules && sets.map_err(reading)?.is_empty() {
         Marking::Right
     } else {
         Marking::Wrong
@@ -329,13 +345,13 @@ fn base_chain() -> BaseChain {
     BaseChain::filter(FilterHook::Prerouting, Priority::Mangle).policy(Policy::Accept)
 }
 
-fn chain() -> Result<Chain, KernelError> {
-    let chain = Chain::new(TABLE, CHAIN)
-        .map_err(|source| KernelError::netlink("naming a chain", source))?;
-    Ok(chain.family(Family::Inet).base(base_chain()))
+fn chain(name: &str) -> Result<Chain, KernelError> {
+    let chain =
+        Chain::new(TABLE, name).map_err(|source| KernelError::netlink("naming a chain", source))?;
+    Ok(chain.family(Family::Inet))
 }
 
-fn rule() -> Rule {
+fn divert() -> Rule {
     let destination = Field::Fib {
         flags: FibFlags::DADDR,
         result: FibResult::AddrType,
@@ -345,7 +361,15 @@ fn rule() -> Rule {
         .then(Match::eq(Field::Socket(SocketKey::Transparent), true))
         .then(Match::eq(Field::Socket(SocketKey::Wildcard), false))
         .then(Stmt::SetMark(MARK));
-    Rule::from_spec(TABLE, CHAIN, spec).family(Family::Inet)
+    Rule::from_spec(TABLE, DIVERT, spec).family(Family::Inet)
+}
+
+fn reassemble() -> Rule {
+    // Any port: it is for the kernel that the rule is there, not for packets.
+    Rule::new(TABLE, REASSEMBLE)
+        .family(Family::Inet)
+        .match_l4proto(libc::IPPROTO_UDP as u8)
+        .tproxy(Family::Inet, None, Some(9))
 }
 
 impl RuleKey {

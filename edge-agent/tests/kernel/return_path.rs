@@ -56,6 +56,7 @@ fn there_while_wanted(steering: Steering) {
             "local default dev lo table 65 proto 65",
             "fib daddr type != local socket transparent 1 socket wildcard 0",
             "meta mark set 0x616e7970",
+            "meta l4proto udp tproxy to :9",
         ] {
             assert!(there.contains(part), "{part} is not in {there}");
         }
@@ -92,6 +93,7 @@ fn whatever_others_break_of_it_is_put_right() {
             ("ip -6 route flush table 65", 1),
             ("nft delete table inet anyport_return", 1),
             ("nft flush table inet anyport_return", 1),
+            ("nft flush chain inet anyport_return reassemble", 1),
             ("nft add rule inet anyport_return divert accept", 1),
         ] {
             edge.run(command);
