@@ -46,6 +46,7 @@ pub use error::KernelError;
 #[cfg(test)]
 pub(crate) use fake::FakeKernel;
 pub use handle::{Applied, Conflict, Drift, Kernel, KernelHandle, Standing};
+pub(crate) use open::OpenSockets;
 pub use reconcile::Reconciler;
 pub use sk_lookup::{Dropped, SteeredSockets};
 pub use undo::{Undone, undo};

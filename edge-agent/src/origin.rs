@@ -6,9 +6,9 @@ mod dns;
 mod first_byte;
 mod resolver;
 mod rest;
-mod transparent;
+pub mod transparent;
 
-pub use candidates::Candidates;
+pub use candidates::{Candidate, Candidates};
 pub use dial::{Incoming, NoOrigin, dial, nothing_to_try};
 pub use dns::{DnsStats, Failed, Names, Standing, follow_dns, resolved};
 pub use first_byte::Held;

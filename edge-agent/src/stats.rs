@@ -86,6 +86,8 @@ pub enum DropReason {
     /// More would have gone back than the client has sent, and it has not yet
     /// shown that it is who it says.
     Amplification,
+    /// On a flow's socket to its origin, and not from that origin.
+    Stray,
     /// An origin's answer without the Simple Proxy Protocol header of its flow.
     SimpleHeader,
     /// The path, or UDP, takes nothing as large.
@@ -95,7 +97,7 @@ pub enum DropReason {
 }
 
 impl DropReason {
-    pub const ALL: [DropReason; 11] = [
+    pub const ALL: [DropReason; 12] = [
         DropReason::Unclaimed,
         DropReason::Unanswerable,
         DropReason::SessionsFull,
@@ -104,6 +106,7 @@ impl DropReason {
         DropReason::NoOrigin,
         DropReason::System,
         DropReason::Amplification,
+        DropReason::Stray,
         DropReason::SimpleHeader,
         DropReason::TooLarge,
         DropReason::NotSent,
@@ -120,6 +123,7 @@ impl DropReason {
             DropReason::NoOrigin => "no_origin",
             DropReason::System => "system",
             DropReason::Amplification => "amplification",
+            DropReason::Stray => "stray",
             DropReason::SimpleHeader => "simple_header",
             DropReason::TooLarge => "too_large",
             DropReason::NotSent => "not_sent",

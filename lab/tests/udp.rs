@@ -18,6 +18,9 @@ use anyport_lab::load::{Control, Load, Report, Who};
 use anyport_netns::Namespace;
 use socket2::{Domain, Protocol, Socket, Type};
 
+#[path = "udp/transparent.rs"]
+mod transparent;
+
 const PREFIXES: &str = r#"
 prefixes:
   - cidr: 198.51.100.0/24

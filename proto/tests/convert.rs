@@ -177,11 +177,7 @@ fn identity(transport: Transport) -> impl Strategy<Value = Identity> {
     // Who sends datagrams is believed by nobody.
     let most = if transport == Transport::Tcp { 3 } else { 1 };
     let senders = prop::collection::btree_set(net(), 0..most);
-    let choices: &[_] = match transport {
-        Transport::Tcp => &[ClientIp::Edge, ClientIp::Transparent],
-        Transport::Udp => &[ClientIp::Edge],
-    };
-    let client_ip = prop::sample::select(choices);
+    let client_ip = prop::sample::select(&[ClientIp::Edge, ClientIp::Transparent]);
     (form, client_ip, senders).prop_map(|(proxy_protocol, client_ip, senders)| Identity {
         proxy_protocol,
         client_ip,

@@ -7,18 +7,22 @@ use std::{
 };
 
 use anyport_model::{
+    outcome::Status,
     pick::{Draw, Wheel},
-    target::Forbidden,
 };
 
+use super::{NoOrigin, nothing_to_try};
 use crate::table::Target;
 
-/// Chooses one origin after the other, each once.
+/// Chooses one origin after the other, each once, and passes over what must
+/// not be dialled.
 pub struct Candidates<'a> {
     target: Target<'a>,
     edge_port: u16,
     client: IpAddr,
+    shown: Option<SocketAddr>,
     tried: Vec<usize>,
+    failed: Option<NoOrigin>,
 }
 
 /// An origin to be tried.
@@ -27,8 +31,6 @@ pub struct Candidate {
     /// Its position in the pool.
     pub index: usize,
     pub address: SocketAddr,
-    /// Why nothing may be sent there.
-    pub forbidden: Option<Forbidden>,
 }
 
 impl<'a> Candidates<'a> {
@@ -38,8 +40,18 @@ impl<'a> Candidates<'a> {
             target,
             edge_port,
             client,
+            shown: None,
             tried: Vec::new(),
+            failed: None,
         }
+    }
+
+    /// Where there is one, the address that the origin is to see as its peer's:
+    /// only origins of its family then.
+    #[must_use]
+    pub fn showing(mut self, shown: Option<SocketAddr>) -> Self {
+        self.shown = shown;
+        self
     }
 
     /// Not these, by position.
@@ -58,14 +70,34 @@ impl<'a> Candidates<'a> {
     /// The next origin: a healthy one that did not refuse lately, else a
     /// healthy one, else any.
     pub fn next(&mut self, now: Instant) -> Option<Candidate> {
-        let index = self.choose(now)?;
-        self.tried.push(index);
-        let address = self.target.address(index, self.edge_port)?;
-        Some(Candidate {
-            index,
-            address,
-            forbidden: self.target.forbidden(address),
-        })
+        loop {
+            let index = self.choose(now)?;
+            self.tried.push(index);
+            let address = self.target.address(index, self.edge_port)?;
+            if let Some(client) = self.shown.filter(|client| !same_family(*client, address)) {
+                self.failed.get_or_insert_with(|| other_family(client));
+                continue;
+            }
+            // Asked of the very address that is dialled: what a name stands for
+            // may be another one each time.
+            if let Some(why) = self.target.forbidden(address) {
+                self.target.app.stats.blocked(why);
+                self.failed(Status::Blocked, format!("{address} {why}"));
+                continue;
+            }
+            return Some(Candidate { index, address });
+        }
+    }
+
+    /// The one that was tried last did not do.
+    pub fn failed(&mut self, status: Status, reason: String) {
+        self.failed = Some(NoOrigin { status, reason });
+    }
+
+    /// Why there is no origin, when none is left: the last failure, or that
+    /// there was nothing to try.
+    pub fn why_none(self) -> NoOrigin {
+        self.failed.unwrap_or_else(|| nothing_to_try(self.target))
     }
 
     fn choose(&self, now: Instant) -> Option<usize> {
@@ -88,5 +120,19 @@ impl<'a> Candidates<'a> {
             .find_map(|wheel| chosen(wheel, &avoided))
             .or_else(|| healthy().find_map(|wheel| chosen(wheel, &self.tried)))
             .or_else(|| chosen(&pool.last_resort, &self.tried))
+    }
+}
+
+fn same_family(client: SocketAddr, origin: SocketAddr) -> bool {
+    client.is_ipv4() == origin.ip().to_canonical().is_ipv4()
+}
+
+fn other_family(client: SocketAddr) -> NoOrigin {
+    let family = if client.is_ipv4() { "IPv4" } else { "IPv6" };
+    NoOrigin {
+        status: Status::NoOrigin,
+        reason: format!(
+            "client_ip is transparent, and no origin of the pool has an {family} address"
+        ),
     }
 }

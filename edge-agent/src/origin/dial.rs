@@ -16,7 +16,7 @@ use tokio::{
 };
 use tracing::Instrument;
 
-use super::{Candidates, Held, transparent};
+use super::{Candidate, Candidates, Held, transparent};
 use crate::{
     stats::{Stats, TransparentGuard},
     table::{Target, Unknown},
@@ -64,62 +64,29 @@ pub async fn dial(
     stats: &Stats,
 ) -> Result<Dialled, NoOrigin> {
     let deadline = incoming.since + target.app.app.timeouts.connect;
-    let mut failed = nothing_to_try(target);
-    if let Some(client) = incoming.shown
-        && let Some(why) = transparent::unanswerable(client.ip())
-    {
-        failed.status = Status::ConnectSystem;
-        failed.reason = format!("client_ip is transparent, and {} {why}", client.ip());
-        return Err(failed);
+    if let Some(client) = incoming.shown {
+        transparent::can_be_answered(client.ip())?;
     }
-    let mut another_family = true;
-    let mut candidates = Candidates::new(target, incoming.edge_port, incoming.client);
-    while let Some(candidate) = candidates.next(incoming.since) {
-        let address = candidate.address;
-        if let Some(client) = incoming.shown
-            && client.is_ipv4() != address.ip().to_canonical().is_ipv4()
-        {
-            if another_family {
-                failed.reason = other_family(client);
-            }
-            continue;
-        }
-        another_family = false;
-        // Asked of the very address that is dialled: what a name stands for may
-        // be another one each time.
-        if let Some(why) = candidate.forbidden {
-            target.app.stats.blocked(why);
-            failed.status = Status::Blocked;
-            failed.reason = format!("{address} {why}");
-            continue;
-        }
+    let candidates = Candidates::new(target, incoming.edge_port, incoming.client);
+    let mut candidates = candidates.showing(incoming.shown);
+    while let Some(Candidate { index, address }) = candidates.next(incoming.since) {
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
             break;
         }
         let part = left / u32::try_from(candidates.left() + 1).unwrap_or(u32::MAX);
         let patience = part.max(ATTEMPT_MIN).min(left);
-        match attempt(
-            target,
-            candidate.index,
-            address,
-            incoming.shown,
-            patience,
-            stats,
-        )
-        .await
-        {
+        match attempt(target, index, address, incoming.shown, patience, stats).await {
             Ok(dialled) => return Ok(dialled),
             Err(error) => {
-                failed.status = error.status();
-                failed.reason = format!("{address}: {error}");
+                candidates.failed(error.status(), format!("{address}: {error}"));
                 if error.is_our_own() {
                     break;
                 }
             }
         }
     }
-    Err(failed)
+    Err(candidates.why_none())
 }
 
 /// Why there is no origin, where none is tried.
@@ -199,11 +166,6 @@ async fn attempt(
             Err(error)
         }
     }
-}
-
-fn other_family(client: SocketAddr) -> String {
-    let family = if client.is_ipv4() { "IPv4" } else { "IPv6" };
-    format!("client_ip is transparent, and no origin of the pool has an {family} address")
 }
 
 async fn connect(address: SocketAddr, shown: Option<SocketAddr>) -> io::Result<TcpStream> {

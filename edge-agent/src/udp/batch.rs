@@ -25,15 +25,9 @@ const CONTROL: usize = 64;
 pub(super) struct Batch {
     buffers: Box<[u8]>,
     lengths: [usize; BATCH],
-    ends: [Option<Ends>; BATCH],
+    from: [Option<SocketAddr>; BATCH],
+    to: [Option<SocketAddr>; BATCH],
     received: usize,
-}
-
-/// Where a datagram came from and what it was sent to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Ends {
-    pub(super) from: SocketAddr,
-    pub(super) to: SocketAddr,
 }
 
 /// What came of sending.
@@ -68,7 +62,8 @@ impl Batch {
         Self {
             buffers: vec![0; BUFFER * BATCH].into_boxed_slice(),
             lengths: [0; BATCH],
-            ends: [None; BATCH],
+            from: [None; BATCH],
+            to: [None; BATCH],
             received: 0,
         }
     }
@@ -88,72 +83,57 @@ impl Batch {
         &self.buffers[start..start + self.lengths[index]]
     }
 
-    /// Where datagram `index` came from and went to, if it was received by
-    /// [`receive_steered`](Self::receive_steered) or
-    /// [`receive_at`](Self::receive_at).
-    pub(super) fn ends(&self, index: usize) -> Option<Ends> {
-        self.ends[index]
+    /// Who sent datagram `index`.
+    pub(super) fn from(&self, index: usize) -> Option<SocketAddr> {
+        self.from[index]
     }
 
-    /// Receives from a connected socket what is there.
+    /// What datagram `index` was sent to, if it was received by
+    /// [`receive_steered`](Self::receive_steered).
+    pub(super) fn to(&self, index: usize) -> Option<SocketAddr> {
+        self.to[index]
+    }
+
+    /// Receives what is there.
     pub(super) fn receive(&mut self, socket: &impl AsFd) -> io::Result<()> {
-        let mut vectors = self.vectors();
-        let mut headers = headers();
-        point(&mut headers, &mut vectors);
-        self.received = 0;
-        let count = recvmmsg(socket.as_fd().as_raw_fd(), &mut headers)?;
-        for (length, header) in self.lengths.iter_mut().zip(&headers[..count]) {
-            *length = (header.msg_len as usize).min(BUFFER);
-        }
-        self.received = count;
-        Ok(())
-    }
-
-    /// Receives from a socket that is bound to `edge`, and notes who sent each
-    /// datagram.
-    pub(super) fn receive_at(&mut self, socket: &impl AsFd, edge: SocketAddr) -> io::Result<()> {
-        // SAFETY: the all-zero pattern is a valid socket address of no family.
-        let mut names: [libc::sockaddr_storage; BATCH] = unsafe { mem::zeroed() };
-        let mut vectors = self.vectors();
-        let mut headers = headers();
-        point(&mut headers, &mut vectors);
-        for (header, name) in headers.iter_mut().zip(&mut names) {
-            header.msg_hdr.msg_name = ptr::from_mut(name).cast();
-            header.msg_hdr.msg_namelen = mem::size_of::<libc::sockaddr_storage>() as u32;
-        }
-        self.received = 0;
-        let count = recvmmsg(socket.as_fd().as_raw_fd(), &mut headers)?;
-        for index in 0..count {
-            self.lengths[index] = (headers[index].msg_len as usize).min(BUFFER);
-            self.ends[index] = address(&names[index]).map(|from| Ends { from, to: edge });
-        }
-        self.received = count;
-        Ok(())
+        self.receive_with(socket, None)
     }
 
     /// Receives from a socket that says where each datagram was sent to.
     pub(super) fn receive_steered(&mut self, socket: &impl AsFd) -> io::Result<()> {
+        let mut controls = [Control([0; CONTROL]); BATCH];
+        self.receive_with(socket, Some(&mut controls))
+    }
+
+    fn receive_with(
+        &mut self,
+        socket: &impl AsFd,
+        controls: Option<&mut [Control; BATCH]>,
+    ) -> io::Result<()> {
         // SAFETY: the all-zero pattern is a valid socket address of no family.
         let mut names: [libc::sockaddr_storage; BATCH] = unsafe { mem::zeroed() };
-        let mut controls = [Control([0; CONTROL]); BATCH];
         let mut vectors = self.vectors();
         let mut headers = headers();
-        point(&mut headers, &mut vectors);
-        for (header, (name, control)) in headers.iter_mut().zip(names.iter_mut().zip(&mut controls))
-        {
+        let buffers = vectors.iter_mut().zip(&mut names);
+        for (header, (vector, name)) in headers.iter_mut().zip(buffers) {
             let header = &mut header.msg_hdr;
+            header.msg_iov = vector;
+            header.msg_iovlen = 1;
             header.msg_name = ptr::from_mut(name).cast();
             header.msg_namelen = mem::size_of::<libc::sockaddr_storage>() as u32;
-            header.msg_control = ptr::from_mut(control).cast();
-            header.msg_controllen = CONTROL as _;
+        }
+        let steered = controls.is_some();
+        for (header, control) in headers.iter_mut().zip(controls.into_iter().flatten()) {
+            header.msg_hdr.msg_control = ptr::from_mut(control).cast();
+            header.msg_hdr.msg_controllen = CONTROL as _;
         }
         self.received = 0;
         let count = recvmmsg(socket.as_fd().as_raw_fd(), &mut headers)?;
         for index in 0..count {
             let header = &headers[index];
             self.lengths[index] = (header.msg_len as usize).min(BUFFER);
-            let (from, to) = (address(&names[index]), sent_to(&header.msg_hdr));
-            self.ends[index] = from.zip(to).map(|(from, to)| Ends { from, to });
+            self.from[index] = address(&names[index]);
+            self.to[index] = steered.then(|| sent_to(&header.msg_hdr)).flatten();
         }
         self.received = count;
         Ok(())
@@ -285,14 +265,6 @@ fn send_one(fd: RawFd, payload: &[u8], sent: &mut Sent) {
 fn headers() -> [libc::mmsghdr; BATCH] {
     // SAFETY: null pointers and zero lengths are a valid header of nothing.
     unsafe { mem::zeroed() }
-}
-
-/// Gives each header one buffer.
-fn point(headers: &mut [libc::mmsghdr; BATCH], vectors: &mut [libc::iovec; BATCH]) {
-    for (header, vector) in headers.iter_mut().zip(vectors) {
-        header.msg_hdr.msg_iov = vector;
-        header.msg_hdr.msg_iovlen = 1;
-    }
 }
 
 fn recvmmsg(fd: RawFd, headers: &mut [libc::mmsghdr; BATCH]) -> io::Result<usize> {

@@ -2,11 +2,12 @@
 
 use std::{
     io,
+    net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use anyport_model::{outcome::Status, resource::Transport};
+use anyport_model::{identity::ClientIp, outcome::Status, resource::Transport};
 use anyport_node::telemetry::TRACE_ONLY;
 use socket2::Socket;
 use tracing::{Span, field};
@@ -20,8 +21,8 @@ use super::{
 use crate::{
     descriptors::Pair,
     live::AppKey,
-    origin::{Candidates, nothing_to_try},
-    stats::{AppStats, OpenGuard, OriginStats},
+    origin::{Candidate, Candidates, NoOrigin, transparent},
+    stats::{AppStats, OpenGuard, OriginStats, Stats, TransparentGuard},
     table::{Snapshot, Target},
     tcp::Service,
 };
@@ -42,16 +43,19 @@ pub(super) struct Flow {
     refused: Vec<Arc<str>>,
     pub(super) account: Account,
     /// After the sockets, which they are.
-    _descriptors: Pair<Service>,
+    descriptors: Pair<Service>,
 }
 
 /// The way to an origin.
 pub(super) struct Leg {
     pub(super) socket: Socket,
+    /// Who is heard on it.
+    pub(super) origin: SocketAddr,
     label: Arc<str>,
     stats: Arc<OriginStats>,
     since: Instant,
     _open: OpenGuard,
+    _transparent: Option<TransparentGuard>,
 }
 
 /// A flow as it is accounted: closed once, however it ends.
@@ -70,7 +74,7 @@ pub(super) enum NoFlow {
     /// No app takes it.
     Unclaimed,
     /// The app has no origin that could be tried, or all of them refused.
-    NoOrigin(Status),
+    NoOrigin(NoOrigin),
     /// This host is out of descriptors, ports or memory.
     System(io::Error),
 }
@@ -91,7 +95,7 @@ impl Flow {
         account.span.record("app", target.app.app.name.as_str());
         account.span.record("pool", target.pool.id.label());
         account.span.record("config_revision", table.revision.0);
-        let leg = dial(target, key, &[]).inspect_err(|failed| {
+        let leg = dial(target, &descriptors.stats, key, &[]).inspect_err(|failed| {
             account.status = failed.status();
         })?;
         account.span.record("origin", leg.label.as_ref());
@@ -105,7 +109,7 @@ impl Flow {
                 header: Header::new(target.app.app.identity.proxy_protocol, key),
                 refused: Vec::new(),
                 account,
-                _descriptors: descriptors,
+                descriptors,
             },
         })
     }
@@ -164,7 +168,7 @@ impl Flow {
         self.refused.push(Arc::clone(&self.leg.label));
         let target = table.target(Transport::Udp, key.edge);
         let target = target.ok_or(Status::ConnectRefused)?;
-        match dial(target, key, &self.refused) {
+        match dial(target, &self.descriptors.stats, key, &self.refused) {
             Ok(leg) => {
                 self.leg = leg;
                 self.header.begin_again();
@@ -172,7 +176,9 @@ impl Flow {
                 self.account.span.record("origin", label);
                 Ok(())
             }
-            Err(NoFlow::NoOrigin(Status::NoOrigin)) => Err(Status::ConnectRefused),
+            Err(NoFlow::NoOrigin(none)) if none.status == Status::NoOrigin => {
+                Err(Status::ConnectRefused)
+            }
             Err(failed) => Err(failed.status()),
         }
     }
@@ -185,29 +191,32 @@ pub(super) struct Opened {
 }
 
 /// A socket to an origin that is in none of `refused`.
-fn dial(target: Target<'_>, key: &Key, refused: &[Arc<str>]) -> Result<Leg, NoFlow> {
+fn dial(target: Target<'_>, stats: &Stats, key: &Key, refused: &[Arc<str>]) -> Result<Leg, NoFlow> {
     let now = Instant::now();
+    let shown = match target.app.app.identity.client_ip {
+        ClientIp::Edge => None,
+        ClientIp::Transparent => Some(key.client),
+    };
+    if let Some(client) = shown {
+        transparent::can_be_answered(client.ip()).map_err(NoFlow::NoOrigin)?;
+    }
     let origins = &target.pool.origins;
     let refused = (0..origins.len()).filter(|&index| refused.contains(&origins[index].label));
     let candidates = Candidates::new(target, key.edge.port(), key.client.ip());
-    let mut candidates = candidates.without(refused);
-    let mut status = nothing_to_try(target).status;
-    while let Some(candidate) = candidates.next(now) {
-        let address = candidate.address;
-        if let Some(why) = candidate.forbidden {
-            target.app.stats.blocked(why);
-            status = Status::Blocked;
-            continue;
-        }
-        let Some(origin) = origins.get(candidate.index) else {
+    let mut candidates = candidates.showing(shown).without(refused);
+    while let Some(Candidate { index, address }) = candidates.next(now) {
+        let Some(origin) = origins.get(index) else {
             break;
         };
-        match sockets::towards_origin(address) {
+        let address = SocketAddr::new(address.ip().to_canonical(), address.port());
+        match sockets::towards_origin(address, shown) {
             Ok(socket) => {
                 return Ok(Leg {
                     socket,
+                    origin: address,
                     label: Arc::clone(&origin.label),
                     _open: origin.stats.hold(),
+                    _transparent: shown.map(|_| TransparentGuard::new(stats)),
                     stats: Arc::clone(&origin.stats),
                     since: now,
                 });
@@ -215,12 +224,12 @@ fn dial(target: Target<'_>, key: &Key, refused: &[Arc<str>]) -> Result<Leg, NoFl
             // There is no way to it: that says something of the origin.
             Err(error) if is_no_route(&error) => {
                 origin.stats.dialled(Err(&error));
-                status = Status::ConnectUnreachable;
+                candidates.failed(Status::ConnectUnreachable, format!("{address}: {error}"));
             }
             Err(error) => return Err(NoFlow::System(error)),
         }
     }
-    Err(NoFlow::NoOrigin(status))
+    Err(NoFlow::NoOrigin(candidates.why_none()))
 }
 
 fn is_no_route(error: &io::Error) -> bool {
@@ -234,7 +243,7 @@ impl NoFlow {
     fn status(&self) -> Status {
         match self {
             NoFlow::Unclaimed => Status::Internal,
-            NoFlow::NoOrigin(status) => *status,
+            NoFlow::NoOrigin(none) => none.status,
             NoFlow::System(_) => Status::ConnectSystem,
         }
     }

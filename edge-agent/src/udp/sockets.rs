@@ -5,6 +5,7 @@ use std::{io, net::SocketAddr};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use super::sessions::Key;
+use crate::origin::transparent;
 
 fn datagrams(address: SocketAddr) -> io::Result<Socket> {
     let domain = Domain::for_address(address);
@@ -32,8 +33,13 @@ pub(super) fn towards_client(key: &Key) -> io::Result<Socket> {
     Ok(socket)
 }
 
-pub(super) fn towards_origin(address: SocketAddr) -> io::Result<Socket> {
-    let socket = datagrams(address)?;
-    socket.connect(&SockAddr::from(address))?;
+/// A socket that speaks to an origin, as the edge or as `shown`. As above, others
+/// may be heard on it.
+pub(super) fn towards_origin(origin: SocketAddr, shown: Option<SocketAddr>) -> io::Result<Socket> {
+    if let Some(client) = shown {
+        return transparent::datagrams(client, origin);
+    }
+    let socket = datagrams(origin)?;
+    socket.connect(&SockAddr::from(origin))?;
     Ok(socket)
 }

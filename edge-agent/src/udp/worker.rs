@@ -7,7 +7,7 @@
 use std::{
     collections::HashSet,
     io,
-    net::UdpSocket,
+    net::{SocketAddr, UdpSocket},
     os::fd::AsFd,
     pin::pin,
     sync::Arc,
@@ -286,7 +286,7 @@ impl Worker {
                 Err(_) => continue,
             }
             for at in 0..self.batch.len() {
-                self.take_one(at, now);
+                self.take_one(at, self.batch.to(at), now);
             }
             if !self.batch.is_full() {
                 return;
@@ -295,19 +295,17 @@ impl Worker {
         self.unfinished.push(Token::Steered(index));
     }
 
-    fn take_one(&mut self, at: usize, now: Instant) {
-        let Some(ends) = self.batch.ends(at) else {
+    /// The datagram at `at` of the batch, which was sent to `edge`.
+    fn take_one(&mut self, at: usize, edge: Option<SocketAddr>, now: Instant) {
+        let (Some(client), Some(edge)) = (self.batch.from(at), edge) else {
             return self.dropped(DropReason::Unclaimed, 1);
         };
         // A socket that is connected to port 0 would be given what comes from
         // every other port of that client as well.
-        if ends.from.port() == 0 || ends.from.ip().is_unspecified() {
+        if client.port() == 0 || client.ip().is_unspecified() {
             return self.dropped(DropReason::Unanswerable, 1);
         }
-        let key = Key {
-            client: ends.from,
-            edge: ends.to,
-        };
+        let key = Key { client, edge };
         let known = self.sessions.find(&key);
         let id = match known.map_or_else(|| self.admit(key, at, now), Ok) {
             Ok(id) => id,
@@ -380,7 +378,7 @@ impl Worker {
             let Some(flow) = self.sessions.get_mut(id) else {
                 return;
             };
-            match self.batch.receive_at(&flow.client, key.edge) {
+            match self.batch.receive(&flow.client) {
                 Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
@@ -392,8 +390,7 @@ impl Worker {
             let (mut own, mut others) = ([0; BATCH], [0; BATCH]);
             let (mut owned, mut strayed, mut bytes) = (0, 0, 0);
             for at in 0..self.batch.len() {
-                let from = self.batch.ends(at).map(|ends| ends.from);
-                if from == Some(key.client) {
+                if self.batch.from(at) == Some(key.client) {
                     own[owned] = at;
                     owned += 1;
                     bytes += self.batch.payload(at).len();
@@ -411,7 +408,7 @@ impl Worker {
                 self.sent_to_origin(id, &sent);
             }
             for &at in &others[..strayed] {
-                self.take_one(at, now);
+                self.take_one(at, Some(key.edge), now);
             }
             if !full {
                 return;
@@ -440,19 +437,24 @@ impl Worker {
                 }
                 Err(_) => continue,
             }
-            flow.heard(now);
+            let origin = flow.leg.origin;
             self.moved += self.batch.len();
             let mut allowed = [0; BATCH];
-            let (mut count, mut strangers, mut held_back) = (0, 0, 0);
-            let (mut bytes, mut skip) = (0, 0);
+            let (mut count, mut bytes, mut skip) = (0, 0, 0);
+            let (mut strayed, mut headless, mut held_back) = (0, 0, 0);
             for at in 0..self.batch.len() {
+                if self.batch.from(at) != Some(origin) {
+                    strayed += 1;
+                    continue;
+                }
                 let answer = self.batch.payload(at);
                 bytes += answer.len() as u64;
-                let Some(flow) = self.sessions.get(id) else {
+                let Some(flow) = self.sessions.get_mut(id) else {
                     return;
                 };
+                flow.heard(now);
                 let Some(header) = flow.header.of_answer(answer) else {
-                    strangers += 1;
+                    headless += 1;
                     continue;
                 };
                 skip = header;
@@ -463,7 +465,8 @@ impl Worker {
                     held_back += 1;
                 }
             }
-            self.dropped(DropReason::SimpleHeader, strangers);
+            self.dropped(DropReason::Stray, strayed);
+            self.dropped(DropReason::SimpleHeader, headless);
             self.dropped(DropReason::Amplification, held_back);
             let Some(flow) = self.sessions.get_mut(id) else {
                 return;

@@ -17,7 +17,7 @@ pub(super) fn read(
     transport: Option<Transport>,
 ) -> Option<Identity> {
     let proxy_protocol = proxy_protocol(faults, wire.proxy_protocol, transport);
-    let client_ip = client_ip(faults, wire.client_ip, transport);
+    let client_ip = client_ip(faults, wire.client_ip);
     let trusted_senders = trusted_senders(faults, &wire.accept_proxy_protocol, transport);
     Some(Identity {
         proxy_protocol: proxy_protocol?,
@@ -41,17 +41,10 @@ fn proxy_protocol(
     faults.take("proxy_protocol", form.over(transport?))
 }
 
-fn client_ip(faults: &mut Faults, wire: i32, transport: Option<Transport>) -> Option<ClientIp> {
+fn client_ip(faults: &mut Faults, wire: i32) -> Option<ClientIp> {
     use v1::ClientIp as Wire;
     Some(match faults.take("client_ip", Wire::try_from(wire))? {
         Wire::Unspecified | Wire::Edge => ClientIp::Edge,
-        Wire::Transparent if transport == Some(Transport::Udp) => {
-            faults.add(
-                "client_ip",
-                "transparent is for tcp only; right for udp is edge",
-            );
-            return None;
-        }
         Wire::Transparent => ClientIp::Transparent,
     })
 }
