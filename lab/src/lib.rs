@@ -4,3 +4,6 @@
 pub mod bench;
 pub mod cluster;
 pub mod load;
+pub mod network;
+pub mod servers;
+pub mod tls;

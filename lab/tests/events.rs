@@ -9,6 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyport_lab::cluster::{Cluster, PATIENCE, Plan, Said, eventually};
+use anyport_lab::network::{LOST, ip, nft};
 use anyport_netns::{Namespace, sysctl};
 use serde_json::Value;
 use socket2::SockRef;
@@ -35,10 +36,6 @@ apps:
   - { name: blackhole,  protocol: tcp/1006, edge_ips: [198.51.100.10], origin_direct: ["tcp://10.252.0.1:7000"] }
   - { name: none,       protocol: tcp/1007, edge_ips: [198.51.100.10], origin_pool: none }
 "#;
-
-/// For what to do with packets of a TCP port.
-const LOST: &str = "add table ip lost; \
-    add chain ip lost in { type filter hook input priority 0; }; add rule ip lost in tcp";
 
 fn at(target: &str) -> SocketAddr {
     target.parse().unwrap()
@@ -113,17 +110,6 @@ fn reset(stream: TcpStream) {
 /// The write timeout of a connection in the namespace becomes a second.
 fn give_up_early(namespace: &Namespace) {
     sysctl::set(namespace, "net/ipv4/tcp_retries2", "2").unwrap();
-}
-
-fn ip(namespace: &Namespace, arguments: &str) {
-    let mut command = namespace.command("ip");
-    let done = command.args(arguments.split(' ')).output().unwrap();
-    assert!(done.status.success(), "ip {arguments}: {done:?}");
-}
-
-fn nft(namespace: &Namespace, rules: &str) {
-    let done = namespace.command("nft").arg(rules).output().unwrap();
-    assert!(done.status.success(), "nft {rules}: {done:?}");
 }
 
 #[test]

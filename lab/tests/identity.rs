@@ -4,14 +4,13 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyport_lab::cluster::{Cluster, PATIENCE, Plan, Service, Store, eventually};
+use anyport_lab::servers::{Running, program};
 use anyport_netns::{Namespace, link};
 
 const V4: &str = "198.51.100.10";
@@ -24,57 +23,6 @@ const RAW: u16 = 7003;
 
 fn at(ip: &str, port: u16) -> SocketAddr {
     SocketAddr::new(ip.parse().unwrap(), port)
-}
-
-/// A program's file; where it is missing, the test fails.
-fn program(name: &str, package: &str) -> PathBuf {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let mut places: Vec<_> = std::env::split_paths(&path).collect();
-    places.push("/usr/sbin".into());
-    let mut found = places.into_iter().map(|place| place.join(name));
-    let found = found.find(|file| file.is_file());
-    found.unwrap_or_else(|| panic!("{name} is not installed; on Debian: apt install {package}"))
-}
-
-/// A server that is killed when the test ends.
-struct Running(Child);
-
-impl Running {
-    /// Starts it, and waits until it accepts connections on `ready`.
-    fn start(
-        name: &str,
-        cluster: &Cluster,
-        namespace: &Namespace,
-        mut command: Command,
-        ready: SocketAddr,
-    ) -> Self {
-        let log = cluster.directory().join(format!("{name}.log"));
-        let file = File::create(&log).unwrap();
-        let child = command
-            .stdin(Stdio::null())
-            .stdout(file.try_clone().unwrap())
-            .stderr(file)
-            .spawn()
-            .unwrap();
-        let mut server = Self(child);
-        eventually(PATIENCE, "the server listens", || {
-            if let Some(status) = server.0.try_wait().unwrap() {
-                let log = fs::read_to_string(&log).unwrap();
-                panic!("{name} ended with {status}: {log}");
-            }
-            let dialled = cluster.dial_from(namespace, ready);
-            dialled.map(drop).map_err(|error| format!("{error:?}"))
-        });
-        server
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }
 
 /// HAProxy in the foreground, with one process.

@@ -4,12 +4,9 @@
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
-use std::process::{Child, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
@@ -18,8 +15,8 @@ use std::time::Duration;
 use anyport_lab::cluster::{Cluster, PATIENCE, Plan, Service, eventually};
 use anyport_lab::load::Who;
 use anyport_lab::load::serve::{self, Mode};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use anyport_lab::servers::Dnsmasq;
+use nix::sys::signal::Signal;
 use socket2::{Domain, Socket, Type};
 
 const PREFIXES: &str = r#"
@@ -28,14 +25,15 @@ prefixes:
   - cidr: 2001:db8:51::/64
 "#;
 
-/// Where the name server listens, on the edge's loopback, and the agent is told to ask.
-const RESOLVER: &str = "127.0.0.1:5353";
+const SRV: [&str; 2] = [
+    "--srv-host=_game._tcp.internal,one.internal,7000,10,0",
+    "--srv-host=_game._tcp.internal,two.internal,7001,20,0",
+];
 
 fn cluster(origins: usize) -> Cluster {
-    let environment = vec![("ANYPORT_RESOLVER".to_owned(), RESOLVER.to_owned())];
     Cluster::start(Plan {
         origins,
-        environment,
+        environment: Dnsmasq::environment(),
         ..Plan::default()
     })
     .unwrap()
@@ -43,85 +41,6 @@ fn cluster(origins: usize) -> Cluster {
 
 fn at(target: &str) -> SocketAddr {
     target.parse().unwrap()
-}
-
-/// A dnsmasq that knows the names of one file, for two seconds at a time.
-struct Dnsmasq<'c> {
-    cluster: &'c Cluster,
-    hosts: PathBuf,
-    child: Option<Child>,
-}
-
-impl<'c> Dnsmasq<'c> {
-    fn start(cluster: &'c Cluster, hosts: &str) -> Self {
-        let mut server = Self {
-            cluster,
-            hosts: cluster.directory().join("hosts"),
-            child: None,
-        };
-        server.write(hosts);
-        server.run();
-        server
-    }
-
-    fn write(&self, hosts: &str) {
-        fs::write(&self.hosts, hosts).unwrap();
-    }
-
-    fn run(&mut self) {
-        let log = File::create(self.cluster.directory().join("dnsmasq.log")).unwrap();
-        let path = ["/usr/sbin/dnsmasq", "/usr/bin/dnsmasq"];
-        let program = path.iter().find(|path| fs::exists(path).unwrap());
-        let program =
-            program.expect("dnsmasq is not installed; on Debian: apt install dnsmasq-base");
-        let mut command = self.cluster.topology().edge().command(program);
-        command.args([
-            "--keep-in-foreground",
-            "--conf-file=/dev/null",
-            "--pid-file=",
-            "--user=root",
-            "--log-facility=-",
-            "--no-resolv",
-            "--no-hosts",
-            "--local=/internal/",
-            "--local-ttl=2",
-            "--listen-address=127.0.0.1",
-            "--port=5353",
-            "--bind-interfaces",
-            "--srv-host=_game._tcp.internal,one.internal,7000,10,0",
-            "--srv-host=_game._tcp.internal,two.internal,7001,20,0",
-        ]);
-        command.arg(format!("--addn-hosts={}", self.hosts.display()));
-        command
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().unwrap());
-        self.child = Some(command.stderr(log).spawn().unwrap());
-    }
-
-    /// Other addresses from now on.
-    fn change(&self, hosts: &str) {
-        self.write(hosts);
-        self.signal(Signal::SIGHUP);
-    }
-
-    fn signal(&self, signal: Signal) {
-        let id = self.child.as_ref().unwrap().id();
-        kill(Pid::from_raw(id.cast_signed()), signal).unwrap();
-    }
-
-    fn stop(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            // It may have ended by itself.
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-    }
-}
-
-impl Drop for Dnsmasq<'_> {
-    fn drop(&mut self) {
-        self.stop();
-    }
 }
 
 /// The tag of who answers, or why nobody does.
@@ -177,7 +96,7 @@ fn names_are_resolved_followed_and_outlive_their_server() {
     let cluster = cluster(2);
     let one = cluster.echo(0, "one", [7000]).unwrap();
     let _two = cluster.echo(1, "two", [7000, 7001, 7002]).unwrap();
-    let mut dnsmasq = Dnsmasq::start(&cluster, &hosts("10.0.2.2"));
+    let mut dnsmasq = Dnsmasq::start(&cluster, &hosts("10.0.2.2"), &SRV);
     // Asked before it answers, names are waited for.
     dnsmasq.signal(Signal::SIGSTOP);
     cluster.apply(&format!("{PREFIXES}{NAMED}")).unwrap();
@@ -331,7 +250,7 @@ fn what_must_not_be_dialled_is_refused_whatever_the_name_server_says() {
         .chain(["127.0.0.1 mixed.internal\n10.0.2.2 mixed.internal\n".to_owned()])
         .collect();
     let hosts = |rebind: &str| format!("{fixed}{rebind} rebind.internal\n");
-    let dnsmasq = Dnsmasq::start(&cluster, &hosts("10.0.2.2"));
+    let dnsmasq = Dnsmasq::start(&cluster, &hosts("10.0.2.2"), &SRV);
 
     let app = |(port, name): (usize, &str)| {
         format!(

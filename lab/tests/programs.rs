@@ -9,9 +9,10 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 
 use anyport_lab::cluster::{Cluster, PATIENCE, Plan, Service, Store, eventually};
+use anyport_lab::servers::{Running, program};
 use anyport_netns::Namespace;
 
 anyport_lab::on_both_stores![
@@ -48,58 +49,11 @@ fn doors(port: u16) -> [(&'static str, u16); 3] {
     ]
 }
 
-/// A program's file; where it is missing, the test fails.
-fn program(name: &str, package: &str) -> PathBuf {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let mut places: Vec<_> = std::env::split_paths(&path).collect();
-    places.push("/usr/sbin".into());
-    // Debian keeps the servers of each version apart.
-    let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten();
-    places.extend(versions.map(|version| version.unwrap().path().join("bin")));
-    let found = places
-        .into_iter()
-        .map(|place| place.join(name))
-        .find(|file| file.is_file());
-    found.unwrap_or_else(|| panic!("{name} is not installed; on Debian: apt install {package}"))
-}
-
-/// A server that is killed when the test ends.
-struct Running {
-    child: Child,
-    log: PathBuf,
-}
-
-impl Running {
-    /// Starts it, and waits until it accepts connections of the edge's host.
-    fn start(cluster: &Cluster, mut command: Command, port: u16) -> Self {
-        let log = cluster.directory().join(format!("server-{port}.log"));
-        let file = File::create(&log).unwrap();
-        let child = command
-            .stdin(Stdio::null())
-            .stdout(file.try_clone().unwrap())
-            .stderr(file)
-            .spawn()
-            .unwrap();
-        let mut server = Self { child, log };
-        let address = format!("{ORIGIN}:{port}").parse().unwrap();
-        eventually(PATIENCE, "the server listens", || {
-            if let Some(status) = server.child.try_wait().unwrap() {
-                let log = fs::read_to_string(&server.log).unwrap();
-                panic!("the server ended with {status}: {log}");
-            }
-            let dialled = cluster.dial_from(cluster.topology().edge(), address);
-            dialled.map(drop).map_err(|error| format!("{error:?}"))
-        });
-        server
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+/// Starts a server, and waits until it accepts connections of the edge's host.
+fn serve(cluster: &Cluster, command: Command, port: u16) -> Running {
+    let (name, ready) = (format!("server-{port}"), format!("{ORIGIN}:{port}"));
+    let edge = cluster.topology().edge();
+    Running::start(&name, cluster, edge, command, ready.parse().unwrap())
 }
 
 fn cluster(store: Store) -> Cluster {
@@ -178,7 +132,7 @@ fn postgresql_is_queried(store: Store) {
     command
         .args(["-D", &data, "-p", &PORT.to_string(), "-k", &data])
         .args(["-c", "listen_addresses=10.0.2.2", "-c", "fsync=off"]);
-    let _server = Running::start(&cluster, command, PORT);
+    let _server = serve(&cluster, command, PORT);
 
     let psql = program("psql", "postgresql-client");
     for (number, (host, port)) in doors(PORT).into_iter().enumerate() {
@@ -222,7 +176,7 @@ fn redis_keeps_what_it_is_given(store: Store) {
         .current_dir(cluster.directory())
         .args(["--bind", ORIGIN, "--port", &PORT.to_string()])
         .args(["--save", "", "--appendonly", "no", "--protected-mode", "no"]);
-    let _server = Running::start(&cluster, command, PORT);
+    let _server = serve(&cluster, command, PORT);
 
     let redis_cli = program("redis-cli", "redis-tools");
     let large = "0123456789abcdef".repeat(64 * 1024);
@@ -277,7 +231,7 @@ fn openssh_speaks_first_and_carries_a_session(store: Store) {
     );
     let mut command = origin(&cluster).command(program("unshare", "util-linux"));
     command.args(["--mount", "sh", "-c", &script]);
-    let _server = Running::start(&cluster, command, PORT);
+    let _server = serve(&cluster, command, PORT);
 
     let ssh = program("ssh", "openssh-client");
     let host_key = fs::read_to_string(file("host_key.pub")).unwrap();
@@ -367,7 +321,7 @@ fn nginx_serves_a_gibibyte_with_the_right_checksum(store: Store) {
         "-c",
         &format!("{directory}/nginx.conf"),
     ]);
-    let _server = Running::start(&cluster, command, PORT);
+    let _server = serve(&cluster, command, PORT);
 
     let sha256sum = program("sha256sum", "coreutils");
     let curl = program("curl", "curl");
