@@ -7,8 +7,10 @@ mod identity;
 mod leg;
 mod relay;
 mod terminate;
+mod unanswered;
 mod way;
 
 pub use buffers::with_scratch;
-pub use connection::{Service, reset, serve};
+pub use connection::{Service, serve};
 pub use leg::Leg;
+pub use unanswered::Unanswered;

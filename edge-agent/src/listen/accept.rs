@@ -12,7 +12,7 @@ use crate::{
     descriptors::{Pair, Spare},
     live::Place,
     stats::Shed,
-    tcp::{Service, reset, serve},
+    tcp::{Service, Unanswered, serve},
 };
 
 /// Out of memory, accepting again at once would only spin; waiting connections
@@ -52,9 +52,9 @@ async fn accept_all(listener: TcpListener, service: Arc<Service>, drain: &Drain)
 }
 
 fn take(service: &Arc<Service>, client: TcpStream, peer: SocketAddr, drain: &Drain) {
+    let client = Unanswered::new(client);
     let Some(service) = Pair::take(service) else {
-        service.stats.shed(Shed::Descriptors);
-        return reset(&client);
+        return service.stats.shed(Shed::Descriptors);
     };
     let guard = drain.guard();
     Place::take().spawn(|place| serve(service, client, peer, place, guard));
@@ -68,7 +68,7 @@ fn shed(listener: &TcpListener, service: &Service, spare: &mut Spare) -> bool {
     // looks for a descriptor before it looks for a connection.
     let accepted = spare.lend(|| {
         let accepted = listener.accept().now_or_never();
-        accepted.map(|accepted| accepted.map(|(client, _)| reset(&client)))
+        accepted.map(|accepted| accepted.map(|(client, _)| drop(Unanswered::new(client))))
     });
     match accepted {
         Some(Some(Ok(()))) => {

@@ -18,6 +18,7 @@ use super::{
     leg::Leg,
     relay::{Ended, relay},
     terminate::Terminate,
+    unanswered::Unanswered,
     way::{Refused, Way},
 };
 use crate::{
@@ -64,7 +65,7 @@ pub(super) enum Legs {
 /// long, and the two descriptors that `service` comes with.
 pub async fn serve(
     service: Pair<Service>,
-    client: TcpStream,
+    client: Unanswered,
     peer: SocketAddr,
     place: Place,
     guard: DrainGuard,
@@ -126,11 +127,10 @@ async fn live<'a>(service: &'a Service, join: Pin<Box<impl Future<Output = Optio
     }
 }
 
-/// Finds the app and makes both legs; `None` if no app takes the connection. A
-/// client that is turned away has been told.
+/// Finds the app and makes both legs; `None` if no app takes the connection.
 async fn join(
     service: &Service,
-    client: TcpStream,
+    client: Unanswered,
     peer: SocketAddr,
     destination: SocketAddr,
     place: Place,
@@ -138,10 +138,7 @@ async fn join(
     let table = service.table.load_full();
     let span = Span::current();
     span.record("config_revision", table.revision.0);
-    let Some((candidates, first, only)) = table.apps_at(destination) else {
-        reset(&client);
-        return None;
-    };
+    let (candidates, first, only) = table.apps_at(destination)?;
     let open = |stats: &Arc<AppStats>, place| {
         let mut known = Details::new(stats.name().clone(), table.revision, peer);
         if !Span::current().is_disabled() {
@@ -168,8 +165,8 @@ async fn join(
     let (Arrived { target, hello }, identity) = match arrived {
         Ok(arrived) => arrived,
         Err(turned) => {
-            if !turned.told {
-                reset(&client);
+            if turned.told {
+                drop(client.release());
             }
             let Turned { status, reason, .. } = turned;
             return Some((account, Err(Refused { status, reason })));
@@ -183,7 +180,6 @@ async fn join(
             && ordered.to_close().contains(&AppKey::of(&target.app.stats))
     };
     if late {
-        reset(&client);
         let (status, reason) = (Status::Closed, Closing::Disabled.as_str().to_owned());
         return Some((account, Err(Refused { status, reason })));
     }
@@ -205,13 +201,10 @@ async fn join(
     let joined = match (&target.app.tls, hello) {
         // Boxed: connections without TLS do not carry its memory.
         (Some(ends), Some(hello)) => Box::pin(Terminate { way, ends, hello }.join(client)).await,
-        _ => match way.reach(&client, || identity::has_sent(&client)).await {
-            Ok((origin, held)) => Ok((Legs::Plain(client, origin), held)),
-            Err(refused) => {
-                reset(&client);
-                Err(refused)
-            }
-        },
+        _ => {
+            let reached = way.reach(&client, || identity::has_sent(&*client)).await;
+            reached.map(|(origin, held)| (Legs::Plain(client.release(), origin), held))
+        }
     };
     let joined = joined.map(|(legs, held)| Joined {
         legs,
@@ -283,13 +276,6 @@ fn outcome(ended: &Ended) -> (Status, Reason) {
         Ended::Client(error) => (Status::of_client_error(error.kind()), of(error)),
         Ended::Origin(error) => (Status::of_origin_error(error.kind()), of(error)),
     }
-}
-
-/// Closes with a reset when dropped: a client that is turned away should learn
-/// it at once and not take it for an empty answer.
-pub fn reset(client: &TcpStream) {
-    // The socket is being dropped: there is nobody left to tell.
-    let _ = client.set_zero_linger();
 }
 
 #[cfg(test)]

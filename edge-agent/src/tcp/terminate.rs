@@ -14,8 +14,9 @@ use tokio::net::TcpStream;
 use tracing::Span;
 
 use super::{
-    connection::{Legs, reset},
+    connection::Legs,
     leg::Leg,
+    unanswered::Unanswered,
     way::{Refused, Way},
 };
 use crate::{
@@ -32,7 +33,7 @@ pub(super) struct Terminate<'a> {
 }
 
 impl Terminate<'_> {
-    pub(super) async fn join(self, client: TcpStream) -> Result<(Legs, Held), Refused> {
+    pub(super) async fn join(self, client: Unanswered) -> Result<(Legs, Held), Refused> {
         let span = Span::current();
         if let Some(name) = &self.hello.server_name {
             span.record("server_name", name.as_str());
@@ -58,25 +59,14 @@ impl Terminate<'_> {
             // Nothing reaches the origin before the client has shaken hands.
             ToOrigin::Clear => {
                 let client = self.accept(client, None).await?;
-                match self.way.reach(client.socket(), || false).await {
-                    Ok((origin, held)) => Ok((Legs::Ended(client, origin), held)),
-                    Err(refused) => {
-                        reset(client.socket());
-                        Err(refused)
-                    }
-                }
+                let (origin, held) = self.way.reach(client.socket(), || false).await?;
+                Ok((Legs::Ended(client.release(), origin), held))
             }
             // The origin chooses the protocol (ALPN) that the client is told.
             ToOrigin::Tls(config) => {
-                let (origin, held) = match self.secure(&client, config).await {
-                    Ok(secured) => secured,
-                    Err(refused) => {
-                        reset(&client);
-                        return Err(refused);
-                    }
-                };
+                let (origin, held) = self.secure(&client, config).await?;
                 let client = self.accept(client, origin.protocol()).await?;
-                Ok((Legs::Renewed(client, origin), held))
+                Ok((Legs::Renewed(client.release(), origin), held))
             }
         }
     }
@@ -112,7 +102,11 @@ impl Terminate<'_> {
         Ok((origin, held))
     }
 
-    async fn accept(&self, client: TcpStream, protocol: Option<&[u8]>) -> Result<TlsLeg, Refused> {
+    async fn accept(
+        &self,
+        client: Unanswered,
+        protocol: Option<&[u8]>,
+    ) -> Result<Unanswered<TlsLeg>, Refused> {
         let start = Instant::now();
         let config = &self.ends.shown.config;
         match tls::accept(client, config, protocol, self.patience()).await {

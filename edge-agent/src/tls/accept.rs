@@ -14,6 +14,7 @@ use tokio::{net::TcpStream, sync::Semaphore, time::timeout};
 use tokio_rustls::TlsAcceptor;
 
 use super::leg::TlsLeg;
+use crate::tcp::Unanswered;
 
 /// Handshakes that a worker has begun and not ended. Each holds some ten
 /// kilobytes; those beyond wait in their sockets, within their time.
@@ -30,11 +31,11 @@ thread_local! {
 /// # Errors
 /// Of kind `TimedOut` where it took longer than `patience`.
 pub async fn accept(
-    client: TcpStream,
+    client: Unanswered,
     config: &Arc<ServerConfig>,
     protocol: Option<&[u8]>,
     patience: Duration,
-) -> io::Result<TlsLeg> {
+) -> io::Result<Unanswered<TlsLeg>> {
     let config = match protocol {
         None => Arc::clone(config),
         Some(protocol) => {
@@ -43,8 +44,11 @@ pub async fn accept(
             Arc::new(config)
         }
     };
-    let shaken = timeout(patience, shake(client, config)).await;
-    shaken.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+    // Who is in the middle of a handshake cannot take any end for an answer,
+    // and a reset would take the alert from one whose handshake failed.
+    let shaken = timeout(patience, shake(client.release(), config)).await;
+    let shaken = shaken.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+    shaken.map(Unanswered::new)
 }
 
 async fn shake(client: TcpStream, config: Arc<ServerConfig>) -> io::Result<TlsLeg> {
