@@ -5,6 +5,7 @@
 //! - **pool**, **origin**: servers behind an app ([`resource::Pool`])
 //! - **monitor**: how an origin is probed ([`resource::Monitor`])
 //! - **certificate**: what the edge shows to TLS clients ([`certificate::Certificate`])
+//! - **source**: whom limits count as one client ([`limits::Source`])
 //! - **claim**: a rectangle of addresses × ports ([`steering::Claim`])
 //! - **revision**: a number for one committed state ([`names::Revision`])
 //! - **state**: all resources of a revision, which fit each other ([`state::State`])
@@ -12,7 +13,9 @@
 //!
 //! Time, randomness and hash seeds are arguments everywhere.
 
+pub mod access;
 pub mod backoff;
+pub mod bucket;
 pub mod certificate;
 pub mod client_hello;
 pub mod diff;
@@ -23,6 +26,7 @@ pub mod fault;
 pub mod health;
 pub mod identity;
 pub mod latency;
+pub mod limits;
 pub mod maglev;
 pub mod names;
 pub mod net_set;

@@ -6,9 +6,11 @@ use std::{fmt, net::SocketAddr, num::NonZeroU32, str::FromStr, sync::Arc, time::
 use ipnet::IpNet;
 
 use crate::{
+    access::Access,
     certificate::Certificate,
     dns::DnsOrigin,
     identity::Identity,
+    limits::Limits,
     names::{AppName, CertificateName, MonitorName, OriginName, PoolName},
     ports::{PortMap, PortRange},
     tls::Tls,
@@ -404,6 +406,8 @@ pub struct App {
     pub origin: OriginChoice,
     pub tls: Tls,
     pub identity: Identity,
+    pub access: Access,
+    pub limits: Limits,
     pub timeouts: Timeouts,
     /// Set: the app takes no connections, and its ports look closed.
     pub disable: Option<Disable>,
@@ -425,6 +429,8 @@ impl App {
             origin,
             tls: Tls::default(),
             identity: Identity::default(),
+            access: Access::default(),
+            limits: Limits::default(),
             timeouts: Timeouts::default(),
             disable: None,
         }
