@@ -11,8 +11,10 @@ use std::{
 };
 
 use anyport_model::{
+    access::{Access, Action, Rule},
     dns::{DnsOrigin, Question, RecordType},
     identity::{ClientIp, Identity, ProxyProtocol},
+    limits::Limits,
     ports::{PortMap, PortRange},
     resource::{
         App, Check, DirectOrigin, Disable, Monitor, Origin, OriginChoice, Policy, Pool, Prefix,
@@ -185,6 +187,30 @@ fn identity(transport: Transport) -> impl Strategy<Value = Identity> {
     })
 }
 
+fn access() -> impl Strategy<Value = Access> {
+    let action = || prop::sample::select(vec![Action::Allow, Action::Deny]);
+    let rules = prop::collection::vec((action(), net()), 0..5);
+    (action(), rules).prop_map(|(default, rules)| {
+        let mut access = Access::new(default);
+        for (action, source) in rules {
+            // Not the same twice, nor IPv4 in the form of IPv6.
+            let _ = access.add(Rule { action, source });
+        }
+        access
+    })
+}
+
+fn limits() -> impl Strategy<Value = Limits> {
+    let limit = || any::<u32>().prop_map(NonZeroU32::new);
+    let limit = || prop_oneof![Just(None), limit()];
+    (limit(), limit(), limit(), limit()).prop_map(|(connections, per_source, new, bytes)| Limits {
+        connections,
+        connections_per_source: per_source,
+        new_connections_per_source: new,
+        bytes_per_second_per_connection: bytes,
+    })
+}
+
 fn app() -> impl Strategy<Value = Resource> {
     let second = Duration::from_secs(1);
     let origin = ports().prop_flat_map(|ports| (Just(ports), origin_choice(ports)));
@@ -201,14 +227,16 @@ fn app() -> impl Strategy<Value = Resource> {
             Disable::CloseNow,
         ])),
         prop::sample::select(&Transport::ALL)
-            .prop_flat_map(|transport| (identity(transport), Just(transport))),
+            .prop_flat_map(|transport| (identity(transport), Just(transport), access(), limits())),
     )
         .prop_map(
             |(name, nets, (ports, origin), connect, idle, udp_idle, drain, disable, more)| {
-                let (identity, transport) = more;
+                let (identity, transport, access, limits) = more;
                 let name = name.parse().unwrap();
                 Resource::App(Arc::new(App {
                     identity,
+                    access,
+                    limits,
                     timeouts: Timeouts {
                         connect,
                         idle,
@@ -297,9 +325,19 @@ fn wire() -> impl Strategy<Value = v1::Resource> {
         prop::option::of((text(), any::<i32>(), wire_duration())),
         wire_duration(),
         (-1..6i32, -1..4i32, texts()),
+        prop::option::of((-1..4i32, prop::collection::vec((-1..4i32, text()), 0..4))),
     );
     let app = app.prop_map(
-        |(pooled, [name, protocol, pool, origin_port], edge_ips, direct, dns, idle, identity)| {
+        |(
+            pooled,
+            [name, protocol, pool, origin_port],
+            edge_ips,
+            direct,
+            dns,
+            idle,
+            identity,
+            access,
+        )| {
             let (proxy_protocol, client_ip, accept_proxy_protocol) = identity;
             Kind::App(v1::App {
                 name,
@@ -312,6 +350,7 @@ fn wire() -> impl Strategy<Value = v1::Resource> {
                 proxy_protocol,
                 client_ip,
                 accept_proxy_protocol,
+                access: access.map(|(default, rules)| access_of(default, &rules)),
                 timeouts: Some(v1::Timeouts {
                     idle,
                     ..Default::default()
@@ -444,6 +483,26 @@ fn a_named_app(change: impl FnOnce(&mut v1::OriginDns, &mut v1::App)) -> Kind {
     })
 }
 
+/// Actions as numbers of the wire.
+fn access_of(default: i32, rules: &[(i32, String)]) -> v1::Access {
+    let rules = rules.iter().map(|(action, source)| v1::AccessRule {
+        action: *action,
+        source: source.clone(),
+    });
+    v1::Access {
+        default,
+        rules: rules.collect(),
+    }
+}
+
+fn a_guarded_app(default: i32, rules: &[(i32, &str)]) -> Kind {
+    let rules: Vec<_> = rules
+        .iter()
+        .map(|(action, source)| (*action, (*source).to_owned()))
+        .collect();
+    an_app(|app| app.access = Some(access_of(default, &rules)))
+}
+
 fn seconds(seconds: i64) -> Option<prost_types::Duration> {
     Some(prost_types::Duration { seconds, nanos: 0 })
 }
@@ -461,7 +520,8 @@ fn fields(kind: Kind) -> Vec<String> {
 
 #[test]
 fn the_samples_of_the_next_test_are_right_but_for_the_fault() {
-    let apps = [an_app(|_| {}), a_named_app(|_, _| {})];
+    let guarded = a_guarded_app(0, &[(2, "203.0.113.0/24"), (1, "203.0.113.5"), (2, "::/0")]);
+    let apps = [an_app(|_| {}), a_named_app(|_, _| {}), guarded];
     for kind in [a_monitor(|_| {}), a_pool(|_| {})].into_iter().chain(apps) {
         assert_eq!(fields(kind), [""; 0]);
     }
@@ -551,6 +611,29 @@ fn every_fault_names_its_field() {
             an_app(|a| a.accept_proxy_protocol = vec![String::new(); 1001]),
             "accept_proxy_protocol",
         ),
+        (a_guarded_app(3, &[]), "access.default"),
+        (
+            a_guarded_app(0, &[(0, "203.0.113.5")]),
+            "access.rules[0].action",
+        ),
+        (
+            a_guarded_app(0, &[(9, "203.0.113.5")]),
+            "access.rules[0].action",
+        ),
+        (a_guarded_app(0, &[(1, "here")]), "access.rules[0].source"),
+        (
+            a_guarded_app(0, &[(1, "203.0.113.5/24")]),
+            "access.rules[0].source",
+        ),
+        (
+            a_guarded_app(0, &[(1, "203.0.113.5"), (2, "203.0.113.5/32")]),
+            "access.rules[1].source",
+        ),
+        (
+            a_guarded_app(0, &[(1, "::ffff:203.0.113.5")]),
+            "access.rules[0].source",
+        ),
+        (a_guarded_app(0, &[(1, "::"); 1001]), "access.rules"),
         (an_app(|a| a.name = "x".repeat(64)), "name"),
         (an_app(|a| a.protocol = "sctp/53".into()), "protocol"),
         // Its origin is one of tcp.

@@ -235,6 +235,19 @@ fn app(fields: &mut Fields<'_, '_>) -> v1::App {
         proxy_protocol: fields.choice::<v1::ProxyProtocol>("proxy_protocol"),
         client_ip: fields.choice::<v1::ClientIp>("client_ip"),
         accept_proxy_protocol: fields.texts("accept_proxy_protocol"),
+        access: fields.mapping("access", "access", |access| v1::Access {
+            default: access.choice::<v1::AccessAction>("default"),
+            rules: access.mappings("rules", "an access rule", |rule| v1::AccessRule {
+                action: rule.choice::<v1::AccessAction>("action"),
+                source: rule.text("source"),
+            }),
+        }),
+        limits: fields.mapping("limits", "limits", |limits| v1::Limits {
+            connections: limits.count("connections"),
+            connections_per_source: limits.count("connections_per_source"),
+            new_connections_per_source: limits.count("new_connections_per_source"),
+            bytes_per_second_per_connection: limits.count("bytes_per_second_per_connection"),
+        }),
         timeouts: fields.mapping("timeouts", "timeouts", |timeouts| v1::Timeouts {
             connect: timeouts.duration("connect"),
             tls_handshake: timeouts.duration("tls_handshake"),

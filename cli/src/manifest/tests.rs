@@ -50,6 +50,8 @@ apps:
     proxy_protocol: v2
     client_ip: transparent
     accept_proxy_protocol: [203.0.113.0/24, "2001:db8:7::1"]
+    access: { default: deny, rules: [ { action: allow, source: 203.0.113.0/24 } ] }
+    limits: { connections: 9, connections_per_source: 8, new_connections_per_source: 7, bytes_per_second_per_connection: 6 }
 "#;
 
 fn seconds(seconds: i64, nanos: i32) -> Option<prost_types::Duration> {
@@ -131,6 +133,25 @@ fn every_field_arrives_in_its_message() {
         range.accept_proxy_protocol,
         ["203.0.113.0/24", "2001:db8:7::1"]
     );
+    assert_eq!(
+        range.access,
+        Some(v1::Access {
+            default: v1::AccessAction::Deny.into(),
+            rules: vec![v1::AccessRule {
+                action: v1::AccessAction::Allow.into(),
+                source: "203.0.113.0/24".into(),
+            }],
+        })
+    );
+    assert_eq!(
+        range.limits,
+        Some(v1::Limits {
+            connections: 9,
+            connections_per_source: 8,
+            new_connections_per_source: 7,
+            bytes_per_second_per_connection: 6,
+        })
+    );
 }
 
 #[test]
@@ -155,6 +176,8 @@ apps:
   - name: minecraft
     edge_ips: 198.51.100.10
     tls: on
+    access: { default: reject, rules: [ { source: 5, to: x }, 203.0.113.0/24 ] }
+    limits: { connections: many, bytes_per_second_per_connection: 4294967296 }
   - [a, b]
 poools: []
 secrets: []
@@ -176,9 +199,15 @@ m.yaml:14: pools[0].origins[0].adress: an origin has no field "adress" in this v
 m.yaml:15: pools[0].origins[1]: is the text "b"; right is an origin as a mapping, FIELD: VALUE
 m.yaml:18: apps[0].edge_ips: is the text "198.51.100.10"; right is a list: ["198.51.100.10"]
 m.yaml:19: apps[0].tls: "on" is no tls mode; right is off, flexible, full or strict
-m.yaml:20: apps[1]: is a list; right is an app as a mapping, FIELD: VALUE
-m.yaml:21: poools: a manifest has no field "poools" in this version of Anyport; did you mean pools?
-m.yaml:22: secrets: a manifest has no field "secrets" in this version of Anyport; its fields are prefixes, monitors, pools, certificates, apps
+m.yaml:20: apps[0].access.default: "reject" is no access action; right is allow or deny
+m.yaml:20: apps[0].access.rules[0].source: is the number 5; right is a text, which here needs quotes
+m.yaml:20: apps[0].access.rules[0].to: an access rule has no field "to" in this version of Anyport; its fields are action, source
+m.yaml:20: apps[0].access.rules[1]: is the text "203.0.113.0/24"; right is an access rule as a mapping, FIELD: VALUE
+m.yaml:21: apps[0].limits.connections: is the text "many"; right is a whole number from 0 to 4294967295
+m.yaml:21: apps[0].limits.bytes_per_second_per_connection: is the number 4294967296; right is a whole number from 0 to 4294967295
+m.yaml:22: apps[1]: is a list; right is an app as a mapping, FIELD: VALUE
+m.yaml:23: poools: a manifest has no field "poools" in this version of Anyport; did you mean pools?
+m.yaml:24: secrets: a manifest has no field "secrets" in this version of Anyport; its fields are prefixes, monitors, pools, certificates, apps
 "#;
     let wanted: Vec<&str> = wanted.lines().skip(1).collect();
     assert_eq!(found, wanted);
@@ -534,10 +563,10 @@ fn any_app() -> impl Strategy<Value = Kind> {
         timeouts,
         disable,
     );
-    let identity = (0..5i32, 0..3i32, texts());
+    let identity = (0..5i32, 0..3i32, texts(), any_access(), any_limits());
     let tls = (0..5i32, any_text(), texts(), any_text(), any_duration());
     (app, identity, tls).prop_map(|(app, identity, tls)| {
-        let (proxy_protocol, client_ip, accept_proxy_protocol) = identity;
+        let (proxy_protocol, client_ip, accept_proxy_protocol, access, limits) = identity;
         let (tls, certificate, sni, origin_ca, tls_handshake) = tls;
         let (
             name,
@@ -565,6 +594,8 @@ fn any_app() -> impl Strategy<Value = Kind> {
             proxy_protocol,
             client_ip,
             accept_proxy_protocol,
+            access,
+            limits,
             timeouts: timeouts.map(|(connect, idle, udp_idle, drain)| v1::Timeouts {
                 connect,
                 tls_handshake,
@@ -575,6 +606,23 @@ fn any_app() -> impl Strategy<Value = Kind> {
             disable: disable.map(|close| v1::Disable { close }),
         })
     })
+}
+
+fn any_access() -> impl Strategy<Value = Option<v1::Access>> {
+    let rule = (0..3i32, any_text()).prop_map(|(action, source)| v1::AccessRule { action, source });
+    let rules = prop::collection::vec(rule, 0..4);
+    let access = (0..3i32, rules).prop_map(|(default, rules)| v1::Access { default, rules });
+    prop::option::of(access)
+}
+
+fn any_limits() -> impl Strategy<Value = Option<v1::Limits>> {
+    let limits = any::<[u32; 4]>().prop_map(|[open, of_source, new, bytes]| v1::Limits {
+        connections: open,
+        connections_per_source: of_source,
+        new_connections_per_source: new,
+        bytes_per_second_per_connection: bytes,
+    });
+    prop::option::of(limits)
 }
 
 fn any_origin_dns() -> impl Strategy<Value = v1::OriginDns> {

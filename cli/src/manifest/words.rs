@@ -67,6 +67,11 @@ impl Word for v1::ClientIp {
         &[("edge", Self::Edge), ("transparent", Self::Transparent)];
 }
 
+impl Word for v1::AccessAction {
+    const NOUN: &'static str = "access action";
+    const WORDS: &'static [(&'static str, Self)] = &[("allow", Self::Allow), ("deny", Self::Deny)];
+}
+
 /// The word for a value of an enum; `None` for the unspecified one.
 pub fn word<T: Word>(value: i32) -> Option<String> {
     let known = T::WORDS

@@ -137,6 +137,10 @@ pub struct App {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     accept_proxy_protocol: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    access: Option<Access>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    limits: Option<Limits>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     timeouts: Option<Timeouts>,
     #[serde(skip_serializing_if = "Option::is_none")]
     disable: Option<Disable>,
@@ -149,6 +153,29 @@ struct OriginDns {
     kind: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     ttl: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+struct Access {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    default: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    rules: Vec<AccessRule>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+struct AccessRule {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    action: Option<String>,
+    source: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+struct Limits {
+    connections: u32,
+    connections_per_source: u32,
+    new_connections_per_source: u32,
+    bytes_per_second_per_connection: u32,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -280,6 +307,13 @@ impl From<&v1::App> for App {
             proxy_protocol: word::<v1::ProxyProtocol>(wire.proxy_protocol),
             client_ip: word::<v1::ClientIp>(wire.client_ip),
             accept_proxy_protocol: wire.accept_proxy_protocol.clone(),
+            access: wire.access.as_ref().map(Access::from),
+            limits: wire.limits.as_ref().map(|limits| Limits {
+                connections: limits.connections,
+                connections_per_source: limits.connections_per_source,
+                new_connections_per_source: limits.new_connections_per_source,
+                bytes_per_second_per_connection: limits.bytes_per_second_per_connection,
+            }),
             timeouts: wire.timeouts.as_ref().map(|timeouts| Timeouts {
                 connect: timeouts.connect.map(write_wire_duration),
                 tls_handshake: timeouts.tls_handshake.map(write_wire_duration),
@@ -290,6 +324,19 @@ impl From<&v1::App> for App {
             disable: wire.disable.map(|disable| Disable {
                 close: word::<v1::disable::Close>(disable.close),
             }),
+        }
+    }
+}
+
+impl From<&v1::Access> for Access {
+    fn from(wire: &v1::Access) -> Self {
+        let rules = wire.rules.iter().map(|rule| AccessRule {
+            action: word::<v1::AccessAction>(rule.action),
+            source: rule.source.clone(),
+        });
+        Self {
+            default: word::<v1::AccessAction>(wire.default),
+            rules: rules.collect(),
         }
     }
 }

@@ -12,11 +12,11 @@ use ipnet::IpNet;
 
 use super::{
     fields::{Faults, Unreadable},
-    identity, write_duration,
+    guards, identity, write_duration,
 };
 use crate::v1;
 
-/// Of `edge_ips`, of `origin_direct` and of `accept_proxy_protocol`.
+/// Of `edge_ips`, `origin_direct`, `accept_proxy_protocol` and `access.rules`.
 const ENTRIES_MAX: usize = 1000;
 
 pub(super) fn read(wire: v1::App) -> Result<App, Unreadable> {
@@ -28,6 +28,8 @@ pub(super) fn read(wire: v1::App) -> Result<App, Unreadable> {
     let identity = identity::read(&mut faults, &wire, transport);
     let origin = origin(&mut faults, &wire, protocol);
     let tls = super::tls::read(&mut faults, &wire, transport);
+    let access = guards::read_access(&mut faults, wire.access);
+    let limits = guards::read_limits(wire.limits);
     let timeouts = timeouts(&mut faults, wire.timeouts.unwrap_or_default());
     let disable = disable(&mut faults, wire.disable);
     let app = (|| {
@@ -40,6 +42,8 @@ pub(super) fn read(wire: v1::App) -> Result<App, Unreadable> {
             origin: origin?,
             tls: tls?,
             identity: identity?,
+            access: access?,
+            limits,
             timeouts: timeouts?,
             disable: disable?,
         })
@@ -90,7 +94,7 @@ pub(super) fn networks(faults: &mut Faults, name: &str, texts: &[String]) -> Opt
     nets
 }
 
-fn network(text: &str) -> Result<IpNet, String> {
+pub(super) fn network(text: &str) -> Result<IpNet, String> {
     let net = match (text.parse::<IpAddr>(), text.parse::<IpNet>()) {
         (Ok(ip), _) => IpNet::from(ip),
         (_, Ok(net)) => net,
@@ -313,6 +317,8 @@ pub(super) fn write(app: &App) -> v1::App {
         proxy_protocol: identity::write_proxy_protocol(app.identity.proxy_protocol).into(),
         client_ip: identity::write_client_ip(app.identity.client_ip).into(),
         accept_proxy_protocol: app.identity.trusted_senders.iter().map(net_text).collect(),
+        access: guards::write_access(&app.access),
+        limits: guards::write_limits(&app.limits),
         timeouts: Some(v1::Timeouts {
             connect: Some(write_duration(app.timeouts.connect)),
             tls_handshake: Some(write_duration(app.timeouts.tls_handshake)),
@@ -327,7 +333,7 @@ pub(super) fn write(app: &App) -> v1::App {
 }
 
 /// A single address without the length that users seldom write.
-fn net_text(net: &IpNet) -> String {
+pub(super) fn net_text(net: &IpNet) -> String {
     if net.prefix_len() == net.max_prefix_len() {
         net.addr().to_string()
     } else {

@@ -5,6 +5,7 @@ mod app;
 mod certificate;
 mod dns;
 mod fields;
+mod guards;
 mod health;
 mod identity;
 mod monitor;
