@@ -781,7 +781,7 @@ tcp/198.51.100.10:25565: app minecraft
         "\
 tcp/198.51.100.9:22 from 203.0.113.7: app everything
   because  it has tcp/* on 198.51.100.0/24
-  source   203.0.113.7 is let in: access rules are not part of this version
+  source   203.0.113.7 is let in: no access rule holds it, and the default is allow
   goes to  one of its own origins, all alike
     ADDRESS      SHARE
     10.0.2.9:22  100%
@@ -811,6 +811,78 @@ tcp/203.0.113.1:22: refused
 ",
             "error: tcp/203.0.113.1:22 would be refused\n",
         );
+}
+
+const GUARDED: &str = r#"
+prefixes:
+  - cidr: 198.51.100.0/24
+apps:
+  - name: guarded
+    protocol: tcp/22
+    edge_ips: [198.51.100.7]
+    origin_direct: ["tcp://10.0.2.2:22"]
+    access:
+      default: deny
+      rules:
+        - { action: allow, source: 203.0.113.0/24 }
+        - { action: deny, source: 203.0.113.66 }
+    limits: { connections: 100, new_connections_per_source: 5 }
+"#;
+
+#[tokio::test]
+async fn explain_names_the_access_rule_that_decided_and_the_limits() {
+    let (_fake, server) = Fake::start().await;
+    anyport(server, &["apply", "-f", "-"], GUARDED).await;
+    let explain = |from: &'static str| {
+        let mut words = vec!["explain", "tcp/198.51.100.7:22"];
+        words.extend(if from.is_empty() {
+            vec![]
+        } else {
+            vec!["--from", from]
+        });
+        async move { anyport(server, &words, "").await }
+    };
+    for (from, code, line) in [
+        (
+            "",
+            0,
+            "  access   deny by default, and by 2 rules; --from ADDR says which one decides",
+        ),
+        (
+            "",
+            0,
+            "  limits   on each edge: 100 open at a time, 5 new a second from one source",
+        ),
+        (
+            "203.0.113.7",
+            0,
+            "  source   203.0.113.7 is let in: the access rule for 203.0.113.0/24 says allow",
+        ),
+        (
+            "203.0.113.66",
+            1,
+            "  source   203.0.113.66 is reset, status 403: the access rule for 203.0.113.66/32 says deny",
+        ),
+        (
+            "2001:db8::1",
+            1,
+            "  source   2001:db8::1 is reset, status 403: no access rule holds it, and the default is deny",
+        ),
+    ] {
+        let ran = explain(from).await;
+        assert_eq!(ran.code, code, "{from}: {}{}", ran.out, ran.err);
+        assert!(
+            ran.out.lines().any(|found| found == line),
+            "{from}: {}",
+            ran.out
+        );
+        assert_eq!(
+            ran.out.contains(": refused by app guarded\n"),
+            code == 1,
+            "{}",
+            ran.out
+        );
+    }
 }
 
 #[tokio::test]

@@ -1,6 +1,8 @@
 //! `anyport explain`: which app would take a connection, why, and where it would
 //! go. Decided by the same table that edges look connections up in.
 
+mod guards;
+
 use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
@@ -10,6 +12,7 @@ use std::{
 };
 
 use anyport_model::{
+    access::Action,
     identity::{ClientIp, ProxyProtocol},
     names::OriginName,
     pick::{Candidate, Draw, Load, Wheel},
@@ -153,14 +156,20 @@ impl World {
             ))?;
             return Err(Failure::refused(format_args!("{title} would be refused")));
         }
+        let denied = |from: &IpAddr| route.app.access.decide(*from).action == Action::Deny;
+        if from.as_ref().is_some_and(denied) {
+            let refused = console.paint("refused", Mood::Bad);
+            let name = &route.app.name;
+            console.line(format_args!("{title}: {refused} by app {name}"))?;
+            self.explain_claims(console, args.destination, route.app)?;
+            guards::explain_access(console, route.app, from)?;
+            return Err(Failure::refused(format_args!("{title} would be refused")));
+        }
         let name = console.paint(&route.app.name, Mood::Good);
         console.line(format_args!("{title}: app {name}"))?;
         self.explain_claims(console, args.destination, route.app)?;
-        if let Some(from) = from {
-            console.line(format_args!(
-                "  source   {from} is let in: access rules are not part of this version"
-            ))?;
-        }
+        guards::explain_access(console, route.app, from)?;
+        guards::explain_limits(console, &route.app.limits)?;
         explain_tls(console, route.app)?;
         explain_identity(console, route.app)?;
         self.explain_origins(console, route.app, address.port(), from, now)
