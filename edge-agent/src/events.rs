@@ -14,7 +14,7 @@ mod shard;
 mod tcp_info;
 mod wire;
 
-pub use connection::{ClientTls, Connection, Details, OriginTls, Reason};
+pub use connection::{ClientTls, Connection, Details, Firewall, OriginTls, Reason};
 pub use file::EventFile;
 pub use log::{EventKind, EventLog, Next};
 pub use open::{Connections, Open};

@@ -5,6 +5,7 @@
 //! - [`tcp`] serves a connection and [`udp`] the flows of a worker, [`tls`]
 //!   routes a connection by name or ends its TLS, [`origin`] finds and dials
 //!   origins, all by the immutable snapshot of [`table`];
+//! - [`shield`] says whom an app lets in;
 //! - [`events`] knows what is open and what happened;
 //! - [`control`] keeps the snapshot and the kernel as the config service and
 //!   the balancer say, on a runtime of its own.
@@ -23,7 +24,7 @@ mod listen;
 mod live;
 mod origin;
 mod protect;
-
+mod shield;
 mod stats;
 mod table;
 mod tcp;

@@ -15,6 +15,7 @@ use std::{
 
 use anyport_model::{
     latency::PeakEwma,
+    limits::Limit,
     names::{AppName, PoolName},
     outcome::Status,
     pick::Load,
@@ -26,7 +27,10 @@ use prometheus::{
     Registry, core::Collector, exponential_buckets,
 };
 
-use crate::origin::{DnsStats, Rest};
+use crate::{
+    origin::{DnsStats, Rest},
+    shield::{Refusal, Tally},
+};
 
 /// All metrics of one agent.
 pub struct Stats {
@@ -64,6 +68,7 @@ struct Families {
     connect: HistogramVec,
     sessions: IntGaugeVec,
     blocked: IntCounterVec,
+    refused: IntCounterVec,
 }
 
 /// Why a datagram went no further.
@@ -79,6 +84,14 @@ pub enum DropReason {
     Descriptors,
     /// The source has as many flows as one may have.
     SourceSessionsFull,
+    /// The app's access rules do not let its client in.
+    AccessDenied,
+    /// One flow more is against a limit of the app.
+    LimitConnections,
+    LimitConnectionsPerSource,
+    LimitNewConnectionsPerSource,
+    /// The flow moves as many bytes a second as it may.
+    LimitBytesPerSecond,
     /// The app has no origin that could be tried.
     NoOrigin,
     /// This host is out of descriptors, ports or memory.
@@ -97,12 +110,17 @@ pub enum DropReason {
 }
 
 impl DropReason {
-    pub const ALL: [DropReason; 12] = [
+    pub const ALL: [DropReason; 17] = [
         DropReason::Unclaimed,
         DropReason::Unanswerable,
         DropReason::SessionsFull,
         DropReason::Descriptors,
         DropReason::SourceSessionsFull,
+        DropReason::AccessDenied,
+        DropReason::LimitConnections,
+        DropReason::LimitConnectionsPerSource,
+        DropReason::LimitNewConnectionsPerSource,
+        DropReason::LimitBytesPerSecond,
         DropReason::NoOrigin,
         DropReason::System,
         DropReason::Amplification,
@@ -120,6 +138,11 @@ impl DropReason {
             DropReason::SessionsFull => "sessions_full",
             DropReason::Descriptors => "descriptors",
             DropReason::SourceSessionsFull => "source_sessions_full",
+            DropReason::AccessDenied => "access_denied",
+            DropReason::LimitConnections => "limit_connections",
+            DropReason::LimitConnectionsPerSource => "limit_connections_per_source",
+            DropReason::LimitNewConnectionsPerSource => "limit_new_connections_per_source",
+            DropReason::LimitBytesPerSecond => "limit_bytes_per_second",
             DropReason::NoOrigin => "no_origin",
             DropReason::System => "system",
             DropReason::Amplification => "amplification",
@@ -148,6 +171,19 @@ impl Shed {
         match self {
             Shed::Descriptors => "descriptors",
             Shed::System => "system",
+        }
+    }
+}
+
+impl From<Refusal> for DropReason {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Access(_) => DropReason::AccessDenied,
+            Refusal::Limit(reached) => match reached.limit {
+                Limit::Connections => DropReason::LimitConnections,
+                Limit::ConnectionsPerSource => DropReason::LimitConnectionsPerSource,
+                Limit::NewConnectionsPerSource => DropReason::LimitNewConnectionsPerSource,
+            },
         }
     }
 }
@@ -181,6 +217,9 @@ pub struct AppStats {
     closed: IntCounterVec,
     blocked: IntCounterVec,
     sessions: IntGaugeVec,
+    refused: IntCounterVec,
+    /// What limits count.
+    pub tally: Tally,
     /// Of `closed`, by position of the status, as they come to be needed.
     closed_with: [OnceLock<IntCounter>; Status::ALL.len()],
 }
@@ -292,6 +331,11 @@ impl Stats {
                     "Dials that were not made, since the address is one that is never dialled.",
                     &["app", "why"],
                 )?,
+                refused: counter(
+                    "anyport_connections_refused_total",
+                    "Connections, and datagrams of no flow, that access rules or limits turned away.",
+                    &["app", "cause"],
+                )?,
             },
             apps: Mutex::default(),
             pools: Mutex::default(),
@@ -393,6 +437,8 @@ impl Stats {
                 closed: self.families.closed.clone(),
                 blocked: self.families.blocked.clone(),
                 sessions: self.families.sessions.clone(),
+                refused: self.families.refused.clone(),
+                tally: Tally::default(),
                 closed_with: Default::default(),
             })
         };
@@ -458,6 +504,9 @@ impl Stats {
         let _ = families.sessions.remove_label_values(&[app]);
         for why in Forbidden::WORDS {
             let _ = families.blocked.remove_label_values(&[app, why]);
+        }
+        for cause in Refusal::CAUSES {
+            let _ = families.refused.remove_label_values(&[app, cause]);
         }
         for direction in ["in", "out"] {
             let _ = families.bytes.remove_label_values(&[app, direction]);
@@ -571,6 +620,12 @@ impl AppStats {
 
     pub fn session_closed(&self) {
         self.sessions.with_label_values(&[self.name.as_str()]).dec();
+    }
+
+    /// A client was not let in.
+    pub fn refused(&self, why: &Refusal) {
+        let labels = &[self.name.as_str(), why.cause()];
+        self.refused.with_label_values(labels).inc();
     }
 
     /// An origin was not dialled.

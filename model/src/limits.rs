@@ -45,7 +45,7 @@ impl Limit {
     ];
 
     /// The name of its field.
-    pub fn as_str(self) -> &'static str {
+    pub const fn as_str(self) -> &'static str {
         match self {
             Limit::Connections => "connections",
             Limit::ConnectionsPerSource => "connections_per_source",

@@ -9,6 +9,7 @@ use std::{
 };
 
 use anyport_model::{
+    access::{Access, Action, Verdict},
     names::{AppName, Revision},
     resource::Transport,
 };
@@ -46,10 +47,48 @@ pub struct Details {
     pub origin_tls: Option<Box<OriginTls>>,
     /// The header that the origin was sent.
     pub proxy_protocol: &'static str,
+    pub firewall: Firewall,
     /// Both legs up.
     pub connected_at: Option<SystemTime>,
     /// Why it ended, where the status leaves something open.
     pub reason: Reason,
+}
+
+/// What the app's access rules say of the client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Firewall {
+    /// It has none.
+    Off,
+    /// They were not asked.
+    Unasked,
+    /// No rule holds it.
+    Allowed,
+    /// A rule says so.
+    Listed,
+    /// A rule or the default says so.
+    Blocked,
+}
+
+impl Firewall {
+    /// What `access` has decided.
+    pub fn of(access: &Access, verdict: Verdict) -> Self {
+        match (verdict.action, verdict.rule) {
+            _ if access.is_open() => Firewall::Off,
+            (Action::Deny, _) => Firewall::Blocked,
+            (Action::Allow, Some(_)) => Firewall::Listed,
+            (Action::Allow, None) => Firewall::Allowed,
+        }
+    }
+
+    /// A word of `client_matched_ip_firewall`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Firewall::Off | Firewall::Unasked => "UNKNOWN",
+            Firewall::Allowed => "ALLOW",
+            Firewall::Listed => "WHITELIST_IP",
+            Firewall::Blocked => "BLOCK_IP",
+        }
+    }
 }
 
 /// TLS between the client and the edge.
@@ -136,6 +175,7 @@ impl Details {
             origin_rtt: Duration::ZERO,
             origin_tls: None,
             proxy_protocol: "off",
+            firewall: Firewall::Off,
             connected_at: None,
             reason: Reason::None,
         }

@@ -6,7 +6,7 @@ use anyport_model::outcome::Status;
 use anyport_proto::{convert::write_timestamp, v1};
 
 use super::{
-    connection::{ClientTls, Connection, OriginTls},
+    connection::{ClientTls, Connection, Firewall, OriginTls},
     log::{Event, EventKind},
 };
 
@@ -77,8 +77,8 @@ impl Writer {
             client_proto: connection.transport.to_string(),
             client_bytes,
             client_tcp_rtt: nanos(details.client_rtt),
-            ip_firewall: false,
-            client_matched_ip_firewall: "UNKNOWN".to_owned(),
+            ip_firewall: details.firewall != Firewall::Off,
+            client_matched_ip_firewall: details.firewall.as_str().to_owned(),
             client_tls_cipher: client_tls.cipher.to_owned(),
             client_tls_client_hello_server_name: client_tls
                 .server_name

@@ -8,7 +8,11 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use anyport_model::{outcome::Status, resource::Transport};
+use anyport_model::{
+    limits::Source,
+    outcome::Status,
+    resource::{App, Transport},
+};
 use tracing::Span;
 
 use super::{
@@ -16,9 +20,10 @@ use super::{
     relay::{Moved, Observer},
 };
 use crate::{
-    events::{Connection, Details, EventKind, EventLog, Open, Reason, rtt},
+    events::{Connection, Details, EventKind, EventLog, Firewall, Open, Reason, rtt},
     live::{Closing, Place},
     origin::Held,
+    shield::{self, Refusal},
     stats::AppStats,
 };
 
@@ -33,6 +38,9 @@ pub(super) struct Account<'a> {
     start: Instant,
     /// None: it is dropped before its end.
     end: Option<(EventKind, Status)>,
+    /// The app's limits count it, by its source too where there is one.
+    is_in: bool,
+    source: Option<Box<Source>>,
 }
 
 impl<'a> Account<'a> {
@@ -52,12 +60,27 @@ impl<'a> Account<'a> {
             open: service.connections.open(Transport::Tcp, edge, known),
             start: Instant::now(),
             end: None,
+            is_in: false,
+            source: None,
         }
     }
 
     /// What is known of the connection.
     pub(super) fn connection(&self) -> &Connection {
         &self.open
+    }
+
+    /// Asks the access rules and limits of its app about the client.
+    pub(super) fn admit(&mut self, app: &App, client: SocketAddr) -> Result<(), Refusal> {
+        let verdict = app.access.decide(client.ip());
+        self.open.learn(|details| {
+            details.client = client;
+            details.firewall = Firewall::of(&app.access, verdict);
+        });
+        let admitted = shield::admit(verdict, &app.limits, &self.app.tally, client.ip());
+        self.source = admitted.inspect_err(|refusal| self.app.refused(refusal))?;
+        self.is_in = true;
+        Ok(())
     }
 
     /// Both legs are up.
@@ -123,6 +146,9 @@ impl Drop for Account<'_> {
                 .learn(|details| details.reason = Reason::Word(why));
             (EventKind::Disconnect, Status::Closed)
         });
+        if self.is_in {
+            self.app.tally.leave(self.source.take());
+        }
         self.app.closed(status, self.start.elapsed());
         self.events.record(kind, Some(status), self.open.shared());
     }

@@ -23,9 +23,10 @@ use super::{
 };
 use crate::{
     descriptors::{Budget, Pair},
-    events::{Connections, Details, EventKind, EventLog, Reason},
+    events::{Connections, Details, EventKind, EventLog, Firewall, Reason},
     live::{AppKey, Closing, Place},
     origin::Held,
+    shield::StreamPaces,
     stats::{AppStats, Stats},
     table::{AppEntry, Snapshot},
     tls::{self, Arrived, TlsLeg, Turned},
@@ -50,6 +51,8 @@ struct Joined {
     legs: Legs,
     held: Held,
     idle: Duration,
+    /// Boxed, so that connections without a limit carry nothing of it.
+    paces: Option<Box<StreamPaces>>,
 }
 
 /// Both sides of a connection.
@@ -111,7 +114,12 @@ async fn live<'a>(service: &'a Service, join: Pin<Box<impl Future<Output = Optio
         service.stats.unclaimed.inc();
         return;
     };
-    let Joined { legs, held, idle } = match joined {
+    let Joined {
+        legs,
+        held,
+        idle,
+        paces,
+    } = match joined {
         Ok(joined) => joined,
         Err(refused) => {
             record(refused.status, &refused.reason);
@@ -121,9 +129,9 @@ async fn live<'a>(service: &'a Service, join: Pin<Box<impl Future<Output = Optio
     };
     let both = Relayed { account, held };
     match legs {
-        Legs::Plain(client, origin) => carry(both, client, origin, idle).await,
-        Legs::Ended(client, origin) => carry(both, client, origin, idle).await,
-        Legs::Renewed(client, origin) => carry(both, client, origin, idle).await,
+        Legs::Plain(client, origin) => carry(both, client, origin, idle, paces).await,
+        Legs::Ended(client, origin) => carry(both, client, origin, idle, paces).await,
+        Legs::Renewed(client, origin) => carry(both, client, origin, idle, paces).await,
     }
 }
 
@@ -141,17 +149,35 @@ async fn join(
     let (candidates, first, only) = table.apps_at(destination)?;
     let open = |stats: &Arc<AppStats>, place| {
         let mut known = Details::new(stats.name().clone(), table.revision, peer);
+        if !first.app.access.is_open() {
+            known.firewall = Firewall::Unasked;
+        }
         if !Span::current().is_disabled() {
             known.trace_id = current_trace_id().map(Into::into);
         }
         Account::open(service, stats, place, destination, known)
     };
     // Where the name in the ClientHello decides, the app is not known yet.
-    let account = match only {
+    let mut account = match only {
         Some(_) => Ok(open(&first.stats, place)),
         None => Err(place),
     };
-    let arrived = match receive(service, first, &client, destination).await {
+    let from = |identity: &Option<Identity>| identity.as_ref().map_or(peer, Identity::client);
+    let received = receive(service, first, &client, destination).await;
+    // Of who is not let in, nothing more is waited for.
+    let received = received.and_then(|identity| {
+        if let Ok(account) = &mut account {
+            let admitted = account.admit(&first.app, from(&identity));
+            admitted.map_err(|refusal| Turned {
+                stats: Arc::clone(&first.stats),
+                status: Status::Denied,
+                reason: refusal.to_string(),
+                told: false,
+            })?;
+        }
+        Ok(identity)
+    });
+    let arrived = match received {
         Ok(identity) => tls::arrive(&table, candidates, only, first, &client)
             .await
             .map(|arrived| (arrived, identity)),
@@ -161,7 +187,7 @@ async fn join(
         Ok((arrived, _)) => &arrived.target.app.stats,
         Err(turned) => &turned.stats,
     };
-    let account = account.unwrap_or_else(|place| open(stats, place));
+    let mut account = account.unwrap_or_else(|place| open(stats, place));
     let (Arrived { target, hello }, identity) = match arrived {
         Ok(arrived) => arrived,
         Err(turned) => {
@@ -172,25 +198,29 @@ async fn join(
             return Some((account, Err(Refused { status, reason })));
         }
     };
-    // Before its name was known, no order to close the app's connections could
-    // find this one.
-    let late = only.is_none() && {
+    if only.is_none() {
+        // Before its name was known, no order to close the app's connections
+        // could find this one.
         let ordered = service.table.load();
-        ordered.revision != table.revision
-            && ordered.to_close().contains(&AppKey::of(&target.app.stats))
-    };
-    if late {
-        let (status, reason) = (Status::Closed, Closing::Disabled.as_str().to_owned());
-        return Some((account, Err(Refused { status, reason })));
+        let late = ordered.revision != table.revision
+            && ordered.to_close().contains(&AppKey::of(&target.app.stats));
+        let refused = if late {
+            let (status, reason) = (Status::Closed, Closing::Disabled.as_str().to_owned());
+            Err(Refused { status, reason })
+        } else {
+            let admitted = account.admit(&target.app.app, from(&identity));
+            admitted.map_err(Refused::from)
+        };
+        if let Err(refused) = refused {
+            return Some((account, Err(refused)));
+        }
     }
     span.record("app", target.app.app.name.as_str());
     span.record("pool", target.pool.id.label());
-    account.connection().learn(|details| {
-        details.pool = Some(target.pool.id.clone());
-        if let Some(identity) = &identity {
-            details.client = identity.client();
-        }
-    });
+    let pool = target.pool.id.clone();
+    account
+        .connection()
+        .learn(|details| details.pool = Some(pool));
     let way = Way {
         service,
         connection: account.connection(),
@@ -206,10 +236,14 @@ async fn join(
             reached.map(|(origin, held)| (Legs::Plain(client.release(), origin), held))
         }
     };
+    let limits = &target.app.app.limits;
     let joined = joined.map(|(legs, held)| Joined {
         legs,
         held,
         idle: target.app.app.timeouts.idle,
+        paces: limits
+            .bytes_per_second_per_connection
+            .map(|rate| Box::new(StreamPaces::new(rate))),
     });
     Some((account, joined))
 }
@@ -251,10 +285,16 @@ async fn receive(
     }
 }
 
-async fn carry<C: Leg, O: Leg>(mut both: Relayed<'_>, client: C, origin: O, idle: Duration) {
+async fn carry<C: Leg, O: Leg>(
+    mut both: Relayed<'_>,
+    client: C,
+    origin: O,
+    idle: Duration,
+    paces: Option<Box<StreamPaces>>,
+) {
     both.account
         .connected(client.socket().as_fd(), origin.socket().as_fd());
-    let ended = relay(client, origin, idle, &mut both).await;
+    let ended = relay(client, origin, idle, paces, &mut both).await;
     let Relayed { account, held } = both;
     drop(held);
     let (status, reason) = outcome(&ended);
@@ -291,6 +331,6 @@ mod tests {
     #[test]
     fn a_connection_fits_its_memory_budget() {
         let size = size_of_result(serve);
-        assert!(size <= 1408, "{size} bytes");
+        assert!(size <= 1320, "{size} bytes");
     }
 }

@@ -25,7 +25,10 @@ use super::{
     buffers::{Pending, SCRATCH, with_scratch},
     leg::Leg,
 };
-use crate::listen::KEEPALIVE;
+use crate::{
+    listen::KEEPALIVE,
+    shield::{StreamPace, StreamPaces},
+};
 
 /// What one direction may move before the worker's other connections get
 /// their turn.
@@ -65,40 +68,44 @@ const TELL: u64 = 64 << 10;
 
 /// Relays until both sides are done. Where the relay is dropped before its
 /// end, both sides are reset.
-pub(super) async fn relay<C: Leg, O: Leg>(
+pub(super) fn relay<C: Leg, O: Leg>(
     client: C,
     origin: O,
     idle: Duration,
+    paces: Option<Box<StreamPaces>>,
     observer: &mut impl Observer,
-) -> Ended {
-    let mut legs = Legs::new(client, origin);
+) -> impl Future<Output = Ended> {
+    // Not in the future, which would keep room for the arguments as well.
+    let mut legs = Legs::new(client, origin, paces);
     let mut silence = Silence::new(idle);
-    let mut timer = pin!(sleep(silence.step));
-    let ended = poll_fn(|cx| {
-        let pumped = legs.pump(cx);
-        observer.stands_at(legs.total());
-        if let Poll::Ready(ended) = pumped {
-            return Poll::Ready(ended);
-        }
-        if legs.untold() >= TELL || legs.has_begun() {
-            observer.moved(legs.tell());
-        }
-        silence.look_often(timer.as_mut(), legs.are_blind());
-        while timer.as_mut().poll(cx).is_ready() {
-            observer.moved(legs.tell());
-            if let Some(ended) = legs.look(&mut silence) {
+    async move {
+        let mut timer = pin!(sleep(silence.step));
+        let ended = poll_fn(|cx| {
+            let pumped = legs.pump(cx);
+            observer.stands_at(legs.total());
+            if let Poll::Ready(ended) = pumped {
                 return Poll::Ready(ended);
             }
-            silence.next_step(timer.as_mut());
-        }
-        Poll::Pending
-    })
-    .await;
-    observer.moved(legs.tell());
-    let (client, origin) = (legs.client.socket(), legs.origin.socket());
-    observer.ends(client.as_fd(), origin.as_fd());
-    legs.close(&ended);
-    ended
+            if legs.untold() >= TELL || legs.has_begun() {
+                observer.moved(legs.tell());
+            }
+            silence.look_often(timer.as_mut(), legs.are_blind());
+            while timer.as_mut().poll(cx).is_ready() {
+                observer.moved(legs.tell());
+                if let Some(ended) = legs.look(&mut silence) {
+                    return Poll::Ready(ended);
+                }
+                silence.next_step(timer.as_mut());
+            }
+            Poll::Pending
+        })
+        .await;
+        observer.moved(legs.tell());
+        let (client, origin) = (legs.client.socket(), legs.origin.socket());
+        observer.ends(client.as_fd(), origin.as_fd());
+        legs.close(&ended);
+        ended
+    }
 }
 
 /// Both sides, and what is on its way between them.
@@ -109,31 +116,39 @@ struct Legs<C: Leg, O: Leg> {
     up: Half,
     /// Origin to client.
     down: Half,
+    /// Of both directions, where there is a limit.
+    paces: Option<Box<StreamPaces>>,
     closed: bool,
     kept_alive: bool,
 }
 
 impl<C: Leg, O: Leg> Legs<C, O> {
-    fn new(client: C, origin: O) -> Self {
+    fn new(client: C, origin: O, paces: Option<Box<StreamPaces>>) -> Self {
         Self {
             client,
             origin,
             up: Half::default(),
             down: Half::default(),
+            paces,
             closed: false,
             kept_alive: false,
         }
     }
 
     fn pump(&mut self, cx: &mut Context<'_>) -> Poll<Ended> {
+        let (up, down) = match self.paces.as_deref_mut() {
+            Some(StreamPaces { up, down }) => (Some(up), Some(down)),
+            None => (None, None),
+        };
+        let (client, origin) = (&mut self.client, &mut self.origin);
         let last = self.down.state == State::Ended;
-        let sent = match self.up.pump(cx, &mut self.client, &mut self.origin, last) {
+        let sent = match self.up.pump(cx, client, origin, last, up) {
             Poll::Ready(Err(fault)) => return Poll::Ready(fault.of(Ended::Client, Ended::Origin)),
             Poll::Ready(Ok(())) => true,
             Poll::Pending => false,
         };
         let last = self.up.state == State::Ended;
-        let received = match self.down.pump(cx, &mut self.origin, &mut self.client, last) {
+        let received = match self.down.pump(cx, origin, client, last, down) {
             Poll::Ready(Err(fault)) => return Poll::Ready(fault.of(Ended::Origin, Ended::Client)),
             Poll::Ready(Ok(())) => true,
             Poll::Pending => false,
@@ -258,6 +273,8 @@ struct Half {
     cut: bool,
     /// And this direction was the last.
     cut_last: bool,
+    /// It has moved as much as it may for now.
+    waits: bool,
     pending: Pending,
     /// Read from the sender.
     bytes: u64,
@@ -272,20 +289,24 @@ struct Half {
 /// A flow earns larger reads: what a receiver leaves has to be kept, and a
 /// client that asks for much and reads nothing should not cost much.
 #[derive(Clone, Copy)]
-struct Chunk(usize);
+struct Chunk(u32);
 
 impl Default for Chunk {
     fn default() -> Self {
-        Self(SCRATCH / 16)
+        Self(SCRATCH as u32 / 16)
     }
 }
 
 impl Chunk {
+    fn len(self) -> usize {
+        self.0 as usize
+    }
+
     fn next(self, read: usize, written: usize) -> Self {
         if written < read {
             Self::default()
-        } else if read == self.0 {
-            Self((self.0 * 2).min(SCRATCH))
+        } else if read == self.len() {
+            Self((self.0 * 2).min(SCRATCH as u32))
         } else {
             self
         }
@@ -311,6 +332,7 @@ impl Half {
         from: &mut F,
         to: &mut T,
         last: bool,
+        mut pace: Option<&mut StreamPace>,
     ) -> Poll<Result<(), Fault>> {
         let mut moved = 0;
         loop {
@@ -336,7 +358,19 @@ impl Half {
                     cx.waker().wake_by_ref();
                     return Poll::Pending;
                 }
-                State::Open => moved += ready!(self.read_and_write(cx, from, to, last))?,
+                State::Open => {
+                    let mut most = usize::MAX;
+                    if let Some(pace) = &mut pace {
+                        let allowed = pace.poll_allowed(cx);
+                        self.waits = allowed.is_pending();
+                        most = ready!(allowed);
+                    }
+                    let read = ready!(self.read_and_write(cx, from, to, last, most))?;
+                    if let Some(pace) = &mut pace {
+                        pace.read(read);
+                    }
+                    moved += read;
+                }
             }
         }
     }
@@ -350,16 +384,19 @@ impl Half {
         Poll::Ready(Ok(()))
     }
 
-    /// Reads once, writes at once, and keeps what the receiver did not take.
+    /// Reads once, at most `most` bytes, writes at once, and keeps what the
+    /// receiver did not take.
     fn read_and_write<F: Leg, T: Leg>(
         &mut self,
         cx: &mut Context<'_>,
         from: &mut F,
         to: &mut T,
         last: bool,
+        most: usize,
     ) -> Poll<Result<usize, Fault>> {
         with_scratch(|scratch| {
-            let chunk = scratch.get_mut(..self.chunk.0).unwrap_or_default();
+            let chunk = scratch.get_mut(..self.chunk.len().min(most));
+            let chunk = chunk.unwrap_or_default();
             let mut buffer = ReadBuf::new(chunk);
             match ready!(Pin::new(from).poll_read(cx, &mut buffer)) {
                 Ok(()) => {}
@@ -398,9 +435,9 @@ impl Half {
     }
 
     /// The sender is not being read: the receiver does not take what there
-    /// is, or the sender is done. Its reset is not seen by itself then.
+    /// is, it was too fast, or it is done. Its reset is not seen by itself then.
     fn is_blind<T: Leg>(&self, to: &T) -> bool {
-        !self.pending.is_empty() || self.state != State::Open || to.holds()
+        self.waits || !self.pending.is_empty() || self.state != State::Open || to.holds()
     }
 
     fn unread_fault<F: Leg, T: Leg>(&self, from: &F, to: &T) -> Option<io::Error> {
@@ -494,7 +531,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use proptest::prelude::*;
-    use std::{future::Future, net::Ipv4Addr};
+    use std::{future::Future, net::Ipv4Addr, num::NonZeroU32};
     use tokio::{
         io::{AsyncReadExt, AsyncWriteExt},
         net::{TcpListener, TcpStream},
@@ -542,11 +579,17 @@ mod tests {
 
     /// A relay between two sockets of which the test holds the far ends.
     async fn relayed(idle: Duration) -> Lines {
+        paced(idle, None).await
+    }
+
+    async fn paced(idle: Duration, rate: Option<u32>) -> Lines {
+        let paces = rate.and_then(NonZeroU32::new);
+        let paces = paces.map(|rate| Box::new(StreamPaces::new(rate)));
         let (client, near_client) = pair().await;
         let (near_origin, origin) = pair().await;
         let ended = tokio::spawn(async move {
             let mut sum = Sum::default();
-            let ended = relay(near_client, near_origin, idle, &mut sum).await;
+            let ended = relay(near_client, near_origin, idle, paces, &mut sum).await;
             (ended, sum.moved)
         });
         Lines {
@@ -714,6 +757,44 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn each_direction_keeps_its_own_pace_and_its_order() {
+        const RATE: usize = 400_000;
+        let Lines {
+            client,
+            origin,
+            ended,
+        } = paced(HOUR, Some(RATE as u32)).await;
+        let start = std::time::Instant::now();
+        // Two and a half seconds' worth one way, of which the first is free; one the other way.
+        let client = play(client, vec![Act::Send(RATE * 5 / 2)], 5000);
+        let origin = async {
+            let played = play(origin, vec![Act::Send(RATE)], 5000).await;
+            (played, start.elapsed())
+        };
+        let (client, (origin, took)) = within(async { tokio::join!(client, origin) }).await;
+        assert_eq!((origin.1, origin.2), (client.0, true));
+        assert_eq!((client.1, client.2), (origin.0, true));
+        assert!(took >= Duration::from_millis(1400), "{took:?}");
+        assert!(took < Duration::from_millis(2500), "{took:?}");
+        assert!(matches!(within(ended).await.unwrap().0, Ended::Done));
+    }
+
+    #[tokio::test]
+    async fn a_reset_is_seen_though_its_sender_has_used_up_what_it_may() {
+        let Lines {
+            mut client,
+            mut origin,
+            ended,
+        } = paced(HOUR, Some(10)).await;
+        client.write_all(&[7; 1000]).await.unwrap();
+        within(origin.read_exact(&mut [0; 10])).await.unwrap();
+        client.set_zero_linger().unwrap();
+        drop(client);
+        assert!(is_reset(&mut origin).await);
+        assert!(matches!(within(ended).await.unwrap().0, Ended::Client(_)));
+    }
+
+    #[tokio::test]
     async fn a_relay_that_is_dropped_resets_both_sides() {
         let Lines {
             mut client,
@@ -729,13 +810,13 @@ mod tests {
     #[test]
     fn a_flow_earns_large_reads_and_loses_them_with_a_slow_receiver() {
         let mut chunk = Chunk::default();
-        let first = chunk.0;
+        let first = chunk.len();
         for _ in 0..10 {
-            chunk = chunk.next(chunk.0, chunk.0);
+            chunk = chunk.next(chunk.len(), chunk.len());
         }
-        assert_eq!(chunk.0, SCRATCH);
-        assert_eq!(chunk.next(100, 100).0, SCRATCH);
-        assert_eq!(chunk.next(SCRATCH, SCRATCH - 1).0, first);
+        assert_eq!(chunk.len(), SCRATCH);
+        assert_eq!(chunk.next(100, 100).len(), SCRATCH);
+        assert_eq!(chunk.next(SCRATCH, SCRATCH - 1).len(), first);
     }
 
     /// What one side does.

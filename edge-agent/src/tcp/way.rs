@@ -20,6 +20,7 @@ use super::{
 use crate::{
     events::Connection,
     origin::{Held, Incoming, NoOrigin, dial, resolved},
+    shield::Refusal,
     table::Target,
 };
 
@@ -27,6 +28,15 @@ use crate::{
 pub(super) struct Refused {
     pub(super) status: Status,
     pub(super) reason: String,
+}
+
+impl From<Refusal> for Refused {
+    fn from(refusal: Refusal) -> Self {
+        Self {
+            status: Status::Denied,
+            reason: refusal.to_string(),
+        }
+    }
 }
 
 /// From an app to its origin.

@@ -1,0 +1,73 @@
+//! Whom an app lets in: its access rules are asked first, then its limits.
+//!
+//! What limits count ([`Tally`]) lives with the app's counters and not in the
+//! route table, so no change of the configuration resets it, and all workers
+//! share it: a limit of 100 lets in 100, whoever asks at the same time. What is
+//! counted for the whole app is counted for every app, so that a limit which is
+//! set later knows what is open; sources are counted from when an app first has
+//! a limit on them.
+
+mod pace;
+mod sources;
+mod tally;
+
+use std::{fmt, net::IpAddr, time::Instant};
+
+use anyport_model::{
+    access::{Action, Verdict},
+    limits::{Limit, Limits, Reached, Source},
+};
+
+pub use pace::{DatagramPace, StreamPace, StreamPaces};
+pub use tally::Tally;
+
+/// Why a client is turned away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    Access(Verdict),
+    Limit(Reached),
+}
+
+impl Refusal {
+    /// The label `cause` of `anyport_connections_refused_total`.
+    pub const CAUSES: [&str; 4] = [
+        ACCESS,
+        Limit::Connections.as_str(),
+        Limit::ConnectionsPerSource.as_str(),
+        Limit::NewConnectionsPerSource.as_str(),
+    ];
+
+    pub fn cause(&self) -> &'static str {
+        match self {
+            Refusal::Access(_) => ACCESS,
+            Refusal::Limit(reached) => reached.limit.as_str(),
+        }
+    }
+}
+
+const ACCESS: &str = "access";
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Refusal::Access(verdict) => write!(f, "access: {verdict}"),
+            Refusal::Limit(reached) => fmt::Display::fmt(reached, f),
+        }
+    }
+}
+
+/// Lets a client in of whom the access rules have said `verdict`, or says why
+/// not. What comes back is to be handed to [`Tally::leave`] when the connection
+/// has ended, once.
+pub fn admit(
+    verdict: Verdict,
+    limits: &Limits,
+    tally: &Tally,
+    client: IpAddr,
+) -> Result<Option<Box<Source>>, Refusal> {
+    if verdict.action == Action::Deny {
+        return Err(Refusal::Access(verdict));
+    }
+    let entered = tally.enter(limits, client.into(), Instant::now());
+    entered.map_err(Refusal::Limit)
+}
