@@ -11,14 +11,16 @@ mod pace;
 mod sources;
 mod tally;
 
-use std::{fmt, net::IpAddr, time::Instant};
+use std::{fmt, net::IpAddr, sync::Arc, time::Instant};
 
 use anyport_model::{
     access::{Action, Verdict},
     limits::{Limit, Limits, Reached, Source},
 };
 
-pub use pace::{DatagramPace, StreamPace, StreamPaces};
+use crate::stats::AppStats;
+
+pub use pace::{DatagramPaces, StreamPace, StreamPaces};
 pub use tally::Tally;
 
 /// Why a client is turned away.
@@ -56,18 +58,34 @@ impl fmt::Display for Refusal {
     }
 }
 
-/// Lets a client in of whom the access rules have said `verdict`, or says why
-/// not. What comes back is to be handed to [`Tally::leave`] when the connection
-/// has ended, once.
+/// A connection that its app's limits count, until this is dropped.
+pub struct Inside {
+    app: Arc<AppStats>,
+    /// Where it is counted by its source too. Boxed: few apps have such a limit.
+    source: Option<Box<Source>>,
+}
+
+/// Lets a client in of whom the app's access rules have said `verdict`, or says
+/// why not.
 pub fn admit(
     verdict: Verdict,
     limits: &Limits,
-    tally: &Tally,
+    app: &Arc<AppStats>,
     client: IpAddr,
-) -> Result<Option<Box<Source>>, Refusal> {
-    if verdict.action == Action::Deny {
-        return Err(Refusal::Access(verdict));
+) -> Result<Inside, Refusal> {
+    let entered = if verdict.action == Action::Deny {
+        Err(Refusal::Access(verdict))
+    } else {
+        let entered = app.tally.enter(limits, client.into(), Instant::now());
+        entered.map_err(Refusal::Limit)
+    };
+    let source = entered.inspect_err(|refusal| app.refused(refusal))?;
+    let app = Arc::clone(app);
+    Ok(Inside { app, source })
+}
+
+impl Drop for Inside {
+    fn drop(&mut self) {
+        self.app.tally.leave(self.source.take());
     }
-    let entered = tally.enter(limits, client.into(), Instant::now());
-    entered.map_err(Refusal::Limit)
 }

@@ -71,15 +71,25 @@ impl StreamPace {
     }
 }
 
-/// Of datagrams: those that come too fast are dropped, since whoever sends them
-/// does not wait.
+/// Of a flow's datagrams: those that come too fast are dropped, since whoever
+/// sends them does not wait.
+pub struct DatagramPaces {
+    pub up: DatagramPace,
+    pub down: DatagramPace,
+}
+
 pub struct DatagramPace(Pace);
 
-impl DatagramPace {
+impl DatagramPaces {
     pub fn new(rate: NonZeroU32, now: Instant) -> Self {
-        Self(Pace::new(rate, now))
+        Self {
+            up: DatagramPace(Pace::new(rate, now)),
+            down: DatagramPace(Pace::new(rate, now)),
+        }
     }
+}
 
+impl DatagramPace {
     /// Whether a datagram may pass; counted if so. One that is larger than what
     /// is left passes and is paid for by those after it, so that any size can.
     pub fn passes(&mut self, bytes: usize, now: Instant) -> bool {
@@ -131,7 +141,7 @@ mod tests {
         for (rate, size) in [(1000, 100), (1000, 1400), (100_000, 65_507), (3, 1)] {
             let rate = NonZeroU32::new(rate).unwrap();
             let start = Instant::now();
-            let mut pace = DatagramPace::new(rate, start);
+            let mut pace = DatagramPaces::new(rate, start).up;
             let mut bytes = 0;
             for ms in 0..100_000 {
                 if pace.passes(size, start + Duration::from_millis(ms)) {

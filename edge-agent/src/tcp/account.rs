@@ -9,7 +9,6 @@ use std::{
 };
 
 use anyport_model::{
-    limits::Source,
     outcome::Status,
     resource::{App, Transport},
 };
@@ -23,7 +22,7 @@ use crate::{
     events::{Connection, Details, EventKind, EventLog, Firewall, Open, Reason, rtt},
     live::{Closing, Place},
     origin::Held,
-    shield::{self, Refusal},
+    shield::{self, Inside, Refusal},
     stats::AppStats,
 };
 
@@ -38,9 +37,7 @@ pub(super) struct Account<'a> {
     start: Instant,
     /// None: it is dropped before its end.
     end: Option<(EventKind, Status)>,
-    /// The app's limits count it, by its source too where there is one.
-    is_in: bool,
-    source: Option<Box<Source>>,
+    inside: Option<Inside>,
 }
 
 impl<'a> Account<'a> {
@@ -60,8 +57,7 @@ impl<'a> Account<'a> {
             open: service.connections.open(Transport::Tcp, edge, known),
             start: Instant::now(),
             end: None,
-            is_in: false,
-            source: None,
+            inside: None,
         }
     }
 
@@ -77,9 +73,8 @@ impl<'a> Account<'a> {
             details.client = client;
             details.firewall = Firewall::of(&app.access, verdict);
         });
-        let admitted = shield::admit(verdict, &app.limits, &self.app.tally, client.ip());
-        self.source = admitted.inspect_err(|refusal| self.app.refused(refusal))?;
-        self.is_in = true;
+        let admitted = shield::admit(verdict, &app.limits, &self.app, client.ip());
+        self.inside = Some(admitted?);
         Ok(())
     }
 
@@ -146,9 +141,6 @@ impl Drop for Account<'_> {
                 .learn(|details| details.reason = Reason::Word(why));
             (EventKind::Disconnect, Status::Closed)
         });
-        if self.is_in {
-            self.app.tally.leave(self.source.take());
-        }
         self.app.closed(status, self.start.elapsed());
         self.events.record(kind, Some(status), self.open.shared());
     }

@@ -22,6 +22,7 @@ use crate::{
     descriptors::Pair,
     live::AppKey,
     origin::{Candidate, Candidates, NoOrigin, transparent},
+    shield::{self, DatagramPaces, Inside, Refusal},
     stats::{AppStats, OpenGuard, OriginStats, Stats, TransparentGuard},
     table::{Snapshot, Target},
     tcp::Service,
@@ -39,6 +40,8 @@ pub(super) struct Flow {
     /// Held until the origin has answered.
     pub(super) first: Option<Box<[u8]>>,
     pub(super) header: Header,
+    /// Boxed, so that flows without a limit carry nothing of it.
+    paces: Option<Box<DatagramPaces>>,
     /// Origins that have refused.
     refused: Vec<Arc<str>>,
     pub(super) account: Account,
@@ -66,6 +69,7 @@ pub(super) struct Account {
     from_client: u64,
     from_origin: u64,
     span: Span,
+    _inside: Inside,
 }
 
 /// There is no origin for a flow.
@@ -73,6 +77,8 @@ pub(super) struct Account {
 pub(super) enum NoFlow {
     /// No app takes it.
     Unclaimed,
+    /// Its app's access rules or limits are against it.
+    Refused(Refusal),
     /// The app has no origin that could be tried, or all of them refused.
     NoOrigin(NoOrigin),
     /// This host is out of descriptors, ports or memory.
@@ -90,8 +96,12 @@ impl Flow {
         let target = table
             .target(Transport::Udp, key.edge)
             .ok_or(NoFlow::Unclaimed)?;
+        let (app, client_ip) = (&target.app.app, key.client.ip());
+        let (verdict, limits) = (app.access.decide(client_ip), &app.limits);
+        let inside = shield::admit(verdict, limits, &target.app.stats, client_ip);
+        let inside = inside.map_err(NoFlow::Refused)?;
         let client = sockets::towards_client(key).map_err(NoFlow::System)?;
-        let mut account = Account::open(Arc::clone(&target.app.stats), key);
+        let mut account = Account::open(Arc::clone(&target.app.stats), inside, key);
         account.span.record("app", target.app.app.name.as_str());
         account.span.record("pool", target.pool.id.label());
         account.span.record("config_revision", table.revision.0);
@@ -107,6 +117,9 @@ impl Flow {
                 answered: false,
                 first: (first.len() <= KEPT_MAX).then(|| first.into()),
                 header: Header::new(target.app.app.identity.proxy_protocol, key),
+                paces: limits
+                    .bytes_per_second_per_connection
+                    .map(|rate| Box::new(DatagramPaces::new(rate, Instant::now()))),
                 refused: Vec::new(),
                 account,
                 descriptors,
@@ -116,6 +129,18 @@ impl Flow {
 
     pub(super) fn app(&self) -> AppKey {
         AppKey::of(&self.account.app)
+    }
+
+    /// Whether a datagram of `bytes` may go to the origin; counted if so.
+    pub(super) fn may_send(&mut self, bytes: usize, now: Instant) -> bool {
+        let paces = self.paces.as_deref_mut();
+        paces.is_none_or(|paces| paces.up.passes(bytes, now))
+    }
+
+    /// Whether one may go to the client.
+    pub(super) fn may_answer(&mut self, bytes: usize, now: Instant) -> bool {
+        let paces = self.paces.as_deref_mut();
+        paces.is_none_or(|paces| paces.down.passes(bytes, now))
     }
 
     /// Sends datagrams of the client's to the origin.
@@ -243,6 +268,7 @@ impl NoFlow {
     fn status(&self) -> Status {
         match self {
             NoFlow::Unclaimed => Status::Internal,
+            NoFlow::Refused(_) => Status::Denied,
             NoFlow::NoOrigin(none) => none.status,
             NoFlow::System(_) => Status::ConnectSystem,
         }
@@ -250,7 +276,7 @@ impl NoFlow {
 }
 
 impl Account {
-    fn open(app: Arc<AppStats>, key: &Key) -> Self {
+    fn open(app: Arc<AppStats>, inside: Inside, key: &Key) -> Self {
         app.opened();
         app.session_opened();
         Self {
@@ -277,6 +303,7 @@ impl Account {
                 origin_bytes = field::Empty,
                 status = field::Empty,
             ),
+            _inside: inside,
         }
     }
 

@@ -21,9 +21,11 @@
 use std::{
     cmp::Reverse,
     collections::{BinaryHeap, HashMap, hash_map::Entry},
-    net::{IpAddr, Ipv6Addr, SocketAddr},
+    net::SocketAddr,
     time::{Duration, Instant},
 };
+
+use anyport_model::limits::Source;
 
 /// Bytes that may go back to an unproven client whatever it sent: an answer of
 /// DNS by the largest size that resolvers ask for (RFC 6891).
@@ -41,6 +43,12 @@ pub(super) const GIVES_WAY: Duration = Duration::from_secs(1);
 pub(super) struct Key {
     pub(super) client: SocketAddr,
     pub(super) edge: SocketAddr,
+}
+
+impl Key {
+    fn source(&self) -> Source {
+        self.client.ip().into()
+    }
 }
 
 /// How many flows there may be.
@@ -105,7 +113,7 @@ pub(super) struct Sessions<T> {
     free: Vec<u32>,
     // The standard hasher is keyed at random: nobody can aim at one bucket.
     by_key: HashMap<Key, u32>,
-    by_source: HashMap<IpAddr, u32>,
+    by_source: HashMap<Source, u32>,
     /// One entry for each session, due no later than the session is; and
     /// those of sessions that are gone, until there are too many.
     deadlines: BinaryHeap<Reverse<(Instant, Id)>>,
@@ -141,17 +149,6 @@ struct Place {
 struct Ends {
     oldest: Option<u32>,
     newest: Option<u32>,
-}
-
-/// Whom a cap on sources counts: who has one address of an IPv6 /64 has all.
-fn source_of(key: &Key) -> IpAddr {
-    match key.client.ip().to_canonical() {
-        IpAddr::V4(ip) => ip.into(),
-        IpAddr::V6(ip) => {
-            let network = ip.to_bits() & !u128::from(u64::MAX);
-            Ipv6Addr::from_bits(network).into()
-        }
-    }
 }
 
 impl<T> Sessions<T> {
@@ -192,7 +189,7 @@ impl<T> Sessions<T> {
 
     /// Whether a new flow of `key` may be opened now.
     pub(super) fn room(&self, key: &Key, now: Instant) -> Result<Room, Shed> {
-        let of_source = self.by_source.get(&source_of(key)).copied().unwrap_or(0);
+        let of_source = self.by_source.get(&key.source()).copied().unwrap_or(0);
         if of_source as usize >= self.caps.per_source {
             return Err(Shed::SourceFull);
         }
@@ -234,7 +231,7 @@ impl<T> Sessions<T> {
         };
         let before = self.by_key.insert(key, slot);
         debug_assert!(before.is_none(), "{key:?} has a session");
-        *self.by_source.entry(source_of(&key)).or_default() += 1;
+        *self.by_source.entry(key.source()).or_default() += 1;
         self.link_newest(slot);
         self.unproven_count += 1;
         self.push_deadline(now + idle, id);
@@ -254,7 +251,7 @@ impl<T> Sessions<T> {
         slot.generation = slot.generation.wrapping_add(1) & (u32::MAX >> 1);
         self.free.push(id.slot);
         self.by_key.remove(&session.key);
-        if let Entry::Occupied(mut count) = self.by_source.entry(source_of(&session.key)) {
+        if let Entry::Occupied(mut count) = self.by_source.entry(session.key.source()) {
             *count.get_mut() -= 1;
             if *count.get() == 0 {
                 count.remove();

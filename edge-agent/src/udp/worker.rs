@@ -317,6 +317,9 @@ impl Worker {
             return;
         };
         flow.account.moved(bytes as u64, 0);
+        if !flow.may_send(bytes, now) {
+            return self.dropped(DropReason::LimitBytesPerSecond, 1);
+        }
         let sent = flow.send(&self.batch, &[at]);
         self.sent_to_origin(id, &sent);
     }
@@ -337,6 +340,7 @@ impl Worker {
                     self.service.stats.unclaimed.inc();
                     DropReason::Unclaimed
                 }
+                NoFlow::Refused(refusal) => refusal.into(),
                 NoFlow::NoOrigin(_) => DropReason::NoOrigin,
                 NoFlow::System(error) => {
                     complain(&mut self.complained, now, &key, &error);
@@ -388,24 +392,30 @@ impl Worker {
                 Err(_) => continue,
             }
             let (mut own, mut others) = ([0; BATCH], [0; BATCH]);
-            let (mut owned, mut strayed, mut bytes) = (0, 0, 0);
+            let (mut owned, mut strayed, mut too_fast, mut bytes) = (0, 0, 0, 0);
             for at in 0..self.batch.len() {
-                if self.batch.from(at) == Some(key.client) {
-                    own[owned] = at;
-                    owned += 1;
-                    bytes += self.batch.payload(at).len();
-                } else {
+                if self.batch.from(at) != Some(key.client) {
                     others[strayed] = at;
                     strayed += 1;
+                    continue;
+                }
+                let size = self.batch.payload(at).len();
+                bytes += size;
+                if flow.may_send(size, now) {
+                    own[owned] = at;
+                    owned += 1;
+                } else {
+                    too_fast += 1;
                 }
             }
             self.moved += self.batch.len();
             let full = self.batch.is_full();
-            if owned > 0 {
+            if owned + too_fast > 0 {
                 flow.account.moved(bytes as u64, 0);
                 let sent = flow.send(&self.batch, &own[..owned]);
                 self.sessions.client_sent(id, bytes, now);
                 self.sent_to_origin(id, &sent);
+                self.dropped(DropReason::LimitBytesPerSecond, too_fast as u64);
             }
             for &at in &others[..strayed] {
                 self.take_one(at, Some(key.edge), now);
@@ -441,7 +451,7 @@ impl Worker {
             self.moved += self.batch.len();
             let mut allowed = [0; BATCH];
             let (mut count, mut bytes, mut skip) = (0, 0, 0);
-            let (mut strayed, mut headless, mut held_back) = (0, 0, 0);
+            let (mut strayed, mut headless, mut held_back, mut too_fast) = (0, 0, 0, 0);
             for at in 0..self.batch.len() {
                 if self.batch.from(at) != Some(origin) {
                     strayed += 1;
@@ -458,7 +468,9 @@ impl Worker {
                     continue;
                 };
                 skip = header;
-                if self.sessions.may_return(id, answer.len() - header, now) {
+                if !flow.may_answer(answer.len() - header, now) {
+                    too_fast += 1;
+                } else if self.sessions.may_return(id, answer.len() - header, now) {
                     allowed[count] = at;
                     count += 1;
                 } else {
@@ -468,6 +480,7 @@ impl Worker {
             self.dropped(DropReason::Stray, strayed);
             self.dropped(DropReason::SimpleHeader, headless);
             self.dropped(DropReason::Amplification, held_back);
+            self.dropped(DropReason::LimitBytesPerSecond, too_fast);
             let Some(flow) = self.sessions.get_mut(id) else {
                 return;
             };

@@ -283,7 +283,7 @@ impl Simulation {
         if let Some(id) = known {
             return self.client_sent(id, size);
         }
-        let of_source = |b: &&Believed| source_of(&b.key) == source_of(&key);
+        let of_source = |b: &&Believed| b.key.source() == key.source();
         let of_source = self.believed.values().filter(of_source).count();
         let unproven = || self.believed.iter().filter(|(_, b)| !b.proven);
         let room = self.sessions.room(&key, self.now);
