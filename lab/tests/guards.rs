@@ -1,0 +1,405 @@
+//! Whom an app lets in, and how much of it each may have: access rules, limits and deadlines, over
+//! TCP and UDP, from several sources at once. Needs root.
+
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeMap;
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
+use std::num::NonZeroUsize;
+use std::sync::Barrier;
+use std::time::Instant;
+
+use anyport_lab::cluster::{Cluster, PATIENCE, Plan, Service, Store, eventually};
+use anyport_lab::load::serve::datagram;
+use anyport_netns::{link, route, topology};
+use serde_json::Value;
+use socket2::{Domain, Protocol, Socket, Type};
+
+/// Clients of their own addresses, two of each source: over IPv4 one address, over IPv6 two of a
+/// /64.
+const CLIENTS: usize = 8;
+const SOURCES: usize = CLIENTS / 2;
+
+/// What each tries to open.
+const ATTEMPTS: usize = 6;
+
+const V4: &str = "198.51.100.10";
+const V6: &str = "2001:db8:51::10";
+
+fn at(ip: &str, port: u16) -> SocketAddr {
+    SocketAddr::new(ip.parse().unwrap(), port)
+}
+
+/// The address of a client of the door's family.
+fn address(client: usize, door: SocketAddr) -> IpAddr {
+    let source = client / 2;
+    match door {
+        SocketAddr::V4(_) => IpAddr::from([10, 0, 1, 10 + source as u8]),
+        SocketAddr::V6(_) => {
+            let (source, host) = (source as u16 + 1, client as u16 % 2 + 2);
+            Ipv6Addr::new(0xfd00, 1, 0, source, 0, 0, 0, host).into()
+        }
+    }
+}
+
+/// A cluster whose client has all of these addresses, and an echo at the origin.
+fn cluster(store: Store) -> Cluster {
+    let plan = Plan {
+        workers: NonZeroUsize::new(4).unwrap(),
+        ..Plan::on(store)
+    };
+    let cluster = Cluster::start(plan).unwrap();
+    let (client, edge) = (cluster.topology().client(), cluster.topology().edge());
+    for number in 0..CLIENTS {
+        let v6 = address(number, at(V6, 1));
+        link::add_address(client, "lo", v6.into()).unwrap();
+        if number % 2 == 0 {
+            let v4 = address(number, at(V4, 1));
+            let net = ipnet::IpNet::new(v4, 24).unwrap();
+            link::add_address(client, topology::EDGE_LINK, net).unwrap();
+            let net = ipnet::IpNet::new(v6, 64).unwrap();
+            let gateway = route::NextHop::Gateway(topology::CLIENT_V6.into());
+            route::add(edge, net, gateway).unwrap();
+        }
+    }
+    cluster
+}
+
+fn echo(cluster: &Cluster) -> anyport_lab::load::serve::Server {
+    cluster.echo(0, "one", [7000]).unwrap()
+}
+
+fn datagram_echo(cluster: &Cluster) -> datagram::Server {
+    let origin = &cluster.topology().origins()[0];
+    let plan = datagram::Plan {
+        listen: vec![SocketAddr::new(origin.v4.into(), 7000)],
+        tag: None,
+        threads: NonZeroUsize::MIN,
+    };
+    let server = origin.namespace.run(|| datagram::start(&plan));
+    server.unwrap().unwrap()
+}
+
+/// A connection from an address of the client's.
+fn dial(from: IpAddr, to: SocketAddr) -> io::Result<TcpStream> {
+    let socket = Socket::new(Domain::for_address(to), Type::STREAM, Some(Protocol::TCP))?;
+    socket.bind(&SocketAddr::new(from, 0).into())?;
+    socket.connect_timeout(&to.into(), PATIENCE)?;
+    let stream = TcpStream::from(socket);
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    Ok(stream)
+}
+
+/// One that was let in, as an echo shows; `None`: it was reset.
+fn enter(from: IpAddr, to: SocketAddr) -> Option<TcpStream> {
+    let talk = || {
+        let mut stream = dial(from, to)?;
+        stream.write_all(b"x")?;
+        stream.read_exact(&mut [0])?;
+        Ok(stream)
+    };
+    match talk() {
+        Ok(stream) => Some(stream),
+        Err::<_, io::Error>(error) => {
+            let kind = error.kind();
+            assert!(
+                matches!(kind, ErrorKind::ConnectionReset | ErrorKind::BrokenPipe),
+                "{to} from {from}: {error}"
+            );
+            None
+        }
+    }
+}
+
+fn enter_in(cluster: &Cluster, from: &str, to: SocketAddr) -> Option<TcpStream> {
+    let from = from.parse().unwrap();
+    let client = cluster.topology().client();
+    client.run(|| enter(from, to)).unwrap()
+}
+
+/// All clients at once, each from its own thread: what each got of `open`.
+fn all_at_once<T: Send>(
+    cluster: &Cluster,
+    door: SocketAddr,
+    open: impl Fn(IpAddr) -> Option<T> + Sync,
+) -> BTreeMap<usize, Vec<T>> {
+    let start = Barrier::new(CLIENTS);
+    let one = |number: usize| {
+        start.wait();
+        let from = address(number, door);
+        (0..ATTEMPTS).filter_map(|_| open(from)).collect::<Vec<T>>()
+    };
+    let mut by_source: BTreeMap<usize, Vec<T>> = BTreeMap::new();
+    std::thread::scope(|scope| {
+        let clients: Vec<_> = (0..CLIENTS)
+            .map(|number| {
+                let one = &one;
+                let namespace = cluster.topology().client();
+                scope.spawn(move || namespace.run(|| one(number)).unwrap())
+            })
+            .collect();
+        for (number, client) in clients.into_iter().enumerate() {
+            by_source
+                .entry(number / 2)
+                .or_default()
+                .extend(client.join().unwrap());
+        }
+    });
+    by_source
+}
+
+fn metric(cluster: &Cluster, name: &str, labels: &[(&str, &str)]) -> u64 {
+    let metrics = cluster.metrics(Service::EdgeAgent).unwrap();
+    metrics.sum(name, labels) as u64
+}
+
+fn refused(cluster: &Cluster, app: &str, cause: &str) -> u64 {
+    let labels = [("app", app), ("cause", cause)];
+    metric(cluster, "anyport_connections_refused_total", &labels)
+}
+
+fn open(cluster: &Cluster, app: &str) -> u64 {
+    metric(cluster, "anyport_connections_open", &[("app", app)])
+}
+
+fn all_are_gone(cluster: &Cluster, app: &str) {
+    eventually(PATIENCE * 2, "all are gone", || match open(cluster, app) {
+        0 => Ok(()),
+        open => Err(format!("{open} open")),
+    });
+}
+
+/// The events of an app that say who was turned away, once there are `count`.
+fn filtered(cluster: &Cluster, app: &str, count: usize) -> Vec<Value> {
+    eventually(PATIENCE, "who was turned away is in the event log", || {
+        let said = cluster
+            .anyport(&["events", "--app", app, "-o", "json"])
+            .unwrap();
+        let events = said
+            .out
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap());
+        let events: Vec<Value> = events
+            .filter(|event: &Value| event["event"] == "clientFiltered")
+            .collect();
+        if events.len() == count {
+            Ok(events)
+        } else {
+            Err(said)
+        }
+    })
+}
+
+const PREFIXES: &str = "
+prefixes:
+  - cidr: 198.51.100.0/24
+  - cidr: 2001:db8:51::/64
+";
+
+/// Apps for a transport: one for each limit.
+fn limited(transport: &str, connections: u32, of_source: u32) -> String {
+    let app = |name: &str, port: u16, limit: &str, value: u32| {
+        format!(
+            "  - {{ name: {transport}-{name}, protocol: {transport}/{port}, edge_ips: [{V4}, \"{V6}\"], \
+             origin_direct: [\"{transport}://10.0.2.2:7000\"], limits: {{ {limit}: {value} }}, \
+             timeouts: {{ udp_idle: 3s }} }}\n"
+        )
+    };
+    [
+        app("all", 1001, "connections", connections),
+        app("source", 1002, "connections_per_source", of_source),
+        app("new", 1003, "new_connections_per_source", 2),
+    ]
+    .concat()
+}
+
+anyport_lab::on_both_stores![
+    as_many_connections_are_let_in_as_each_limit_says,
+    as_many_flows_are_let_in_as_each_limit_says,
+];
+
+fn as_many_connections_are_let_in_as_each_limit_says(store: Store) {
+    let cluster = cluster(store);
+    let _echo = echo(&cluster);
+    let apply = |connections, of_source| {
+        let apps = limited("tcp", connections, of_source);
+        cluster.apply(&format!("{PREFIXES}apps:\n{apps}")).unwrap();
+    };
+    apply(20, 3);
+    let mut turned_away = BTreeMap::new();
+    for door in [V4, V6] {
+        let run = |port| {
+            let to = at(door, port);
+            all_at_once(&cluster, to, |from| enter(from, to))
+        };
+        let mut note = |app: &'static str, cause, inside: usize| {
+            let known = turned_away.entry(app).or_insert((cause, 0));
+            known.1 += CLIENTS * ATTEMPTS - inside;
+        };
+
+        let inside = run(1001);
+        let count: usize = inside.values().map(Vec::len).sum();
+        assert_eq!(count, 20, "{door}");
+        note("tcp-all", "connections", 20);
+        assert_eq!(open(&cluster, "tcp-all"), 20);
+        drop(inside);
+        all_are_gone(&cluster, "tcp-all");
+
+        let inside = run(1002);
+        let counts: Vec<usize> = inside.values().map(Vec::len).collect();
+        assert_eq!(counts, [3; SOURCES], "{door}");
+        note("tcp-source", "connections_per_source", 3 * SOURCES);
+        drop(inside);
+        all_are_gone(&cluster, "tcp-source");
+
+        // Those that have ended count too; as time passes there may be one or two more.
+        let start = Instant::now();
+        let inside = run(1003);
+        let more = start.elapsed().as_secs_f64() * 2.0;
+        let counts: Vec<usize> = inside.values().map(Vec::len).collect();
+        for count in &counts {
+            let most = 2 + more.floor() as usize;
+            assert!(
+                (2..=most).contains(count),
+                "{door}: {counts:?} in {more} halves"
+            );
+        }
+        note("tcp-new", "new_connections_per_source", counts.iter().sum());
+    }
+    for (app, (cause, count)) in &turned_away {
+        assert_eq!(refused(&cluster, app, cause), *count as u64, "{app}");
+        let status = [("app", *app), ("status", "403")];
+        let closed = metric(&cluster, "anyport_connections_closed_total", &status);
+        assert_eq!(closed, *count as u64, "{app}");
+        let events = filtered(&cluster, app, *count);
+        for event in events {
+            let reason = event["reason"].as_str().unwrap();
+            assert!(reason.starts_with(&format!("limits.{cause}: ")), "{event}");
+            assert_eq!(
+                (&event["status"], &event["ip_firewall"]),
+                (&403.into(), &false.into())
+            );
+            assert_eq!(event["origin_ip"], "", "{event}");
+        }
+    }
+
+    // What is open counts on over a change of the limits, and stays.
+    let (all, source) = (at(V4, 1001), at(V4, 1002));
+    let mut held: Vec<TcpStream> = all_at_once(&cluster, all, |from| enter(from, all))
+        .into_values()
+        .flatten()
+        .collect();
+    let of_source = all_at_once(&cluster, source, |from| enter(from, source));
+    assert_eq!(held.len(), 20);
+    apply(10, 4);
+    let from = address(0, all).to_string();
+    assert!(enter_in(&cluster, &from, all).is_none());
+    for stream in &mut held {
+        stream.write_all(b"y").unwrap();
+        stream.read_exact(&mut [0]).unwrap();
+    }
+    let more = all_at_once(&cluster, source, |from| enter(from, source));
+    let counts: Vec<usize> = more.values().map(Vec::len).collect();
+    assert_eq!(
+        counts, [1; SOURCES],
+        "one each beside the three that were open before"
+    );
+    drop((of_source, more));
+    held.truncate(7);
+    eventually(PATIENCE, "thirteen are gone", || {
+        match open(&cluster, "tcp-all") {
+            7 => Ok(()),
+            open => Err(format!("{open} open")),
+        }
+    });
+    let more = all_at_once(&cluster, all, |from| enter(from, all));
+    assert_eq!(more.into_values().flatten().count(), 3);
+    assert!(
+        !cluster.log(Service::EdgeAgent).contains("limits."),
+        "the log is flooded"
+    );
+}
+
+fn as_many_flows_are_let_in_as_each_limit_says(store: Store) {
+    let cluster = cluster(store);
+    let _echo = datagram_echo(&cluster);
+    let apps = limited("udp", 20, 3);
+    cluster.apply(&format!("{PREFIXES}apps:\n{apps}")).unwrap();
+    // Of each app: flows that were opened, and datagrams that were turned away.
+    let mut judged: BTreeMap<&str, (u64, u64)> = BTreeMap::new();
+    for door in [V4, V6] {
+        let run = |port| {
+            let to = at(door, port);
+            let flows = all_at_once(&cluster, to, |from| {
+                let socket = UdpSocket::bind(SocketAddr::new(from, 0)).unwrap();
+                socket.connect(to).unwrap();
+                socket.send(b"x").unwrap();
+                Some(socket)
+            });
+            let flows = flows.into_iter();
+            flows.map(|(_, sockets)| sockets).collect::<Vec<_>>()
+        };
+        // All of them have been let in or not: then the answers of those that were are counted.
+        let mut answered = |app: &'static str, cause: &str, flows: &[Vec<UdpSocket>]| {
+            let reason = format!("limit_{cause}");
+            let (opened, dropped) = judged.entry(app).or_default();
+            let attempts = (CLIENTS * ATTEMPTS) as u64;
+            let inside = eventually(PATIENCE, "every datagram is judged", || {
+                let labels = [("reason", reason.as_str())];
+                let more = metric(&cluster, "anyport_dropped_packets_total", &labels) - *dropped;
+                let labels = [("app", app)];
+                let inside =
+                    metric(&cluster, "anyport_connections_opened_total", &labels) - *opened;
+                if inside + more == attempts {
+                    Ok(inside)
+                } else {
+                    Err(format!("{inside} inside, {more} dropped"))
+                }
+            });
+            *opened += inside;
+            *dropped += attempts - inside;
+            assert_eq!(refused(&cluster, app, cause), *dropped);
+            let mut heard = vec![0; SOURCES];
+            eventually(PATIENCE, "all answers are there", || {
+                for (source, sockets) in flows.iter().enumerate() {
+                    for socket in sockets {
+                        socket.set_nonblocking(true).unwrap();
+                        heard[source] += usize::from(socket.recv(&mut [0]).is_ok());
+                    }
+                }
+                let all: usize = heard.iter().sum();
+                if all as u64 == inside {
+                    Ok(())
+                } else {
+                    Err(all)
+                }
+            });
+            heard
+        };
+
+        let flows = run(1001);
+        let heard = answered("udp-all", "connections", &flows);
+        assert_eq!(heard.iter().sum::<usize>(), 20, "{door}");
+        all_are_gone(&cluster, "udp-all");
+
+        let flows = run(1002);
+        let heard = answered("udp-source", "connections_per_source", &flows);
+        assert_eq!(heard, [3; SOURCES], "{door}");
+        all_are_gone(&cluster, "udp-source");
+
+        let start = Instant::now();
+        let flows = run(1003);
+        let heard = answered("udp-new", "new_connections_per_source", &flows);
+        let more = start.elapsed().as_secs_f64() * 2.0;
+        for count in &heard {
+            let most = 2 + more.floor() as usize;
+            assert!(
+                (2..=most).contains(count),
+                "{door}: {heard:?} in {more} halves"
+            );
+        }
+        all_are_gone(&cluster, "udp-new");
+    }
+}
