@@ -8,7 +8,7 @@ mod fake;
 use std::{net::SocketAddr, process::Stdio, time::Duration};
 
 use anyport_proto::v1;
-use fake::Fake;
+use fake::{Fake, FakeEdge};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     process::Command,
@@ -918,6 +918,49 @@ async fn explain_goes_on_to_the_fallback_of_a_pool_that_is_down() {
     let ran = anyport(server, &explain, "").await;
     let line = "  goes to  pool game (as a last resort: an origin held to be down is tried all the same), weighted";
     assert!(ran.out.contains(line), "{}", ran.out);
+}
+
+#[tokio::test]
+async fn an_edge_that_cannot_be_asked_does_not_hide_the_others() {
+    let (fake, server) = applied().await;
+    let at = |name, address: String| v1::NodeStatus {
+        address,
+        ..edge(name, 1)
+    };
+    let west = FakeEdge::start("west").await;
+    let gone = {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.local_addr().unwrap()
+    };
+    for (name, address, why, code) in [
+        ("east", String::new(), "does not say where it listens", 1),
+        ("north", "no URL".to_owned(), "that is no URL", 1),
+        ("south", format!("http://{gone}"), "cannot reach edge", 3),
+    ] {
+        let nodes = [at(name, address), at("west", format!("http://{west}"))];
+        fake.set_nodes(nodes.into());
+        let ran = anyport(server, &["connections", "-o", "json"], "").await;
+        let [line] = &ran.out.lines().collect::<Vec<_>>()[..] else {
+            panic!("{}{}", ran.out, ran.err);
+        };
+        assert!(line.contains("\"edge\":\"west\""), "{line}");
+        assert!(
+            ran.err.contains(name) && ran.err.contains(why),
+            "{}",
+            ran.err
+        );
+        assert_eq!(ran.code, code, "{}", ran.err);
+        let ran = anyport(server, &["events"], "").await;
+        assert!(
+            ran.err.contains(name) && ran.err.contains(why),
+            "{}",
+            ran.err
+        );
+        assert_eq!(ran.code, code, "{}", ran.err);
+        // Asked for by its name, it is all that is wanted.
+        let ran = anyport(server, &["connections", "--edge", name], "").await;
+        assert_eq!(ran.code, code, "{}", ran.err);
+    }
 }
 
 #[tokio::test]

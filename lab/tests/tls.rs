@@ -6,17 +6,18 @@
 
 use std::fs;
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{Shutdown, SocketAddr};
+use std::net::{Shutdown, SocketAddr, TcpListener};
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Output};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyport_lab::cluster::{Cluster, PATIENCE, Plan, Service, eventually};
 use anyport_lab::tls::{Authority, Talker, Tls, echo, serve, shaken};
-use rustls::ClientConnection;
 use rustls::pki_types::ServerName;
+use rustls::{ClientConnection, ServerConnection};
 
 /// The edge's own, on most ports.
 const EDGE: &str = "edge.example.com";
@@ -379,6 +380,50 @@ fn what_is_cut_short_is_not_taken_for_whole(cluster: &Cluster, authority: &Autho
         .unwrap();
     drop(tls);
     await_closed(cluster, "full", "499", reset + 1.0);
+}
+
+/// An origin's answer that ends without close_notify may be one that somebody has cut short: the
+/// client gets what there is, and nobody vouches for its being all. So it is also where the client
+/// has ended its own stream before, and this is the last that either says.
+#[test]
+fn an_answer_that_is_cut_short_is_not_vouched_for() {
+    let authority = Authority::new("test ca");
+    let cluster = cluster(1, &authority);
+    let origin = &cluster.topology().origins()[0].namespace;
+    let listen = || TcpListener::bind(("10.0.2.2", 7002));
+    let listener = origin.run(listen).unwrap().unwrap();
+    let config = Arc::new(authority.issue(EDGE).server());
+    cluster.apply(&modes(&cluster, &authority)).unwrap();
+    for half_closed in [true, false] {
+        let config = Arc::clone(&config);
+        let accepting = listener.try_clone().unwrap();
+        let answered = thread::spawn(move || {
+            let (socket, _) = accepting.accept().unwrap();
+            let session = ServerConnection::new(config).unwrap().into();
+            let mut tls = Tls { session, socket };
+            tls.shake().unwrap();
+            let mut question = vec![0; 8];
+            tls.read_exact(&mut question).unwrap();
+            if half_closed {
+                assert_eq!(tls.read(&mut [0]).unwrap(), 0);
+            }
+            tls.write_all(b"half of it").unwrap();
+            // A FIN, which anybody on the way can send.
+            tls.socket.shutdown(Shutdown::Write).unwrap();
+            tls
+        });
+        let mut tls = shaken(&cluster, FULL, authority.client(), EDGE).unwrap();
+        tls.write_all(b"question").unwrap();
+        if half_closed {
+            tls.end();
+        }
+        let mut heard = Vec::new();
+        let end = tls.read_to_end(&mut heard).unwrap_err();
+        assert_eq!(heard, b"half of it");
+        assert_eq!(end.kind(), ErrorKind::UnexpectedEof, "{half_closed}");
+        drop((tls, answered.join().unwrap()));
+        await_closed(&cluster, "full", "444", if half_closed { 1.0 } else { 2.0 });
+    }
 }
 
 #[test]

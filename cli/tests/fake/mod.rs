@@ -1,6 +1,8 @@
 //! A config service in memory: it admits by the real model, keeps no history of
 //! states, and lets a test say what the nodes do.
 
+mod edge;
+
 use std::{
     collections::BTreeMap,
     net::SocketAddr,
@@ -23,6 +25,8 @@ use tokio_stream::{
 };
 use tonic::{Request, Response, Status};
 use tonic_types::{ErrorDetails, StatusExt};
+
+pub use edge::FakeEdge;
 
 #[derive(Clone, Default)]
 pub struct Fake {

@@ -1,7 +1,13 @@
 //! The way back of transparent connections: there while it is wanted, put
 //! right when others break it, and gone without a trace.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use anyport_edge_agent::kernel::{Desired, Drift, Kernel, Steering, undo};
 
@@ -75,6 +81,32 @@ fn there_while_wanted(steering: Steering) {
         assert_eq!(undo().await.unwrap().return_path, 5);
         assert_eq!(shown(&edge), "");
         before.assert_same(&edge.foreign_state());
+    });
+}
+
+#[test]
+fn it_stays_for_open_connections_also_after_a_wish_that_was_refused() {
+    on_edge(async |edge| {
+        let listeners = Listeners::open(Steering::Tproxy);
+        let open = Arc::new(AtomicBool::new(true));
+        let asked = Arc::clone(&open);
+        let agent = Agent::start_while(move || asked.load(Relaxed));
+        agent.apply(wants(&listeners, true)).await;
+        let there = shown(&edge);
+        // No longer wanted for new connections, but needed by those that are open.
+        agent.apply(wants(&listeners, false)).await;
+        assert_eq!(shown(&edge), there);
+        // What is refused half way leaves nothing granted.
+        edge.run("nft delete table inet anyport");
+        edge.run("nft add table inet anyport");
+        let refused = agent.handle.apply(wants(&listeners, false)).await;
+        assert!(refused.is_err(), "{refused:?}");
+        edge.run("nft delete table inet anyport");
+        agent.without_fault().await;
+        assert_eq!(shown(&edge), there);
+        open.store(false, Relaxed);
+        agent.apply(wants(&listeners, false)).await;
+        assert_eq!(shown(&edge), "");
     });
 }
 

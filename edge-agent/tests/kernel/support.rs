@@ -330,6 +330,11 @@ pub(crate) struct Agent {
 
 impl Agent {
     pub(crate) fn start() -> Self {
+        Self::start_while(|| false)
+    }
+
+    /// With connections that need the return path for as long as `needed` says so.
+    pub(crate) fn start_while(needed: impl Fn() -> bool + Send + 'static) -> Self {
         let repairs = Arc::new(Mutex::new(BTreeMap::new()));
         let counter = Arc::clone(&repairs);
         let (handle, reconciler) = Reconciler::open(move |what, count| {
@@ -338,9 +343,11 @@ impl Agent {
         .unwrap();
         let drops = Arc::new(Mutex::new(BTreeMap::new()));
         let dropped = Arc::clone(&drops);
-        let reconciler = reconciler.on_drop(move |reason, count| {
-            dropped.lock().unwrap().insert(reason, count);
-        });
+        let reconciler = reconciler
+            .keep_return_path_while(needed)
+            .on_drop(move |reason, count| {
+                dropped.lock().unwrap().insert(reason, count);
+            });
         let task = tokio::spawn(async move { reconciler.run().await.unwrap() });
         Self {
             handle,
