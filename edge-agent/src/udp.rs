@@ -22,6 +22,7 @@
 //!   one from the client. No other ICMP message ends anything.
 //! - **What cannot be sent at once** is dropped and counted, never kept.
 
+mod account;
 mod batch;
 mod flow;
 mod header;

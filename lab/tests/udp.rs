@@ -18,6 +18,8 @@ use anyport_lab::load::{Control, Load, Report, Who};
 use anyport_netns::Namespace;
 use socket2::{Domain, Protocol, Socket, Type};
 
+#[path = "udp/events.rs"]
+mod events;
 #[path = "udp/transparent.rs"]
 mod transparent;
 
@@ -560,7 +562,15 @@ fn forged(source: Ipv4Addr, port: u16, to: (Ipv4Addr, u16)) -> [u8; 32] {
 
 #[test]
 fn a_flood_with_forged_sources_costs_known_flows_and_memory_nothing() {
-    let cluster = cluster(1, ECHO_APPS);
+    let directory = tempfile::tempdir().unwrap();
+    // Each flow is told of besides.
+    let log = directory.path().join("events.json").display().to_string();
+    let cluster = Cluster::start(Plan {
+        environment: vec![("ANYPORT_EVENT_LOG".to_owned(), log)],
+        ..Plan::default()
+    })
+    .unwrap();
+    cluster.apply(&format!("{PREFIXES}{ECHO_APPS}")).unwrap();
     let _server = echo(&cluster, 0, "one", &[7000]);
     // Answers to forged sources have to have somewhere to go.
     let mut route = cluster.topology().edge().command("ip");
@@ -742,6 +752,7 @@ apps:
         });
         let report: serde_json::Value = serde_json::from_str(&report).unwrap();
         let sum = &report["end"]["sum"];
+        assert!(sum["packets"].is_u64(), "{report}");
         let (packets, lost) = (
             sum["packets"].as_u64().unwrap(),
             sum["lost_packets"].as_u64().unwrap(),

@@ -36,8 +36,8 @@ pub struct Args {
 
 const WHAT: &str = "list connections";
 const PAGE: u32 = 1000;
-const HEADER: [&str; 9] = [
-    "EDGE", "APP", "CLIENT", "TO", "ORIGIN", "ADDRESS", "AGE", "IN", "OUT",
+const HEADER: [&str; 10] = [
+    "EDGE", "APP", "PROTOCOL", "CLIENT", "TO", "ORIGIN", "ADDRESS", "AGE", "IN", "OUT",
 ];
 
 pub async fn run(args: Args, mut context: Context) -> Result<(), Failure> {
@@ -94,6 +94,7 @@ fn row(connection: &v1::Connection, now: SystemTime) -> Vec<Cell> {
     vec![
         Cell::from(&connection.edge),
         Cell::from(&connection.application),
+        Cell::from(&connection.client_proto),
         Cell::from(address(&connection.client_ip, connection.client_port)),
         Cell::from(address(&connection.edge_ip, connection.edge_port)),
         origin,

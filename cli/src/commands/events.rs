@@ -204,9 +204,10 @@ struct Printer {
     header: bool,
 }
 
-const COLUMNS: usize = 11;
+const COLUMNS: usize = 12;
 const HEADER: [&str; COLUMNS] = [
-    "TIME", "EVENT", "STATUS", "EDGE", "APP", "CLIENT", "TO", "ORIGIN", "IN", "OUT", "REASON",
+    "TIME", "EVENT", "STATUS", "EDGE", "APP", "PROTOCOL", "CLIENT", "TO", "ORIGIN", "IN", "OUT",
+    "REASON",
 ];
 
 impl Printer {
@@ -281,6 +282,7 @@ fn row(event: &v1::Event) -> [String; COLUMNS] {
         event.status.to_string(),
         connection.edge.clone(),
         connection.application.clone(),
+        connection.client_proto.clone(),
         address(&connection.client_ip, connection.client_port),
         address(&connection.edge_ip, connection.edge_port),
         origin,

@@ -28,8 +28,8 @@ struct Shard {
 }
 
 /// An open connection; listed until this is dropped.
-pub struct Open<'a> {
-    all: &'a Connections,
+pub struct Open<A: Deref<Target = Connections>> {
+    all: A,
     connection: Arc<Connection>,
 }
 
@@ -37,18 +37,14 @@ pub struct Open<'a> {
 const LOOK: usize = 512;
 
 impl Connections {
-    /// Lists a connection from now on.
-    pub fn open(&self, transport: Transport, edge: SocketAddr, details: Details) -> Open<'_> {
+    fn list(&self, transport: Transport, edge: SocketAddr, details: Details) -> Arc<Connection> {
         let index = mine();
         let mut shard = lock(&self.shards[index]);
         let id = shard.opened * SHARDS as u64 + index as u64;
         shard.opened += 1;
         let connection = Arc::new(Connection::new(id, transport, edge, details));
         shard.open.insert(id, Arc::clone(&connection));
-        Open {
-            all: self,
-            connection,
-        }
+        connection
     }
 
     /// At most `limit` of those that `wanted` picks, after the one that ended
@@ -102,14 +98,20 @@ fn lock(shard: &Mutex<Shard>) -> MutexGuard<'_, Shard> {
     shard.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Open<'_> {
+impl<A: Deref<Target = Connections>> Open<A> {
+    /// Lists a connection of `all` from now on.
+    pub fn new(all: A, transport: Transport, edge: SocketAddr, details: Details) -> Self {
+        let connection = all.list(transport, edge, details);
+        Self { all, connection }
+    }
+
     /// For an event, which may outlive it.
     pub fn shared(&self) -> &Arc<Connection> {
         &self.connection
     }
 }
 
-impl Deref for Open<'_> {
+impl<A: Deref<Target = Connections>> Deref for Open<A> {
     type Target = Connection;
 
     fn deref(&self) -> &Connection {
@@ -117,7 +119,7 @@ impl Deref for Open<'_> {
     }
 }
 
-impl Drop for Open<'_> {
+impl<A: Deref<Target = Connections>> Drop for Open<A> {
     fn drop(&mut self) {
         let mut shard = lock(&self.all.shards[shard_of(self.connection.id)]);
         shard.open.remove(&self.connection.id);
@@ -131,10 +133,11 @@ mod tests {
     use anyport_model::names::Revision;
     use std::collections::BTreeSet;
 
-    fn open<'a>(all: &'a Connections, app: &str) -> Open<'a> {
+    fn open<'a>(all: &'a Connections, app: &str) -> Open<&'a Connections> {
         let client = "203.0.113.1:1000".parse().unwrap();
         let details = Details::new(app.parse().unwrap(), Revision(1), client);
-        all.open(Transport::Tcp, "198.51.100.1:80".parse().unwrap(), details)
+        let edge = "198.51.100.1:80".parse().unwrap();
+        Open::new(all, Transport::Tcp, edge, details)
     }
 
     fn ids(live: &Connections, limit: usize, wanted: impl Fn(&Connection) -> bool) -> Vec<u64> {
@@ -154,7 +157,7 @@ mod tests {
     fn pages_hold_each_connection_once_whatever_their_size() {
         let live = Connections::default();
         // Some from other threads, which have parts of their own.
-        let held: Vec<Open<'_>> = std::thread::scope(|scope| {
+        let held: Vec<Open<_>> = std::thread::scope(|scope| {
             let threads: Vec<_> = (0..3)
                 .map(|_| scope.spawn(|| (0..700).map(|_| open(&live, "a")).collect::<Vec<_>>()))
                 .collect();

@@ -19,7 +19,7 @@ use super::{
     relay::{Moved, Observer},
 };
 use crate::{
-    events::{Connection, Details, EventKind, EventLog, Firewall, Open, Reason, rtt},
+    events::{Connection, Connections, Details, EventKind, EventLog, Firewall, Open, Reason, rtt},
     live::{Closing, Place},
     origin::Held,
     shield::{self, Inside, Refusal},
@@ -33,7 +33,7 @@ pub(super) struct Account<'a> {
     place: Place,
     events: &'a EventLog,
     app: Arc<AppStats>,
-    open: Open<'a>,
+    open: Open<&'a Connections>,
     start: Instant,
     /// None: it is dropped before its end.
     end: Option<(EventKind, Status)>,
@@ -54,7 +54,7 @@ impl<'a> Account<'a> {
             place,
             events: &service.events,
             app: Arc::clone(app),
-            open: service.connections.open(Transport::Tcp, edge, known),
+            open: Open::new(&service.connections, Transport::Tcp, edge, known),
             start: Instant::now(),
             end: None,
             inside: None,

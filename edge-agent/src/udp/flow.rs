@@ -8,11 +8,10 @@ use std::{
 };
 
 use anyport_model::{identity::ClientIp, outcome::Status, resource::Transport};
-use anyport_node::telemetry::TRACE_ONLY;
 use socket2::Socket;
-use tracing::{Span, field};
 
 use super::{
+    account::Account,
     batch::{Batch, Sent, Shape, send_alone},
     header::Header,
     sessions::Key,
@@ -20,10 +19,11 @@ use super::{
 };
 use crate::{
     descriptors::Pair,
+    events::Reason,
     live::AppKey,
     origin::{Candidate, Candidates, NoOrigin, transparent},
-    shield::{self, DatagramPaces, Inside, Refusal},
-    stats::{AppStats, OpenGuard, OriginStats, Stats, TransparentGuard},
+    shield::{self, DatagramPaces, Refusal},
+    stats::{OpenGuard, OriginStats, Stats, TransparentGuard},
     table::{Snapshot, Target},
     tcp::Service,
 };
@@ -32,6 +32,9 @@ use crate::{
 /// has answered: to give it to the next one, where the first has no socket
 /// there. As much as a packet carries on most paths.
 const KEPT_MAX: usize = 1500;
+
+/// What an ICMP message said of the other end.
+pub(super) const NO_SOCKET: &str = "no socket there (ICMP port unreachable)";
 
 pub(super) struct Flow {
     pub(super) client: Socket,
@@ -44,9 +47,8 @@ pub(super) struct Flow {
     paces: Option<Box<DatagramPaces>>,
     /// Origins that have refused.
     refused: Vec<Arc<str>>,
+    /// After the sockets, whose descriptors it has.
     pub(super) account: Account,
-    /// After the sockets, which they are.
-    descriptors: Pair<Service>,
 }
 
 /// The way to an origin.
@@ -59,17 +61,6 @@ pub(super) struct Leg {
     since: Instant,
     _open: OpenGuard,
     _transparent: Option<TransparentGuard>,
-}
-
-/// A flow as it is accounted: closed once, however it ends.
-pub(super) struct Account {
-    app: Arc<AppStats>,
-    since: Instant,
-    status: Status,
-    from_client: u64,
-    from_origin: u64,
-    span: Span,
-    _inside: Inside,
 }
 
 /// There is no origin for a flow.
@@ -91,7 +82,7 @@ impl Flow {
         table: &Snapshot,
         key: &Key,
         first: &[u8],
-        descriptors: Pair<Service>,
+        service: Pair<Service>,
     ) -> Result<Opened, NoFlow> {
         let target = table
             .target(Transport::Udp, key.edge)
@@ -101,14 +92,18 @@ impl Flow {
         let inside = shield::admit(verdict, limits, &target.app.stats, client_ip);
         let inside = inside.map_err(NoFlow::Refused)?;
         let client = sockets::towards_client(key).map_err(NoFlow::System)?;
-        let mut account = Account::open(Arc::clone(&target.app.stats), inside, key);
-        account.span.record("app", target.app.app.name.as_str());
-        account.span.record("pool", target.pool.id.label());
-        account.span.record("config_revision", table.revision.0);
-        let leg = dial(target, &descriptors.stats, key, &[]).inspect_err(|failed| {
-            account.status = failed.status();
-        })?;
-        account.span.record("origin", leg.label.as_ref());
+        let account = Account::open(target, table.revision, key, (verdict, inside), service);
+        let leg = match dial(target, account.stats(), key, &[]) {
+            Ok(leg) => leg,
+            Err(failed) => {
+                let (status, reason) = failed.outcome();
+                account.refuse(status, reason);
+                return Err(failed);
+            }
+        };
+        account.has_origin(&leg.label, leg.origin);
+        let form = target.app.app.identity.proxy_protocol;
+        account.connected(form.as_str());
         Ok(Opened {
             idle: target.app.app.timeouts.udp_idle,
             flow: Self {
@@ -116,19 +111,18 @@ impl Flow {
                 leg,
                 answered: false,
                 first: (first.len() <= KEPT_MAX).then(|| first.into()),
-                header: Header::new(target.app.app.identity.proxy_protocol, key),
+                header: Header::new(form, key),
                 paces: limits
                     .bytes_per_second_per_connection
                     .map(|rate| Box::new(DatagramPaces::new(rate, Instant::now()))),
                 refused: Vec::new(),
                 account,
-                descriptors,
             },
         })
     }
 
     pub(super) fn app(&self) -> AppKey {
-        AppKey::of(&self.account.app)
+        self.account.app()
     }
 
     /// Whether a datagram of `bytes` may go to the origin; counted if so.
@@ -182,29 +176,30 @@ impl Flow {
     }
 
     /// The origin has no socket there. Goes on with another, where none has
-    /// answered yet; else the status to end with.
-    pub(super) fn refused(&mut self, table: &Snapshot, key: &Key) -> Result<(), Status> {
-        self.leg
-            .stats
-            .dialled(Err(&"no socket there (ICMP port unreachable)"));
+    /// answered yet; else how the flow ends.
+    pub(super) fn refused(&mut self, table: &Snapshot, key: &Key) -> Result<(), (Status, Reason)> {
+        self.leg.stats.dialled(Err(&NO_SOCKET));
+        let refused = |status| (status, Reason::Word(NO_SOCKET));
         if self.answered {
-            return Err(Status::OriginRefusedRead);
+            return Err(refused(Status::OriginRefusedRead));
         }
         self.refused.push(Arc::clone(&self.leg.label));
         let target = table.target(Transport::Udp, key.edge);
-        let target = target.ok_or(Status::ConnectRefused)?;
-        match dial(target, &self.descriptors.stats, key, &self.refused) {
+        let target = target.ok_or(refused(Status::ConnectRefused))?;
+        match dial(target, self.account.stats(), key, &self.refused) {
             Ok(leg) => {
                 self.leg = leg;
                 self.header.begin_again();
-                let label = self.leg.label.as_ref();
-                self.account.span.record("origin", label);
+                self.account.has_origin(&self.leg.label, self.leg.origin);
                 Ok(())
             }
             Err(NoFlow::NoOrigin(none)) if none.status == Status::NoOrigin => {
-                Err(Status::ConnectRefused)
+                Err(refused(Status::ConnectRefused))
             }
-            Err(failed) => Err(failed.status()),
+            Err(failed) => {
+                let (status, reason) = failed.outcome();
+                Err((status, Reason::Text(reason.into())))
+            }
         }
     }
 }
@@ -265,65 +260,13 @@ fn is_no_route(error: &io::Error) -> bool {
 }
 
 impl NoFlow {
-    fn status(&self) -> Status {
+    /// How a flow ends for it, and why.
+    fn outcome(&self) -> (Status, String) {
         match self {
-            NoFlow::Unclaimed => Status::Internal,
-            NoFlow::Refused(_) => Status::Denied,
-            NoFlow::NoOrigin(none) => none.status,
-            NoFlow::System(_) => Status::ConnectSystem,
+            NoFlow::Unclaimed => (Status::Internal, String::new()),
+            NoFlow::Refused(refusal) => (Status::Denied, refusal.to_string()),
+            NoFlow::NoOrigin(none) => (none.status, none.reason.clone()),
+            NoFlow::System(error) => (Status::ConnectSystem, error.to_string()),
         }
-    }
-}
-
-impl Account {
-    fn open(app: Arc<AppStats>, inside: Inside, key: &Key) -> Self {
-        app.opened();
-        app.session_opened();
-        Self {
-            app,
-            since: Instant::now(),
-            // The drain ran out of time.
-            status: Status::Closed,
-            from_client: 0,
-            from_origin: 0,
-            span: tracing::debug_span!(
-                target: TRACE_ONLY,
-                "flow",
-                otel.kind = "server",
-                network.transport = "udp",
-                app = field::Empty,
-                pool = field::Empty,
-                origin = field::Empty,
-                client.address = %key.client.ip(),
-                client.port = key.client.port(),
-                server.address = %key.edge.ip(),
-                server.port = key.edge.port(),
-                config_revision = field::Empty,
-                client_bytes = field::Empty,
-                origin_bytes = field::Empty,
-                status = field::Empty,
-            ),
-            _inside: inside,
-        }
-    }
-
-    pub(super) fn moved(&mut self, from_client: u64, from_origin: u64) {
-        self.from_client += from_client;
-        self.from_origin += from_origin;
-        self.app.moved(from_client, from_origin);
-    }
-
-    pub(super) fn close(mut self, status: Status) {
-        self.status = status;
-    }
-}
-
-impl Drop for Account {
-    fn drop(&mut self) {
-        self.span.record("client_bytes", self.from_client);
-        self.span.record("origin_bytes", self.from_origin);
-        self.span.record("status", self.status.code());
-        self.app.session_closed();
-        self.app.closed(self.status, self.since.elapsed());
     }
 }

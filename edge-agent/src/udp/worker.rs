@@ -19,13 +19,14 @@ use anyport_node::drain::Drain;
 
 use super::{
     batch::{BATCH, Batch, Sent, Shape},
-    flow::{Flow, NoFlow, Opened},
+    flow::{Flow, NO_SOCKET, NoFlow, Opened},
     poll::{Events, Left, Poll},
     sessions::{Caps, Id, Key, Room, Sessions, Shed},
 };
 use crate::{
     descriptors::Pair,
-    live::{AppKey, Orders, Windows},
+    events::Reason,
+    live::{AppKey, Closing, Orders, Windows},
     stats::DropReason,
     tcp::Service,
 };
@@ -200,7 +201,7 @@ impl Worker {
         let of_apps = flows.filter(|(_, flow)| apps.contains(&flow.app()));
         let ids: Vec<Id> = of_apps.map(|(id, _)| id).collect();
         for id in ids {
-            self.close(id, Status::Closed);
+            self.end(id, Closing::Disabled.as_str());
         }
     }
 
@@ -217,17 +218,26 @@ impl Worker {
         }
         let now = Instant::now();
         while let Some(id) = self.sessions.expired(now) {
-            self.close(id, Status::Closed);
+            self.end(id, "idle");
         }
         while let Some((_, id)) = self.closings.pop_if(|(at, _)| *at <= now) {
-            self.close(id, Status::Closed);
+            self.end(id, Closing::Drained.as_str());
         }
     }
 
-    fn close(&mut self, id: Id, status: Status) {
+    fn close(&mut self, id: Id, status: Status, reason: Reason) {
         if let Some(flow) = self.sessions.close(id) {
-            flow.account.close(status);
+            flow.account.close(status, reason);
         }
+    }
+
+    /// Neither side has done anything amiss.
+    fn end(&mut self, id: Id, why: &'static str) {
+        self.close(id, Status::Closed, Reason::Word(why));
+    }
+
+    fn client_refused(&mut self, id: Id) {
+        self.close(id, Status::ClientRefused, Reason::Word(NO_SOCKET));
     }
 
     /// Goes round once.
@@ -349,14 +359,14 @@ impl Worker {
             })?;
         drop(table);
         if let Room::InsteadOf(oldest) = room {
-            self.close(oldest, Status::Closed);
+            self.end(oldest, "made room for a new flow");
         }
         let id = self.sessions.open(key, idle, now, flow);
         match self.watch(id) {
             Ok(()) => Ok(id),
             Err(error) => {
                 complain(&mut self.complained, now, &key, &error);
-                self.close(id, Status::ConnectSystem);
+                self.close(id, Status::ConnectSystem, Reason::of_error(&error));
                 Err(DropReason::System)
             }
         }
@@ -386,7 +396,7 @@ impl Worker {
                 Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                    return self.close(id, Status::ClientRefused);
+                    return self.client_refused(id);
                 }
                 // Too large for the path, say: told of the past, and no end.
                 Err(_) => continue,
@@ -489,7 +499,7 @@ impl Worker {
             let sent = self.batch.send(&flow.client, &allowed[..count], &shape);
             self.count_unsent(&sent);
             if sent.refused_there {
-                return self.close(id, Status::ClientRefused);
+                return self.client_refused(id);
             }
             if !self.batch.is_full() {
                 return;
@@ -504,16 +514,16 @@ impl Worker {
             return;
         };
         let table = self.service.table.load();
-        if let Err(status) = flow.refused(&table, &key) {
+        if let Err((status, reason)) = flow.refused(&table, &key) {
             drop(table);
-            return self.close(id, status);
+            return self.close(id, status, reason);
         }
         let watched = self
             .poll
             .add(flow.leg.socket.as_fd(), Token::Origin(id).to_bits());
-        if watched.is_err() {
+        if let Err(error) = watched {
             drop(table);
-            return self.close(id, Status::ConnectSystem);
+            return self.close(id, Status::ConnectSystem, Reason::of_error(&error));
         }
         flow.send_first_again();
     }
