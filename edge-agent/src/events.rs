@@ -19,4 +19,6 @@ pub use file::EventFile;
 pub use log::{EventKind, EventLog, Next};
 pub use open::{Connections, Open};
 pub use tcp_info::rtt;
+#[cfg(test)]
+pub use tcp_info::segments_sent;
 pub use wire::Writer;

@@ -5,5 +5,5 @@ mod accept;
 mod sockets;
 mod worker;
 
-pub use sockets::{KEEPALIVE, Listeners};
+pub use sockets::Listeners;
 pub use worker::Workers;

@@ -25,6 +25,26 @@ pub fn rtt(socket: BorrowedFd<'_>) -> Option<Duration> {
     (failed == 0).then(|| Duration::from_micros(info.tcpi_rtt.into()))
 }
 
+/// Segments that the socket has sent (`tcpi_segs_out` of linux/tcp.h).
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+pub fn segments_sent(socket: &impl std::os::fd::AsFd) -> u32 {
+    let mut info = [0u8; 140];
+    let mut size = libc::socklen_t::try_from(info.len()).unwrap();
+    // SAFETY: the kernel writes at most `size` bytes to `info`.
+    let got = unsafe {
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            info.as_mut_ptr().cast(),
+            &raw mut size,
+        )
+    };
+    assert_eq!((got, size), (0, 140));
+    u32::from_ne_bytes(info[136..].try_into().unwrap())
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]

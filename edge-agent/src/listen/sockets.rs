@@ -11,12 +11,11 @@ use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket},
     num::NonZeroU16,
-    os::fd::{AsFd, OwnedFd},
-    time::Duration,
+    os::fd::{AsFd, AsRawFd, OwnedFd},
 };
 
 use nix::sys::socket::{setsockopt, sockopt};
-use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, TcpKeepalive, Type};
+use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
 
 use crate::{
     handover::{Estate, Family, Key},
@@ -29,13 +28,6 @@ const BACKLOG: i32 = 65535;
 /// Bytes of first datagrams that may wait for a worker, with the kernel's own.
 /// Known flows have buffers of their own.
 const FIRST_DATAGRAMS: usize = 4 << 20;
-
-/// A peer whose host is gone is noticed within three minutes. Accepted sockets
-/// inherit this, so it costs them no system call.
-pub const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
-    .with_time(Duration::from_secs(90))
-    .with_interval(Duration::from_secs(15))
-    .with_retries(6);
 
 /// The listeners of one worker: those of each family, one or, after a hand-over
 /// from an agent that had more workers, several.
@@ -262,6 +254,9 @@ fn inherited(
         // The agent that it comes from may have steered the other way.
         let suited = suit(&socket, SocketAddr::new(ip, own.get()), steering);
         suited.map_err(unreadable)?;
+        if kind == Type::STREAM {
+            answer_with_acknowledgements(&socket);
+        }
         sockets.push(socket);
     }
     Ok((sockets, port))
@@ -307,7 +302,6 @@ fn tcp_listener(address: SocketAddr, steering: Steering) -> Result<TcpListener, 
         let socket = unbound(address, steering, Type::STREAM, Protocol::TCP)?;
         // Inherited by what is accepted.
         socket.set_tcp_nodelay(true)?;
-        socket.set_tcp_keepalive(&KEEPALIVE)?;
         Ok(socket)
     };
     let socket = open().map_err(failed("open", address))?;
@@ -315,7 +309,42 @@ fn tcp_listener(address: SocketAddr, steering: Steering) -> Result<TcpListener, 
     bound.map_err(failed("bind", address))?;
     let listening = socket.listen(BACKLOG);
     listening.map_err(failed("listen on", address))?;
+    answer_with_acknowledgements(&socket);
     Ok(socket.into())
+}
+
+/// Has the kernel acknowledge a client's first bytes with the answer to them,
+/// one packet for two, as it does on connections that have been a conversation
+/// for a while. A client that waits for the acknowledgement before it sends the
+/// rest (Nagle's algorithm, RFC 896) would wait 40 ms for it, so this is only
+/// asked for where the kernel can be told not to wait that long.
+///
+/// What is accepted inherits it, so it costs connections no system call.
+fn answer_with_acknowledgements(listener: &Socket) {
+    if bound_acknowledgement_delay(listener) {
+        // A kernel that refuses acknowledges at once, as ever.
+        let _ = listener.set_tcp_quickack(false);
+    }
+}
+
+/// Whether the kernel knows of such a bound.
+fn bound_acknowledgement_delay(socket: &Socket) -> bool {
+    /// `TCP_DELACK_MAX_US` of linux/tcp.h, since Linux 6.15.
+    const DELACK_MAX_US: libc::c_int = 46;
+    /// In microseconds. Two ticks of the slowest usual clock are the least that
+    /// it takes.
+    const PATIENCE: libc::c_int = 8_000;
+    // SAFETY: the value is an int of that size, alive during the call.
+    let failed = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            DELACK_MAX_US,
+            std::ptr::from_ref(&PATIENCE).cast(),
+            size_of_val(&PATIENCE) as libc::socklen_t,
+        )
+    };
+    failed == 0
 }
 
 fn udp_socket(address: SocketAddr, steering: Steering) -> Result<UdpSocket, ListenerError> {
@@ -358,5 +387,25 @@ fn suit(socket: &Socket, address: SocketAddr, steering: Steering) -> io::Result<
         (Steering::SkLookup, _) => Ok(()),
         (Steering::Tproxy, SocketAddr::V4(_)) => socket.set_ip_transparent_v4(true),
         (Steering::Tproxy, SocketAddr::V6(_)) => socket.set_ip_transparent_v6(true),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::net::TcpStream;
+
+    use super::*;
+
+    #[test]
+    fn what_is_accepted_answers_with_acknowledgements_where_the_wait_is_bounded() {
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let listener = tcp_listener(address, Steering::SkLookup).unwrap();
+        listener.set_nonblocking(false).unwrap();
+        let _client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (accepted, _) = listener.accept().unwrap();
+        let accepted = SockRef::from(&accepted);
+        let bounded = bound_acknowledgement_delay(&accepted);
+        assert_eq!(accepted.tcp_quickack().unwrap(), !bounded);
     }
 }

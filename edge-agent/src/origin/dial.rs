@@ -10,6 +10,7 @@ use std::{
 
 use anyport_model::outcome::Status;
 use anyport_node::telemetry::TRACE_ONLY;
+use socket2::SockRef;
 use tokio::{
     net::{TcpSocket, TcpStream},
     time::timeout,
@@ -179,6 +180,10 @@ async fn connect(address: SocketAddr, shown: Option<SocketAddr>) -> io::Result<T
     }?;
     // What a client sends in small pieces must leave in small pieces.
     socket.set_nodelay(true)?;
+    // The acknowledgement that ends the handshake waits for the client's first
+    // bytes, to leave in one packet with them. Where there are none yet, the
+    // relay sends it.
+    SockRef::from(&socket).set_tcp_quickack(false)?;
     socket.connect(address).await
 }
 
@@ -229,7 +234,7 @@ impl fmt::Display for DialError {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::{protect::Guarded, table::TableWriter};
+    use crate::{events::segments_sent, protect::Guarded, table::TableWriter};
     use anyport_model::{
         names::Revision,
         resource::{App, Origin, OriginChoice, Policy, Pool, Resource, Timeouts, Weight},
@@ -363,6 +368,14 @@ mod tests {
         assert_eq!(failed.status, Status::Blocked);
         let came = timeout(Duration::from_millis(50), own.accept()).await;
         assert!(came.is_err(), "{came:?}");
+    }
+
+    #[tokio::test]
+    async fn the_end_of_the_handshake_is_left_to_the_first_bytes() {
+        let open = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let edge = edge(&[open.local_addr().unwrap()], Duration::from_secs(5));
+        let dialled = dialled(&edge).await.unwrap();
+        assert_eq!(segments_sent(&dialled.stream), 1, "the SYN");
     }
 
     #[tokio::test]

@@ -16,6 +16,7 @@ use std::{
     time::Duration,
 };
 
+use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     io::ReadBuf,
     time::{Instant, Sleep, sleep},
@@ -25,10 +26,13 @@ use super::{
     buffers::{Pending, SCRATCH, with_scratch},
     leg::Leg,
 };
-use crate::{
-    listen::KEEPALIVE,
-    shield::{StreamPace, StreamPaces},
-};
+use crate::shield::{StreamPace, StreamPaces};
+
+/// A peer whose host is gone is noticed within three minutes.
+const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
+    .with_time(Duration::from_secs(90))
+    .with_interval(Duration::from_secs(15))
+    .with_retries(5);
 
 /// What one direction may move before the worker's other connections get
 /// their turn.
@@ -82,6 +86,7 @@ pub(super) fn relay<C: Leg, O: Leg>(
         let mut timer = pin!(sleep(silence.step));
         let ended = poll_fn(|cx| {
             let pumped = legs.pump(cx);
+            legs.acknowledge();
             observer.stands_at(legs.total());
             if let Poll::Ready(ended) = pumped {
                 return Poll::Ready(ended);
@@ -120,6 +125,8 @@ struct Legs<C: Leg, O: Leg> {
     paces: Option<Box<StreamPaces>>,
     closed: bool,
     kept_alive: bool,
+    /// The origin's handshake is over for the origin too.
+    acknowledged: bool,
 }
 
 impl<C: Leg, O: Leg> Legs<C, O> {
@@ -132,6 +139,7 @@ impl<C: Leg, O: Leg> Legs<C, O> {
             paces,
             closed: false,
             kept_alive: false,
+            acknowledged: false,
         }
     }
 
@@ -166,6 +174,17 @@ impl<C: Leg, O: Leg> Legs<C, O> {
         })
     }
 
+    /// The dial left the last acknowledgement of the origin's handshake to the
+    /// first bytes. Without any, it is due now: the origin may be the one to
+    /// speak first.
+    fn acknowledge(&mut self) {
+        if !std::mem::replace(&mut self.acknowledged, true) && self.up.written == 0 {
+            let origin = SockRef::from(self.origin.socket());
+            // Else the kernel sends it, a fifth of a second later.
+            let _ = origin.set_tcp_quickack(true);
+        }
+    }
+
     fn are_blind(&self) -> bool {
         self.up.is_blind(&self.origin) || self.down.is_blind(&self.client)
     }
@@ -178,13 +197,13 @@ impl<C: Leg, O: Leg> Legs<C, O> {
         if let Some(error) = self.down.unread_fault(&self.origin, &self.client) {
             return Some(Ended::Origin(error));
         }
-        // The client's leg has it from its listener. Short connections, which
-        // end before the first look, are spared the system calls.
-        if !self.kept_alive {
-            self.kept_alive = true;
-            let origin = socket2::SockRef::from(self.origin.socket());
-            if let Err(error) = origin.set_tcp_keepalive(&KEEPALIVE) {
-                tracing::debug!(%error, "an origin's connection goes without keepalive");
+        // Short connections, which end before the first look, are spared the
+        // system calls and the kernel's timers.
+        if !std::mem::replace(&mut self.kept_alive, true) {
+            for socket in [self.client.socket(), self.origin.socket()] {
+                if let Err(error) = SockRef::from(socket).set_tcp_keepalive(&KEEPALIVE) {
+                    tracing::debug!(%error, "a connection goes without keepalive");
+                }
             }
         }
         let moved = self.up.moved_since_look() + self.down.moved_since_look();
@@ -488,12 +507,14 @@ impl Silence {
     const STEPS: u32 = 8;
     /// While a sender is not being read, its faults are looked for this often.
     const OFTEN: Duration = Duration::from_secs(1);
+    /// The first look is no later than this.
+    const FIRST: Duration = Duration::from_secs(5);
 
     fn new(limit: Duration) -> Self {
         Self {
             limit,
             so_far: Duration::ZERO,
-            step: limit / Self::STEPS,
+            step: (limit / Self::STEPS).min(Self::FIRST),
             often: false,
         }
     }
@@ -530,6 +551,7 @@ impl Silence {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::events::segments_sent;
     use proptest::prelude::*;
     use std::{future::Future, net::Ipv4Addr, num::NonZeroU32};
     use tokio::{
@@ -805,6 +827,72 @@ mod tests {
         within(origin.read_exact(&mut [0])).await.unwrap();
         ended.abort();
         assert!(is_reset(&mut client).await && is_reset(&mut origin).await);
+    }
+
+    /// A connection to an origin as the dial leaves it, and the origin.
+    async fn dialled() -> (TcpStream, TcpListener) {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        SockRef::from(&socket).set_tcp_quickack(false).unwrap();
+        let near = socket.connect(listener.local_addr().unwrap());
+        (within(near).await.unwrap(), listener)
+    }
+
+    #[tokio::test]
+    async fn the_handshake_and_the_first_bytes_are_one_packet() {
+        let (mut client, near_client) = pair().await;
+        let (near_origin, listener) = dialled().await;
+        let origin = near_origin.as_fd().try_clone_to_owned().unwrap();
+        assert_eq!(segments_sent(&origin), 1, "the SYN");
+        client.write_all(b"question").await.unwrap();
+        within(near_client.readable()).await.unwrap();
+        let mut sum = Sum::default();
+        let relay = relay(near_client, near_origin, HOUR, None, &mut sum);
+        let question = async {
+            let (mut far, _) = listener.accept().await.unwrap();
+            let mut question = [0; 8];
+            far.read_exact(&mut question).await.unwrap();
+            question
+        };
+        tokio::select! {
+            ended = relay => panic!("{ended:?}"),
+            question = within(question) => assert_eq!(&question, b"question"),
+        }
+        assert_eq!(segments_sent(&origin), 2);
+    }
+
+    #[tokio::test]
+    async fn an_origin_that_speaks_first_is_not_kept_waiting() {
+        let (_client, near_client) = pair().await;
+        let (near_origin, listener) = dialled().await;
+        let origin = near_origin.as_fd().try_clone_to_owned().unwrap();
+        assert_eq!(segments_sent(&origin), 1, "the SYN");
+        let mut sum = Sum::default();
+        let mut relay = pin!(relay(near_client, near_origin, HOUR, None, &mut sum));
+        let polled = poll_fn(|cx| Poll::Ready(relay.as_mut().poll(cx).is_pending())).await;
+        assert_eq!((polled, segments_sent(&origin)), (true, 2));
+        within(listener.accept()).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn both_sides_are_kept_alive_from_the_first_look_on() {
+        let (_client, near_client) = pair().await;
+        let (near_origin, _origin) = pair().await;
+        let sides = [&near_client, &near_origin].map(|side| {
+            let side = side.as_fd().try_clone_to_owned().unwrap();
+            socket2::Socket::from(side)
+        });
+        let looked = async {
+            while !sides.iter().all(|side| side.keepalive().unwrap()) {
+                tokio::task::yield_now().await;
+            }
+        };
+        let mut sum = Sum::default();
+        let idle = Duration::from_secs(4);
+        tokio::select! {
+            ended = relay(near_client, near_origin, idle, None, &mut sum) => panic!("{ended:?}"),
+            () = within(looked) => {}
+        }
     }
 
     #[test]
