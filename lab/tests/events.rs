@@ -1,15 +1,20 @@
-//! What the event log tells: each connection as it was, and every status code that plain TCP can
-//! end with, each by its real cause. Needs root, iproute2 and nftables.
+//! What the event log tells: each connection as it was, and every status code that one can end
+//! with, each by its real cause. Needs root, iproute2, nftables and dnsmasq.
 
 #![allow(clippy::unwrap_used)]
 
+use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
+use std::thread;
 use std::time::Duration;
 
 use anyport_lab::cluster::{Cluster, PATIENCE, Plan, Said, eventually};
 use anyport_lab::network::{LOST, ip, nft};
+use anyport_lab::servers::Dnsmasq;
+use anyport_lab::tls::{self, Authority};
+use anyport_model::outcome::Status;
 use anyport_netns::{Namespace, sysctl};
 use serde_json::Value;
 use socket2::SockRef;
@@ -40,6 +45,20 @@ apps:
 fn at(target: &str) -> SocketAddr {
     target.parse().unwrap()
 }
+
+/// Apps for the statuses that names and TLS have.
+const NAMED: &str = r#"
+  - { name: denied,     protocol: tcp/2000, edge_ips: [198.51.100.10], origin_direct: ["tcp://10.0.2.2:7000"], access: { default: deny } }
+  - { name: nowhere,    protocol: tcp/2001, edge_ips: [198.51.100.10], origin_dns: { name: nowhere.internal }, origin_port: 7000 }
+  - { name: inside,     protocol: tcp/2002, edge_ips: [198.51.100.10], origin_dns: { name: inside.internal }, origin_port: 7000 }
+  - { name: unasked,    protocol: tcp/2003, edge_ips: [198.51.100.10], origin_dns: { name: elsewhere.example }, origin_port: 7000 }
+  - { name: another,    protocol: tcp/2004, edge_ips: [198.51.100.10], origin_direct: ["tcp://10.0.2.2:7000"], sni: [another.example.com] }
+  - { name: terminated, protocol: tcp/2005, edge_ips: [198.51.100.10], origin_direct: ["tcp://10.0.2.2:7000"], tls: flexible, certificate: edge }
+  - { name: no-tls,     protocol: tcp/2006, edge_ips: [198.51.100.10], origin_direct: ["tcp://10.0.2.2:7000"], tls: full, certificate: edge }
+"#;
+
+/// In the certificate.
+const EDGE: &str = "edge.example.com";
 
 /// One origin with a listener of the test's own on port 7000.
 fn ready() -> (Cluster, TcpListener) {
@@ -269,34 +288,45 @@ fn events_are_followed_and_written_to_a_file_with_round_trip_times() {
 
 #[test]
 fn every_way_to_end_has_its_status() {
-    let (cluster, listener) = ready();
+    let cluster = Cluster::start(Plan {
+        environment: Dnsmasq::environment(),
+        ..Plan::default()
+    })
+    .unwrap();
+    let listener = listening(&cluster);
+    let authority = Authority::new("test ca");
+    let certificate = authority.issue(EDGE).declared(&cluster, "edge");
+    let manifest = format!("{MANIFEST}{NAMED}certificates:\n{certificate}");
+    cluster.apply(&manifest).unwrap();
+    let _dnsmasq = Dnsmasq::start(&cluster, "127.0.0.1 inside.internal\n", &[]);
     let edge = cluster.topology().edge();
     let origin_host = &cluster.topology().origins()[0].namespace;
     ip(edge, "route add prohibit 10.251.0.1");
     ip(edge, "route add blackhole 10.252.0.1");
 
-    // No origin was reached.
-    for (app, target, status, reason) in [
-        ("closed", "198.51.100.10:1002", 521, "connection refused"),
-        ("silent", "198.51.100.10:1003", 522, "timed out"),
-        ("no-route", "198.51.100.10:1004", 523, "unreachable"),
-        ("prohibited", "198.51.100.10:1005", 524, "ermission denied"),
-        ("blackhole", "198.51.100.10:1006", 520, "nvalid argument"),
-        ("none", "198.51.100.10:1007", 530, "no origin of the pool"),
+    // No origin was reached, or nobody was let in to one.
+    for (app, port, kind, status, reason) in [
+        ("closed", 1002, "originError", 521, "connection refused"),
+        ("silent", 1003, "originError", 522, "timed out"),
+        ("no-route", 1004, "originError", 523, "unreachable"),
+        ("prohibited", 1005, "originError", 524, "ermission denied"),
+        ("blackhole", 1006, "originError", 520, "nvalid argument"),
+        ("none", 1007, "originError", 530, "no origin of the pool"),
+        ("denied", 2000, "clientFiltered", 403, "access"),
+        ("nowhere", 2001, "resolveOrigin", 531, "there is no name"),
+        ("inside", 2002, "originError", 532, "loopback"),
+        (
+            "unasked",
+            2003,
+            "resolveOrigin",
+            533,
+            "asking for elsewhere",
+        ),
     ] {
-        assert_refused(&cluster, target);
-        // Of this app there is one connection only.
-        let events = events_where(&cluster, app, |_| true);
-        let [event] = &events[..] else {
-            panic!("{app}: {events:?}");
-        };
-        assert_eq!(
-            (&event["event"], &event["status"]),
-            (&"originError".into(), &status.into())
-        );
-        let told = event["reason"].as_str().unwrap();
-        assert!(told.contains(reason), "{app}: {event}");
+        assert_refused(&cluster, &format!("198.51.100.10:{port}"));
+        is_refused_with(&cluster, app, kind, status, reason);
     }
+    how_tls_ends(&cluster, &listener, &authority);
 
     let ends_with = |app: &str, port: u64, status: u16| {
         let events = events_of(&cluster, app, port);
@@ -315,6 +345,11 @@ fn every_way_to_end_has_its_status() {
         (client, origin)
     };
     let plain = "198.51.100.10:1000";
+
+    let (client, origin) = joined(plain);
+    let port = port_of(&client);
+    drop((client, origin));
+    ends_with("plain", port, 200);
 
     let (client, origin) = joined("198.51.100.10:1001");
     ends_with("idle", port_of(&client), 497);
@@ -366,10 +401,21 @@ fn every_way_to_end_has_its_status() {
     nft(origin_host, gone);
     drop(origin);
 
+    let (mut client, origin) = joined(plain);
+    nft(
+        origin_host,
+        &format!("{LOST} dport 7000 reject with icmp type prot-unreachable"),
+    );
+    client.write_all(b"in another protocol").unwrap();
+    ends_with("plain", port_of(&client), 999);
+    nft(origin_host, gone);
+    drop(origin);
+
     let client_host = cluster.topology().client();
     for (what, status) in [
         ("drop", 497),
         ("reject with icmp type port-unreachable", 495),
+        ("reject with icmp type prot-unreachable", 999),
     ] {
         let (client, mut origin) = joined(plain);
         nft(client_host, &format!("{LOST} sport 1000 {what}"));
@@ -400,4 +446,67 @@ fn every_way_to_end_has_its_status() {
         ip(edge, &format!("route del unreachable {address}"));
         nft(host, gone);
     }
+    // All that there are, but for what only a panic of the agent's own has.
+    let said = cluster.anyport(&["events", "-o", "json"]).unwrap();
+    let statuses = lines(&said)
+        .into_iter()
+        .map(|event| event["status"].as_u64());
+    let seen: BTreeSet<u64> = statuses
+        .map(Option::unwrap)
+        .filter(|code| *code > 0)
+        .collect();
+    let known = Status::ALL
+        .into_iter()
+        .filter(|status| *status != Status::Internal);
+    let known: BTreeSet<u64> = known.map(|status| status.code().into()).collect();
+    assert_eq!(seen, known);
+}
+
+/// The only event of an app that had one connection.
+fn is_refused_with(cluster: &Cluster, app: &str, kind: &str, status: u16, reason: &str) {
+    let events = events_where(cluster, app, |_| true);
+    let [event] = &events[..] else {
+        panic!("{app}: {events:?}");
+    };
+    let ended = (&event["event"], &event["status"]);
+    assert_eq!(ended, (&kind.into(), &status.into()), "{event}");
+    let told = event["reason"].as_str().unwrap();
+    assert!(told.contains(reason), "{app}: {event}");
+}
+
+fn how_tls_ends(cluster: &Cluster, listener: &TcpListener, authority: &Authority) {
+    // A name that no app has, an origin without TLS, and a client without.
+    let asks = |port: u16| {
+        let to = format!("198.51.100.10:{port}");
+        tls::shaken(cluster, &to, authority.client(), EDGE)
+    };
+    assert!(asks(2004).is_err());
+    is_refused_with(cluster, "another", "tlsError", 400, "no app has the name");
+    let answering = listener.try_clone().unwrap();
+    let no_tls = thread::spawn(move || {
+        let (mut origin, _) = answering.accept().unwrap();
+        origin.write_all(b"220 mail.example.com\r\n").unwrap();
+        origin.read_to_end(&mut Vec::new())
+    });
+    assert!(asks(2006).is_err());
+    // However the edge has ended it.
+    let _ = no_tls.join().unwrap();
+    is_refused_with(cluster, "no-tls", "tlsError", 540, "TLS with the origin");
+    let mut plain = cluster.dial(at("198.51.100.10:2005")).unwrap();
+    plain.write_all(b"EHLO mail.example.com\r\n").unwrap();
+    assert!(plain.read(&mut [0]).is_err());
+    is_refused_with(cluster, "terminated", "tlsError", 443, "");
+
+    // A stream that ends without saying so in TLS.
+    let mut client = asks(2005).unwrap();
+    let (mut origin, _) = listener.accept().unwrap();
+    client.write_all(b"some of it").unwrap();
+    origin.read_exact(&mut [0; 10]).unwrap();
+    client.socket.shutdown(Shutdown::Write).unwrap();
+    let events = events_of(cluster, "terminated", port_of(&client.socket));
+    let last = events.last().unwrap();
+    assert_eq!(
+        (&last["event"], &last["status"]),
+        (&"disconnect".into(), &490.into())
+    );
 }

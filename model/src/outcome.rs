@@ -33,6 +33,7 @@ pub enum Status {
     ClientUnreachable,
     ClientBrokenPipe,
     ClientReset,
+    /// A fault of the agent itself: what served the connection panicked.
     Internal,
     ConnectUnknown,
     ConnectRefused,
@@ -47,12 +48,14 @@ pub enum Status {
     /// The origin's address is one that is never connected to
     /// ([`crate::target::Forbidden`]).
     Blocked,
-    /// The name servers could not be asked.
+    /// The name servers could not be asked, or have not answered in the time for
+    /// connecting.
     ResolveFailed,
     /// The origin's TLS handshake failed, or its certificate is not what the
     /// app asks for.
     TlsConfiguration,
-    /// None of the above.
+    /// The system's error is none of the above, as where the network says that a
+    /// host does not speak TCP.
     Unknown,
 }
 
@@ -128,7 +131,6 @@ impl Status {
             ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable => Status::ClientUnreachable,
             ErrorKind::ConnectionRefused => Status::ClientRefused,
             ErrorKind::BrokenPipe => Status::ClientBrokenPipe,
-            ErrorKind::OutOfMemory => Status::Internal,
             // Only TLS says these.
             ErrorKind::InvalidData | ErrorKind::UnexpectedEof => Status::ClientTls,
             _ => Status::Unknown,
@@ -146,7 +148,6 @@ impl Status {
             ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable => Status::OriginUnreachable,
             ErrorKind::ConnectionRefused => Status::OriginRefusedRead,
             ErrorKind::BrokenPipe => Status::OriginBrokenPipe,
-            ErrorKind::OutOfMemory => Status::Internal,
             _ => Status::Unknown,
         }
     }

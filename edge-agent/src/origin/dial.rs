@@ -98,7 +98,7 @@ pub fn nothing_to_try(target: Target<'_>) -> NoOrigin {
             reason: failed.reason.to_string(),
         },
         Some(Unknown::Pending(_)) => NoOrigin {
-            status: Status::NoOrigin,
+            status: Status::ResolveFailed,
             reason: "the origin's name is not resolved yet".to_owned(),
         },
         None => NoOrigin {

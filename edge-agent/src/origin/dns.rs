@@ -355,17 +355,17 @@ mod tests {
         names.want(&question);
         assert!(
             names
-                .take(&question, Err(failed(Status::NoOrigin)))
+                .take(&question, Err(failed(Status::ResolveFailed)))
                 .is_some()
         );
         assert!(
             names
-                .take(&question, Err(failed(Status::NoOrigin)))
+                .take(&question, Err(failed(Status::ResolveFailed)))
                 .is_none()
         );
         assert!(names.take(&question, Ok(answer(2))).is_some());
         assert!(names.take(&question, Ok(answer(2))).is_none(), "no change");
-        for status in [Status::NoOrigin, Status::Unresolvable] {
+        for status in [Status::ResolveFailed, Status::Unresolvable] {
             assert!(names.take(&question, Err(failed(status))).is_none());
         }
         names.want(&question);

@@ -125,7 +125,7 @@ impl Resolver {
         }
         let resolver = self
             .make()
-            .map_err(|error| internal(format!("{SYSTEM}: {error}")))?;
+            .map_err(|error| not_asked(format!("{SYSTEM}: {error}")))?;
         *made = Some(Made {
             resolver: resolver.clone(),
             of,
@@ -265,7 +265,7 @@ async fn lookup<P: ConnectionProvider>(
         } else if error.is_no_records_found() {
             no_record(name, &record.to_string())
         } else {
-            internal(format!("asking for {name} ({record}): {error}"))
+            not_asked(format!("asking for {name} ({record}): {error}"))
         }
     })
 }
@@ -294,9 +294,9 @@ fn is_no_record(failed: &Failed) -> bool {
     failed.status == Status::Unresolvable
 }
 
-fn internal(reason: String) -> Failed {
+fn not_asked(reason: String) -> Failed {
     Failed {
-        status: Status::NoOrigin,
+        status: Status::ResolveFailed,
         reason: reason.into(),
     }
 }

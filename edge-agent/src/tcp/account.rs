@@ -135,11 +135,16 @@ impl Observer for Relayed<'_> {
 impl Drop for Account<'_> {
     fn drop(&mut self) {
         let (kind, status) = self.end.unwrap_or_else(|| {
-            let why = self.place.closing().map_or("", Closing::as_str);
-            record(Status::Closed, why);
+            let (status, why) = if std::thread::panicking() {
+                (Status::Internal, "the edge agent's own fault: see its log")
+            } else {
+                let why = self.place.closing().map_or("", Closing::as_str);
+                (Status::Closed, why)
+            };
+            record(status, why);
             self.open
                 .learn(|details| details.reason = Reason::Word(why));
-            (EventKind::Disconnect, Status::Closed)
+            (EventKind::Disconnect, status)
         });
         self.app.closed(status, self.start.elapsed());
         self.events.record(kind, Some(status), self.open.shared());
@@ -163,5 +168,46 @@ pub(super) fn record(status: Status, reason: &str) {
     span.record("status", status.code());
     if !reason.is_empty() {
         span.record("reason", reason);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::{descriptors::Budget, events::Connections, stats::Stats, table::TableWriter};
+    use anyport_model::names::Revision;
+    use prometheus::{IntCounter, Registry};
+
+    #[tokio::test]
+    async fn a_panic_is_told_as_our_own_fault() {
+        let stats = Arc::new(Stats::new(&Registry::new()).unwrap());
+        let lost = IntCounter::new("lost", "lost").unwrap();
+        let service = Arc::new(Service {
+            table: TableWriter::new(Arc::clone(&stats)).reader(),
+            stats,
+            connections: Arc::new(Connections::default()),
+            events: Arc::new(EventLog::new(lost)),
+            descriptors: Arc::new(Budget::of_process(1)),
+        });
+        let serving = Arc::clone(&service);
+        let served = tokio::spawn(async move {
+            let name: anyport_model::names::AppName = "app".parse().unwrap();
+            let edge = "198.51.100.1:80".parse().unwrap();
+            let known = Details::new(
+                name.clone(),
+                Revision(1),
+                "203.0.113.1:1000".parse().unwrap(),
+            );
+            let app = serving.stats.app(&name);
+            let _account = Account::open(&serving, &app, Place::take(), edge, known);
+            tokio::task::yield_now().await;
+            panic!("as planned");
+        });
+        assert!(served.await.unwrap_err().is_panic());
+        let [event] = &service.events.recent()[..] else {
+            panic!("one event");
+        };
+        assert_eq!(event.status, Some(Status::Internal));
     }
 }
