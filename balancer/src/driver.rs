@@ -289,6 +289,7 @@ impl Driver {
         self.report_pace.acted(version, now.instant);
         let report = v1::Report {
             pools: pool_health(&self.engine, None),
+            ..v1::Report::default()
         };
         self.reports.send_if_modified(|held| {
             let changed = held.as_ref() != Some(&report);

@@ -72,6 +72,10 @@ pub enum Command {
     Connections(commands::connections::Args),
     /// What happened to TCP connections
     Events(commands::events::Args),
+    /// Take an edge or an origin out of service, without cutting anyone off
+    Drain(commands::drain::DrainArgs),
+    /// Take a drained edge or origin back into service
+    Undrain(commands::drain::UndrainArgs),
     /// Run config service, balancer and edge agent in this process
     Up(commands::up::Args),
     /// What on this host will hurt an edge agent, and what to do about it
@@ -93,6 +97,8 @@ impl Command {
             Command::Explain(_) => "explain",
             Command::Connections(_) => "connections",
             Command::Events(_) => "events",
+            Command::Drain(_) => "drain",
+            Command::Undrain(_) => "undrain",
             Command::Up(_) => "up",
             Command::Doctor(_) => "doctor",
             Command::Demo(_) => "demo",

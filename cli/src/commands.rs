@@ -7,6 +7,7 @@ pub mod connections;
 pub mod delete;
 pub mod demo;
 pub mod doctor;
+pub mod drain;
 mod edges;
 pub mod events;
 pub mod explain;
@@ -56,6 +57,8 @@ pub async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Explain(args) => explain::run(args, context()?).await,
         Command::Connections(args) => connections::run(args, context()?).await,
         Command::Events(args) => events::run(args, context()?).await,
+        Command::Drain(args) => drain::drain(args, context()?).await,
+        Command::Undrain(args) => drain::undrain(args, context()?).await,
         Command::Up(args) => up::run(args, cli.tls).await,
         Command::Doctor(args) => doctor::run(args, context()?).await,
         Command::Demo(args) => demo::run(args, Console::stdout()).await,

@@ -639,6 +639,81 @@ west  eu      0         1 behind    -          0.1.0, sk-lookup
 }
 
 #[tokio::test]
+async fn an_edge_that_was_drained_is_shown_so() {
+    let (fake, server) = applied().await;
+    let drained = |name, revision, drain: v1::DrainState| v1::NodeStatus {
+        drain: drain.into(),
+        ..edge(name, revision)
+    };
+    fake.set_nodes(vec![
+        drained("east", 1, v1::DrainState::Drained),
+        drained("north", 0, v1::DrainState::Draining),
+        drained("west", 1, v1::DrainState::Serving),
+    ]);
+    anyport(server, &["get", "edges"], "").await.is(
+        0,
+        "\
+NAME   REGION  REVISION  STATE               CONNECTED  VERSION
+east   eu      1         drained             -          0.1.0, sk-lookup
+north  eu      0         draining, 1 behind  -          0.1.0, sk-lookup
+west   eu      1         up to date          -          0.1.0, sk-lookup
+",
+        "",
+    );
+    let ran = anyport(server, &["get", "edges", "east", "-o", "yaml"], "").await;
+    assert!(ran.out.contains("drain: drained"), "{}", ran.out);
+}
+
+#[tokio::test]
+async fn an_origin_is_drained_by_its_declaration() {
+    let (fake, server) = applied().await;
+    let ran = anyport(server, &["drain", "origin", "game/a"], "").await;
+    let line = "updated    pool     game\n             origins[a].enabled: true → false\n";
+    assert!(ran.out.contains(line), "{}", ran.out);
+    let message = fake.state(|state| state.revisions.last().unwrap().message.clone());
+    assert_eq!(message, "drain origin game/a");
+    let ran = anyport(server, &["drain", "origin", "game/a"], "").await;
+    assert!(
+        ran.out.contains("unchanged  pool     game\n"),
+        "{}",
+        ran.out
+    );
+    assert_eq!((ran.code, ran.out.contains("warning")), (0, false));
+    let ran = anyport(
+        server,
+        &["drain", "origin", "spare/c", "-m", "new disks"],
+        "",
+    )
+    .await;
+    let warning = "warning    no origin of pool spare is left; new connections to it are refused\n";
+    assert!(ran.out.contains(warning), "{}", ran.out);
+    anyport(server, &["undrain", "origin", "game/z"], "")
+        .await
+        .is(
+            1,
+            "",
+            "\
+error: cannot undrain origin game/z: pool \"game\" has no origin \"z\"
+  it has a, b
+",
+        );
+    anyport(server, &["undrain", "origin", "gone/a"], "")
+        .await
+        .is(
+            1,
+            "",
+            "error: cannot undrain origin gone/a: there is no pool \"gone\"\n",
+        );
+    let ran = anyport(server, &["drain", "origin", "game"], "").await;
+    assert_eq!(ran.code, 2, "{}", ran.err);
+    assert!(
+        ran.err.contains("right is the name of a pool, a slash"),
+        "{}",
+        ran.err
+    );
+}
+
+#[tokio::test]
 async fn delete_history_and_rollback_tell_one_story() {
     let (_fake, server) = applied().await;
     anyport(server, &["delete", "pools", "game"], "").await.is(

@@ -671,7 +671,7 @@ async fn next(watched: &mut tonic::Streaming<v1::WatchNodesResponse>) -> Vec<v1:
 }
 
 #[tokio::test]
-async fn a_balancers_report_is_listed_and_an_edges_is_refused() {
+async fn what_balancers_and_edges_report_is_listed_and_nothing_else() {
     let (_directory, service) = fresh().await;
     let mut reporter = Subscriber::connect(&service, balancer("b1")).await;
     reporter.take().await;
@@ -682,6 +682,7 @@ async fn a_balancers_report_is_listed_and_an_edges_is_refused() {
     }];
     let report = v1::Report {
         pools: pools.clone(),
+        drain: 0,
     };
     reporter.say(Message::Report(report.clone())).await;
     eventually("the report", || async {
@@ -689,11 +690,26 @@ async fn a_balancers_report_is_listed_and_an_edges_is_refused() {
         nodes.iter().any(|node| node.pools == pools).then_some(())
     })
     .await;
-    let mut wrong = Subscriber::connect(&service, edge("e1")).await;
-    wrong.take().await;
-    wrong.say(Message::Report(report)).await;
-    let refused = wrong.next().await.unwrap_err();
-    assert_eq!(refused.code(), Code::InvalidArgument, "{refused:?}");
+    let drained = v1::Report {
+        pools: Vec::new(),
+        drain: v1::DrainState::Drained.into(),
+    };
+    let mut drains = Subscriber::connect(&service, edge("e2")).await;
+    drains.take().await;
+    drains.say(Message::Report(drained.clone())).await;
+    eventually("the edge is drained", || async {
+        let nodes = service.nodes().await;
+        let drained = |node: &v1::NodeStatus| node.drain() == v1::DrainState::Drained;
+        nodes.iter().any(drained).then_some(())
+    })
+    .await;
+    for (who, said) in [(edge("e1"), report), (balancer("b2"), drained)] {
+        let mut wrong = Subscriber::connect(&service, who).await;
+        wrong.take().await;
+        wrong.say(Message::Report(said)).await;
+        let refused = wrong.next().await.unwrap_err();
+        assert_eq!(refused.code(), Code::InvalidArgument, "{refused:?}");
+    }
 }
 
 #[tokio::test]

@@ -4,7 +4,7 @@ use std::{pin::Pin, sync::Arc, time::Instant};
 
 use anyport_node::drain::Drain;
 use anyport_proto::{
-    convert::write_duration,
+    convert::{read_duration, write_duration},
     v1::{self, edge_service_server::EdgeService},
 };
 use tokio::sync::{mpsc, watch};
@@ -13,6 +13,7 @@ use tonic::{Request, Response, Status};
 
 use crate::{
     control::{Balancer, Progress},
+    drain::{Drainer, Wanted},
     events::{Connection, Connections, EventLog, Next, Writer},
     stats::Stats,
 };
@@ -36,6 +37,7 @@ pub struct Admin {
     pub connections: Arc<Connections>,
     pub events: Arc<EventLog>,
     pub drain: Drain,
+    pub drainer: Drainer,
 }
 
 #[tonic::async_trait]
@@ -59,6 +61,23 @@ impl EdgeService for Admin {
             balancer_connected: self.balancer.borrow().is_some(),
             open_connections: self.stats.open_connections(),
             uptime: Some(write_duration(self.started.elapsed())),
+            drain: self.drainer.state(self.stats.open_connections()).into(),
+        }))
+    }
+
+    async fn drain(
+        &self,
+        request: Request<v1::DrainRequest>,
+    ) -> Result<Response<v1::DrainResponse>, Status> {
+        let wanted = read_order(&request.into_inner())?;
+        if !self.drainer.order(wanted).await {
+            return Err(Status::unavailable("this agent is ending"));
+        }
+        let open = self.stats.open_connections();
+        Ok(Response::new(v1::DrainResponse {
+            state: self.drainer.state(open).into(),
+            open_connections: open,
+            grace_left: self.drainer.grace_left().map(write_duration),
         }))
     }
 
@@ -154,6 +173,16 @@ async fn send_events(
 /// Whether a connection is of the app of this name, or no name is given.
 fn is_of(connection: &Connection, app: &str) -> bool {
     app.is_empty() || connection.learn(|details| details.app.as_str() == app)
+}
+
+fn read_order(request: &v1::DrainRequest) -> Result<Wanted, Status> {
+    let grace = request.grace.map(read_duration).transpose();
+    let grace = grace.map_err(|fault| Status::invalid_argument(format!("grace: {fault}")))?;
+    match (request.undo, grace) {
+        (true, None) => Ok(Wanted::Serve),
+        (true, Some(_)) => Err(Status::invalid_argument("grace: an undo has none")),
+        (false, grace) => Ok(Wanted::Drain(grace.unwrap_or_default())),
+    }
 }
 
 fn read_token(token: &str) -> Result<Option<u64>, Status> {

@@ -3,7 +3,7 @@
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    sync::Arc,
+    sync::{Arc, atomic::AtomicBool},
     time::{Duration, Instant},
 };
 
@@ -26,6 +26,7 @@ use crate::{
     config::Config,
     control::{Applier, Cache, InUse, SharedTable, follow_weights, report},
     descriptors::{Budget, tell_shortages},
+    drain::{Duty, Gate, Parts},
     events::{Connections, EventFile, EventLog, Writer},
     handover::{
         self, Estate, Generations, HandedOver, Key, Notice, Offering, Standstill, Start, StateLock,
@@ -133,8 +134,9 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
     ));
     let (live, orders) = Live::of_workers(config.workers());
     let configuring = Arc::default();
+    let gate = Gate::new(kernel.clone());
     let mut applier = Applier {
-        kernel: kernel.clone(),
+        kernel: gate.clone(),
         table: table.clone(),
         cache,
         stats: Arc::clone(&stats),
@@ -143,7 +145,7 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
         sockets,
         protected: Protected::new([&config.config_service, &config.balancer]).listening(own),
         in_use: Arc::clone(&in_use),
-        live,
+        live: live.clone(),
         configuring: Arc::clone(&configuring),
         replica: Default::default(),
     };
@@ -162,7 +164,16 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
         connections: Arc::clone(&open),
         events: Arc::clone(&events),
         descriptors: Arc::clone(&descriptors),
+        drained: AtomicBool::new(false),
     });
+    let parts = Parts {
+        gate,
+        live,
+        service: Arc::clone(&service),
+        ready: readiness.condition("drain", "the agent starts"),
+        configuring: Arc::clone(&configuring),
+    };
+    let duty = Duty::resume(&config.state_dir, parts).await;
     let workers = Workers::start(
         listeners.workers,
         orders,
@@ -186,6 +197,8 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
     control.spawn(names);
     let remark = readiness.remark("descriptors");
     control.spawn(tell_shortages(descriptors, Arc::clone(&stats), remark));
+    let (drainer, obeying) = duty.start();
+    control.spawn(obeying);
     let (followed, mut followed_seen) = watch::channel(None);
     let weights = follow_weights(balancers, name.to_string(), table, followed);
     control.spawn(weights);
@@ -246,13 +259,15 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
         connections: open,
         events,
         drain: serving.clone(),
+        drainer: drainer.clone(),
     };
+    let (tell, reports) = watch::channel(None);
+    let counts = Arc::clone(&stats);
+    control.spawn(drainer.report(move || counts.open_connections(), tell));
     control.spawn(report(stats, name.to_string(), followed_seen));
     control.spawn(async move { in_use.follow_kernel().await });
     control.spawn(async move {
-        // An edge has nothing to report to the config service but its acks.
-        let (_keep, no_reports) = watch::channel(None);
-        sync::follow(replicas, who, no_reports, &mut applier).await;
+        sync::follow(replicas, who, reports, &mut applier).await;
     });
     notify(Notice::Ready);
 

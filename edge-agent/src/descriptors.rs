@@ -171,7 +171,7 @@ pub async fn tell_shortages(budget: Arc<Budget>, stats: Arc<Stats>, remark: Rema
 
 async fn tell(budget: Arc<Budget>, stats: Arc<Stats>, remark: Remark, quiet: Duration) {
     let turned_away = || {
-        let connections: u64 = Shed::ALL.map(|reason| stats.shed_of(reason)).iter().sum();
+        let connections = stats.shed_of(Shed::Descriptors) + stats.shed_of(Shed::System);
         (connections, stats.dropped_of(DropReason::Descriptors))
     };
     let mut before = turned_away();
@@ -184,8 +184,8 @@ async fn tell(budget: Arc<Budget>, stats: Arc<Stats>, remark: Remark, quiet: Dur
             "out of descriptors: new connections are reset and new flows dropped; what is open goes on"
         );
         remark.say(format!(
-            "new connections are reset: those that are open have all of the {limit} descriptors; \
-             raise the limit of open files (LimitNOFILE), or lower timeouts.idle"
+            "new connections are reset: out of descriptors, of which those that are open may have \
+             {limit}; raise the limit of open files (LimitNOFILE), or lower timeouts.idle"
         ));
         let mut last = turned_away();
         loop {

@@ -18,6 +18,7 @@ mod app;
 mod config;
 mod control;
 mod descriptors;
+mod drain;
 mod events;
 mod handover;
 mod listen;

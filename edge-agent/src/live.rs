@@ -16,7 +16,11 @@ use std::{
 
 use anyport_model::{drain::closing_times, resource::Timeouts};
 use rand::seq::SliceRandom;
-use tokio::{sync::mpsc, task::AbortHandle, time::Instant};
+use tokio::{
+    sync::mpsc,
+    task::{AbortHandle, JoinSet},
+    time::Instant,
+};
 
 use crate::stats::AppStats;
 
@@ -34,7 +38,8 @@ impl AppKey {
 /// Why a connection was closed by the agent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Closing {
-    /// The agent was asked to end, and the time for it is over.
+    /// The agent was asked to end or to be out of service, and the time for it
+    /// is over.
     Drained,
     /// The user disabled the app, open connections and all.
     Disabled,
@@ -43,14 +48,22 @@ pub enum Closing {
 impl Closing {
     pub fn as_str(self) -> &'static str {
         match self {
-            Closing::Drained => "drained: the edge agent ends",
+            Closing::Drained => "drained: the edge ends or was taken out of service",
             Closing::Disabled => "the app was disabled",
         }
     }
 }
 
-/// What is told to every worker: whose connections are to be closed.
-pub type Order = Arc<HashSet<AppKey>>;
+/// What is told to every worker.
+#[derive(Debug, Clone)]
+pub enum Order {
+    /// Whatever is open of these apps is closed, at once.
+    Close(Arc<HashSet<AppKey>>),
+    /// What is open is closed as the windows of a drain end.
+    Drain,
+    /// What a drain has not closed yet goes on.
+    Undrain,
+}
 
 /// What one worker is told.
 pub type Orders = mpsc::UnboundedReceiver<Order>;
@@ -70,13 +83,15 @@ impl Live {
 
     /// Closes whatever is open of these apps, at once.
     pub fn close(&self, apps: HashSet<AppKey>) {
-        if apps.is_empty() {
-            return;
+        if !apps.is_empty() {
+            self.order(&Order::Close(Arc::new(apps)));
         }
-        let apps = Arc::new(apps);
+    }
+
+    pub fn order(&self, order: &Order) {
         for worker in &self.workers {
             // A worker that has ended has nothing open.
-            let _ = worker.send(Arc::clone(&apps));
+            let _ = worker.send(order.clone());
         }
     }
 }
@@ -179,15 +194,30 @@ fn taken() -> Vec<(u32, Option<AppKey>)> {
 }
 
 /// Closes what this worker is told to, without end, and passes the order on to
-/// who keeps the worker's flows of UDP.
-pub async fn obey(mut orders: Orders, flows: mpsc::UnboundedSender<Order>) {
-    while let Some(apps) = orders.recv().await {
+/// who keeps the worker's flows of UDP. `windows` are those of a drain that
+/// begins now.
+pub async fn obey(
+    mut orders: Orders,
+    flows: mpsc::UnboundedSender<Order>,
+    windows: impl Fn() -> Windows,
+) {
+    let mut drains = JoinSet::new();
+    while let Some(order) = orders.recv().await {
         // Where there are none any more, nobody need hear it.
-        let _ = flows.send(Arc::clone(&apps));
-        for (index, app) in taken() {
-            if app.is_some_and(|app| apps.contains(&app)) {
-                close(index, Closing::Disabled);
+        let _ = flows.send(order.clone());
+        match order {
+            Order::Close(apps) => {
+                for (index, app) in taken() {
+                    if app.is_some_and(|app| apps.contains(&app)) {
+                        close(index, Closing::Disabled);
+                    }
+                }
             }
+            Order::Drain => {
+                let windows = windows();
+                drains.spawn(async move { close_over(&windows).await });
+            }
+            Order::Undrain => drains.abort_all(),
         }
     }
 }
@@ -286,7 +316,8 @@ mod tests {
         let [a, b] = apps();
         let (live, orders) = Live::of_workers(1);
         for orders in orders {
-            tokio::spawn(obey(orders, mpsc::unbounded_channel().0));
+            let no_drain = || unreachable!("nobody drains");
+            tokio::spawn(obey(orders, mpsc::unbounded_channel().0, no_drain));
         }
         let closed = [open(&a), open(&a)];
         let mut kept = open(&b);
@@ -300,6 +331,31 @@ mod tests {
         let mut again = open(&a);
         assert_eq!(taken().len(), 2);
         assert!(again.try_recv().is_err(), "the place is as new");
+    }
+
+    #[tokio::test]
+    async fn what_a_drain_has_not_closed_goes_on_when_it_is_undone() {
+        let [a, b] = apps();
+        let (live, orders) = Live::of_workers(1);
+        let of_apps = HashMap::from([
+            (AppKey::of(&a), Duration::from_millis(20)),
+            (AppKey::of(&b), Duration::from_millis(400)),
+        ]);
+        let windows = move || Windows {
+            of_apps: of_apps.clone(),
+            limit: None,
+        };
+        for orders in orders {
+            tokio::spawn(obey(orders, mpsc::unbounded_channel().0, windows.clone()));
+        }
+        let (told_a, mut told_b) = (open(&a), open(&b));
+        live.order(&Order::Drain);
+        assert_eq!(told_a.await.unwrap(), Some(Closing::Drained));
+        live.order(&Order::Undrain);
+        tokio::time::sleep(Duration::from_millis(600)).await;
+        assert!(told_b.try_recv().is_err());
+        live.order(&Order::Drain);
+        assert_eq!(told_b.await.unwrap(), Some(Closing::Drained));
     }
 
     #[tokio::test]

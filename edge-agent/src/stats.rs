@@ -82,6 +82,8 @@ pub enum DropReason {
     SessionsFull,
     /// Connections and flows have all descriptors that they may have.
     Descriptors,
+    /// The edge was taken out of service a moment ago.
+    Drained,
     /// The source has as many flows as one may have.
     SourceSessionsFull,
     /// The app's access rules do not let its client in.
@@ -110,11 +112,12 @@ pub enum DropReason {
 }
 
 impl DropReason {
-    pub const ALL: [DropReason; 17] = [
+    pub const ALL: [DropReason; 18] = [
         DropReason::Unclaimed,
         DropReason::Unanswerable,
         DropReason::SessionsFull,
         DropReason::Descriptors,
+        DropReason::Drained,
         DropReason::SourceSessionsFull,
         DropReason::AccessDenied,
         DropReason::LimitConnections,
@@ -137,6 +140,7 @@ impl DropReason {
             DropReason::Unanswerable => "unanswerable",
             DropReason::SessionsFull => "sessions_full",
             DropReason::Descriptors => "descriptors",
+            DropReason::Drained => "drained",
             DropReason::SourceSessionsFull => "source_sessions_full",
             DropReason::AccessDenied => "access_denied",
             DropReason::LimitConnections => "limit_connections",
@@ -161,16 +165,19 @@ pub enum Shed {
     Descriptors,
     /// The process, or the host, has none, whatever the agent counts.
     System,
+    /// The edge was taken out of service a moment ago.
+    Drained,
 }
 
 impl Shed {
-    pub const ALL: [Shed; 2] = [Shed::Descriptors, Shed::System];
+    pub const ALL: [Shed; 3] = [Shed::Descriptors, Shed::System, Shed::Drained];
 
     /// The `reason` label.
     pub fn as_str(self) -> &'static str {
         match self {
             Shed::Descriptors => "descriptors",
             Shed::System => "system",
+            Shed::Drained => "drained",
         }
     }
 }

@@ -6,7 +6,7 @@ use anyport_proto::v1::{self, edge_service_client::EdgeServiceClient};
 use tonic::Status;
 
 use super::Context;
-use crate::failure::Failure;
+use crate::failure::{Exit, Failure};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct EdgeArgs {
@@ -43,6 +43,18 @@ impl Edge {
 }
 
 impl EdgeArgs {
+    /// As if this was given, a name or a URL.
+    pub(super) fn only(edge: String) -> Self {
+        Self { edge: vec![edge] }
+    }
+
+    /// The one that is named.
+    pub(super) async fn find_one(&self, context: &Context) -> Result<Edge, Failure> {
+        let Found { mut edges, failed } = self.find(context).await?;
+        let none = || failed.unwrap_or_else(|| Failure::refused("no edge is named"));
+        edges.pop().ok_or_else(none)
+    }
+
     /// Those that are named, each of them, or all that are connected and can be
     /// asked; at least one.
     pub(super) async fn find(&self, context: &Context) -> Result<Found, Failure> {
@@ -50,7 +62,7 @@ impl EdgeArgs {
         let (mut edges, mut failed) = (Vec::new(), None);
         for given in self.edge.iter().filter(by_url) {
             let url: ServerUrl = given.parse().map_err(|error| {
-                Failure::new(crate::failure::Exit::Usage, format_args!("--edge: {error}"))
+                Failure::new(Exit::Usage, format_args!("edge {given}: {error}"))
             })?;
             edges.push(edge(context, given.clone(), url)?);
         }

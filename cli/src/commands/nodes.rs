@@ -24,6 +24,10 @@ pub(super) struct Node {
     /// URL of its own gRPC service.
     #[serde(skip_serializing_if = "String::is_empty")]
     address: String,
+    /// Whether an edge was asked to be out of service: `serving`, `draining` or
+    /// `drained`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    drain: Option<&'static str>,
     applied_revision: u64,
     /// How many revisions are newer.
     behind: u64,
@@ -62,6 +66,11 @@ impl Node {
             version: status.version.clone(),
             steering: status.steering.clone(),
             address: status.address.clone(),
+            drain: (status.role() == v1::NodeRole::Edge).then(|| match status.drain() {
+                v1::DrainState::Unspecified | v1::DrainState::Serving => "serving",
+                v1::DrainState::Draining => "draining",
+                v1::DrainState::Drained => "drained",
+            }),
             applied_revision: status.applied_revision,
             behind: latest.saturating_sub(status.applied_revision),
             applied_at: status.applied_at.map(|time| time.to_string()),
@@ -84,11 +93,18 @@ impl Node {
 
     /// What [`HEADER`] heads.
     pub(super) fn row(&self, now: SystemTime) -> Vec<Cell> {
-        let (state, mood) = match (self.behind, self.rejections.len()) {
+        let (applied, mood) = match (self.behind, self.rejections.len()) {
             (0, 0) => ("up to date".to_owned(), Mood::Good),
             (0, count) => (format!("rejected {count}"), Mood::Bad),
             (behind, 0) => (format!("{behind} behind"), Mood::Notable),
             (behind, count) => (format!("{behind} behind, rejected {count}"), Mood::Bad),
+        };
+        let (state, mood) = match self.drain {
+            Some(drain @ ("draining" | "drained")) if mood == Mood::Good => {
+                (drain.to_owned(), Mood::Notable)
+            }
+            Some(drain @ ("draining" | "drained")) => (format!("{drain}, {applied}"), mood),
+            _ => (applied, mood),
         };
         vec![
             Cell::from(&self.name),

@@ -58,4 +58,11 @@ impl EdgeService for FakeEdge {
     ) -> Result<Response<Self::StreamEventsStream>, Status> {
         Ok(Response::new(tokio_stream::empty()))
     }
+
+    async fn drain(
+        &self,
+        _: Request<v1::DrainRequest>,
+    ) -> Result<Response<v1::DrainResponse>, Status> {
+        Err(Status::unimplemented("nobody asks"))
+    }
 }

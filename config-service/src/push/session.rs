@@ -262,17 +262,31 @@ impl Connection<'_> {
     fn hear(&mut self, request: v1::SyncRequest) -> Result<(), Status> {
         match request.message {
             Some(Message::Ack(ack)) => self.acknowledged(ack, SystemTime::now()),
-            Some(Message::Report(report)) if self.key.role == Role::Balancer => {
-                self.session.update(|status| status.pools = report.pools);
-                Ok(())
-            }
-            Some(Message::Report(_)) => Err(Status::invalid_argument(
-                "report: only a balancer has pools to report",
-            )),
+            Some(Message::Report(report)) => self.reported(report),
             Some(Message::Subscribe(_)) => Err(Status::invalid_argument(
                 "subscribe: this stream has a subscriber already",
             )),
             None => Err(Status::invalid_argument("message: is not set")),
+        }
+    }
+
+    fn reported(&mut self, report: v1::Report) -> Result<(), Status> {
+        let told_drain = report.drain != v1::DrainState::Unspecified as i32;
+        match self.key.role {
+            Role::Balancer if told_drain => Err(Status::invalid_argument(
+                "report.drain: only an edge is drained",
+            )),
+            Role::Edge if !report.pools.is_empty() => Err(Status::invalid_argument(
+                "report.pools: only a balancer has pools to report",
+            )),
+            Role::Balancer => {
+                self.session.update(|status| status.pools = report.pools);
+                Ok(())
+            }
+            Role::Edge => {
+                self.session.update(|status| status.drain = report.drain);
+                Ok(())
+            }
         }
     }
 

@@ -53,6 +53,9 @@ async fn accept_all(listener: TcpListener, service: Arc<Service>, drain: &Drain)
 
 fn take(service: &Arc<Service>, client: TcpStream, peer: SocketAddr, drain: &Drain) {
     let client = Unanswered::new(client);
+    if service.is_drained() {
+        return service.stats.shed(Shed::Drained);
+    }
     let Some(service) = Pair::take(service) else {
         return service.stats.shed(Shed::Descriptors);
     };

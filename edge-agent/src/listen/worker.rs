@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{accept::accept, sockets::WorkerListeners};
 use crate::{
-    live::{self, Orders, Windows},
+    live::{self, Orders},
     tcp::Service,
     udp,
 };
@@ -64,7 +64,9 @@ impl Workers {
             let body = move || {
                 runtime.block_on(async {
                     let (tell, told) = mpsc::unbounded_channel();
-                    tokio::spawn(live::obey(orders, tell));
+                    let (service, limit) = (Arc::clone(&worker.service), worker.limit);
+                    let windows = move || service.drain_windows(limit);
+                    tokio::spawn(live::obey(orders, tell, windows));
                     worker.work(listeners, told).await;
                 });
             };
@@ -109,10 +111,7 @@ impl Worker {
         join_all(tcp.into_iter().map(|listener| self.accept_on(listener))).await;
         let ended = self.drain.finished(Duration::MAX);
         let mut ended = pin!(ended);
-        let windows = Windows {
-            of_apps: self.service.table.load().drain_windows(),
-            limit: self.limit,
-        };
+        let windows = self.service.drain_windows(self.limit);
         tokio::select! {
             _ = &mut ended => return,
             () = async {

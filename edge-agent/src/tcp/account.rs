@@ -189,6 +189,7 @@ mod tests {
             connections: Arc::new(Connections::default()),
             events: Arc::new(EventLog::new(lost)),
             descriptors: Arc::new(Budget::of_process(1)),
+            drained: Default::default(),
         });
         let serving = Arc::clone(&service);
         let served = tokio::spawn(async move {

@@ -1,7 +1,17 @@
 //! The life of one connection: find its app, have it joined to an origin,
 //! relay.
 
-use std::{io, net::SocketAddr, os::fd::AsFd, pin::Pin, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    os::fd::AsFd,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use anyport_model::outcome::Status;
 use anyport_node::{
@@ -24,7 +34,7 @@ use super::{
 use crate::{
     descriptors::{Budget, Pair},
     events::{Connections, Details, EventKind, EventLog, Firewall, Reason},
-    live::{AppKey, Closing, Place},
+    live::{AppKey, Closing, Place, Windows},
     origin::Held,
     shield::StreamPaces,
     stats::{AppStats, Stats},
@@ -39,6 +49,24 @@ pub struct Service {
     pub connections: Arc<Connections>,
     pub events: Arc<EventLog>,
     pub descriptors: Arc<Budget>,
+    /// The edge is out of service: nothing new is taken, whatever the kernel
+    /// still hands over.
+    pub drained: AtomicBool,
+}
+
+impl Service {
+    pub fn is_drained(&self) -> bool {
+        self.drained.load(Relaxed)
+    }
+
+    /// How long what is open may go on in a drain that begins now, at most
+    /// `limit`.
+    pub fn drain_windows(&self, limit: Option<Duration>) -> Windows {
+        Windows {
+            of_apps: self.table.load().drain_windows(),
+            limit,
+        }
+    }
 }
 
 impl AsRef<Budget> for Service {

@@ -26,7 +26,7 @@ use super::{
 use crate::{
     descriptors::Pair,
     events::Reason,
-    live::{AppKey, Closing, Orders, Windows},
+    live::{AppKey, Closing, Order, Orders},
     stats::DropReason,
     tcp::Service,
 };
@@ -90,7 +90,12 @@ pub async fn serve(
                 worker.stop_taking(limits.drain);
             }
             () = &mut timer, if next.is_some() => due = None,
-            Some(apps) = orders.recv() => worker.close_apps(&apps),
+            Some(order) = orders.recv() => match order {
+                Order::Close(apps) => worker.close_apps(&apps),
+                Order::Drain if !draining => worker.close_over(limits.drain),
+                Order::Undrain if !draining => worker.closings.clear(),
+                Order::Drain | Order::Undrain => {}
+            },
             left = turn => match left {
                 Ok(Left::Nothing) => {}
                 Ok(Left::Something) => tokio::task::yield_now().await,
@@ -183,10 +188,12 @@ impl Worker {
             self.poll.remove(socket.as_fd());
         }
         self.steered.clear();
-        let windows = Windows {
-            of_apps: self.service.table.load().drain_windows(),
-            limit,
-        };
+        self.close_over(limit);
+    }
+
+    /// Closes what is open as its windows end.
+    fn close_over(&mut self, limit: Option<Duration>) {
+        let windows = self.service.drain_windows(limit);
         let open = self
             .sessions
             .iter()
@@ -336,6 +343,9 @@ impl Worker {
 
     /// Opens the flow of the datagram at `at` of the batch.
     fn admit(&mut self, key: Key, at: usize, now: Instant) -> Result<Id, DropReason> {
+        if self.service.is_drained() {
+            return Err(DropReason::Drained);
+        }
         let room = self.sessions.room(&key, now).map_err(|shed| match shed {
             Shed::Full => DropReason::SessionsFull,
             Shed::SourceFull => DropReason::SourceSessionsFull,
