@@ -561,6 +561,27 @@ fn forged(source: Ipv4Addr, port: u16, to: (Ipv4Addr, u16)) -> [u8; 32] {
 }
 
 #[test]
+fn a_datagram_from_port_0_begins_no_flow() {
+    let cluster = cluster(1, ECHO_APPS);
+    let server = echo(&cluster, 0, "one", &[7000]);
+    let forger = forger(cluster.topology().client());
+    let to = (Ipv4Addr::new(198, 51, 100, 10), 53);
+    let packet = forged(Ipv4Addr::new(10, 0, 1, 2), 0, to);
+    let place = SocketAddr::from((to.0, 0)).into();
+    forger.send_to(&packet, &place).unwrap();
+    eventually(PATIENCE, "it is dropped", || {
+        match dropped(&cluster, "unanswerable") {
+            1 => Ok(()),
+            count => Err(count),
+        }
+    });
+    assert_eq!((sessions(&cluster), server.answered()), (0, 0));
+    // A socket that was connected to port 0 would be given what comes from every other port.
+    let peers = [(); 2].map(|()| who(&client(&cluster, false), "198.51.100.10:53").peer);
+    assert_ne!(peers[0], peers[1]);
+}
+
+#[test]
 fn a_flood_with_forged_sources_costs_known_flows_and_memory_nothing() {
     let directory = tempfile::tempdir().unwrap();
     // Each flow is told of besides.

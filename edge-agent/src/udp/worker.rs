@@ -564,19 +564,4 @@ fn complain(said: &mut Option<Instant>, now: Instant, key: &Key, error: &io::Err
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn tokens_survive_the_kernel() {
-        for bits in [0, 1 << 32, (1 << 31) - 1, u64::from(u32::MAX - 1) << 32] {
-            let id = Id::from_bits(bits);
-            for token in [Token::Client(id), Token::Origin(id)] {
-                assert_eq!(Token::from_bits(token.to_bits()), token);
-            }
-        }
-        for token in [Token::Steered(0), Token::Steered(1)] {
-            assert_eq!(Token::from_bits(token.to_bits()), token);
-        }
-    }
-}
+mod tests;
