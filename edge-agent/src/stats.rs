@@ -84,6 +84,8 @@ pub enum DropReason {
     Descriptors,
     /// The edge was taken out of service a moment ago.
     Drained,
+    /// The edge's address and port has as many flows as one may have.
+    PlaceSessionsFull,
     /// The source has as many flows as one may have.
     SourceSessionsFull,
     /// The app's access rules do not let its client in.
@@ -112,10 +114,11 @@ pub enum DropReason {
 }
 
 impl DropReason {
-    pub const ALL: [DropReason; 18] = [
+    pub const ALL: [DropReason; 19] = [
         DropReason::Unclaimed,
         DropReason::Unanswerable,
         DropReason::SessionsFull,
+        DropReason::PlaceSessionsFull,
         DropReason::Descriptors,
         DropReason::Drained,
         DropReason::SourceSessionsFull,
@@ -141,6 +144,7 @@ impl DropReason {
             DropReason::SessionsFull => "sessions_full",
             DropReason::Descriptors => "descriptors",
             DropReason::Drained => "drained",
+            DropReason::PlaceSessionsFull => "place_sessions_full",
             DropReason::SourceSessionsFull => "source_sessions_full",
             DropReason::AccessDenied => "access_denied",
             DropReason::LimitConnections => "limit_connections",

@@ -44,7 +44,8 @@ impl Workers {
         drain: &Drain,
         limit: Option<Duration>,
     ) -> Result<Self, WorkerError> {
-        let flows_max = service.descriptors.flows_max() / listeners.len().max(1);
+        let flows = service.descriptors.flows_max();
+        let flows = udp::Limits::of_one(flows, listeners.len(), limit);
         let mut threads = Vec::with_capacity(listeners.len());
         let workers = listeners.into_iter().zip(orders).enumerate();
         for (index, (listeners, orders)) in workers {
@@ -59,7 +60,7 @@ impl Workers {
                 accepting: accepting.clone(),
                 drain: drain.clone(),
                 limit,
-                flows_max,
+                flows,
             };
             let body = move || {
                 runtime.block_on(async {
@@ -90,7 +91,7 @@ struct Worker {
     accepting: CancellationToken,
     drain: Drain,
     limit: Option<Duration>,
-    flows_max: usize,
+    flows: udp::Limits,
 }
 
 impl Worker {
@@ -102,12 +103,8 @@ impl Worker {
         let pairs = listeners.v4.into_iter().chain(listeners.v6);
         let (tcp, udp): (Vec<_>, Vec<_>) = pairs.map(|pair| (pair.tcp, pair.udp)).unzip();
         // A task of its own: it goes on as long as there are flows.
-        let limits = udp::Limits {
-            flows: self.flows_max,
-            drain: self.limit,
-        };
         let (service, drain) = (Arc::clone(&self.service), self.drain.clone());
-        let flows = tokio::spawn(udp::serve(udp, service, limits, orders, drain));
+        let flows = tokio::spawn(udp::serve(udp, service, self.flows, orders, drain));
         join_all(tcp.into_iter().map(|listener| self.accept_on(listener))).await;
         let ended = self.drain.finished(Duration::MAX);
         let mut ended = pin!(ended);

@@ -9,10 +9,12 @@
 //!
 //! - To an unproven client, at most three times what it sent goes back, or
 //!   [`FREE_ANSWER`] where that is more: one large answer of DNS.
-//! - Unproven flows have a budget of their own. Where it is used up, the one
-//!   that was silent for longest makes room, once that is [`GIVES_WAY`]; else
-//!   the new one is turned away. Proven flows never make room for anybody.
-//! - A source (an IPv4 address, an IPv6 /64) has a limited number of flows.
+//! - There is a bound on flows: of all, of one place (an address and port of the
+//!   edge) and of one source (an IPv4 address, an IPv6 /64). Of the first two,
+//!   unproven flows may have three quarters. Where there is no room, the unproven
+//!   one that was silent for longest, of that place or source where it is theirs,
+//!   makes some, once that is [`GIVES_WAY`]; else the new one is turned away.
+//!   Proven flows never make room for anybody.
 //!
 //! A sender who forges a second datagram blindly proves nothing true, and this
 //! cannot tell; the bound on flows of a source, the victim's, then bounds the
@@ -20,12 +22,16 @@
 
 use std::{
     cmp::Reverse,
-    collections::{BinaryHeap, HashMap, hash_map::Entry},
+    collections::{BinaryHeap, HashMap},
     net::SocketAddr,
     time::{Duration, Instant},
 };
 
 use anyport_model::limits::Source;
+
+use queues::{Kind, Queues};
+
+mod queues;
 
 /// Bytes that may go back to an unproven client whatever it sent: an answer of
 /// DNS by the largest size that resolvers ask for (RFC 6891).
@@ -55,18 +61,27 @@ impl Key {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Caps {
     pub(super) all: usize,
-    pub(super) unproven: usize,
+    pub(super) per_place: usize,
     pub(super) per_source: usize,
 }
 
 impl Caps {
-    /// What `all` flows leave to each kind: three quarters to those that are
-    /// unproven, a half to one source.
-    pub(super) fn of(all: usize) -> Self {
+    /// What `all` flows leave to each: a half to one source.
+    pub(super) fn of(all: usize, per_place: usize) -> Self {
         Self {
             all: all.max(1),
-            unproven: (all / 4 * 3).max(1),
+            per_place: per_place.max(1),
             per_source: (all / 2).max(1),
+        }
+    }
+
+    /// Of all kinds of flows together, and of unproven ones.
+    fn of_kind(&self, kind: Kind) -> (usize, usize) {
+        let mostly = |all: usize| (all, (all - all / 4).max(1));
+        match kind {
+            Kind::Source => (self.per_source, self.per_source),
+            Kind::Place => mostly(self.per_place),
+            Kind::All => mostly(self.all),
         }
     }
 }
@@ -91,18 +106,11 @@ impl Id {
     }
 }
 
-/// There is room for a new flow.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Room {
-    Free,
-    /// Once this one is closed.
-    InsteadOf(Id),
-}
-
-/// Why a new flow is turned away.
+/// Why a new flow is turned away: there are as many as may be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Shed {
     Full,
+    PlaceFull,
     SourceFull,
 }
 
@@ -113,13 +121,10 @@ pub(super) struct Sessions<T> {
     free: Vec<u32>,
     // The standard hasher is keyed at random: nobody can aim at one bucket.
     by_key: HashMap<Key, u32>,
-    by_source: HashMap<Source, u32>,
+    queues: Queues,
     /// One entry for each session, due no later than the session is; and
     /// those of sessions that are gone, until there are too many.
     deadlines: BinaryHeap<Reverse<(Instant, Id)>>,
-    /// The unproven ones, the one that was silent for longest first.
-    unproven: Ends,
-    unproven_count: usize,
 }
 
 struct Slot<T> {
@@ -134,21 +139,8 @@ struct Session<T> {
     /// From the client, and back to it.
     bytes_in: u64,
     bytes_back: u64,
-    /// Neighbours among the unproven; `None`: proven.
-    place: Option<Place>,
+    proven: bool,
     value: T,
-}
-
-#[derive(Clone, Copy, Default)]
-struct Place {
-    older: Option<u32>,
-    newer: Option<u32>,
-}
-
-#[derive(Clone, Copy, Default)]
-struct Ends {
-    oldest: Option<u32>,
-    newest: Option<u32>,
 }
 
 impl<T> Sessions<T> {
@@ -158,10 +150,8 @@ impl<T> Sessions<T> {
             slots: Vec::new(),
             free: Vec::new(),
             by_key: HashMap::new(),
-            by_source: HashMap::new(),
+            queues: Queues::new(),
             deadlines: BinaryHeap::new(),
-            unproven: Ends::default(),
-            unproven_count: 0,
         }
     }
 
@@ -187,22 +177,41 @@ impl<T> Sessions<T> {
         Some(self.session(id)?.key)
     }
 
-    /// Whether a new flow of `key` may be opened now.
-    pub(super) fn room(&self, key: &Key, now: Instant) -> Result<Room, Shed> {
-        let of_source = self.by_source.get(&key.source()).copied().unwrap_or(0);
-        if of_source as usize >= self.caps.per_source {
-            return Err(Shed::SourceFull);
-        }
-        if self.len() < self.caps.all && self.unproven_count < self.caps.unproven {
-            return Ok(Room::Free);
-        }
-        let oldest = self.unproven.oldest.and_then(|slot| self.at(slot));
-        match oldest {
-            Some((id, session)) if now.saturating_duration_since(session.active) >= GIVES_WAY => {
-                Ok(Room::InsteadOf(id))
+    /// Whether a new flow of `key` may be opened now, once those are closed that
+    /// are given; mostly none.
+    pub(super) fn room(&self, key: &Key, now: Instant) -> Result<Vec<Id>, Shed> {
+        let mut instead: Vec<Id> = Vec::new();
+        for kind in Kind::ALL {
+            let Some(group) = self.queues.group(kind, key) else {
+                continue;
+            };
+            let going = instead.iter().filter(|id| self.is_in(**id, kind, key));
+            let going = going.count();
+            let (most, most_unproven) = self.caps.of_kind(kind);
+            if group.count - going < most && group.unproven - going < most_unproven {
+                continue;
             }
-            _ => Err(Shed::Full),
+            let unproven = self.queues.unproven(kind, group);
+            let mut unproven = unproven.filter_map(|slot| self.at(slot));
+            let oldest = unproven.find(|(id, _)| !instead.contains(id));
+            match oldest {
+                Some((id, session))
+                    if now.saturating_duration_since(session.active) >= GIVES_WAY =>
+                {
+                    instead.push(id);
+                }
+                _ => return Err(kind.into()),
+            }
         }
+        Ok(instead)
+    }
+
+    fn is_in(&self, id: Id, kind: Kind, key: &Key) -> bool {
+        self.session(id).is_some_and(|session| match kind {
+            Kind::Source => session.key.source() == key.source(),
+            Kind::Place => session.key.edge == key.edge,
+            Kind::All => true,
+        })
     }
 
     /// Opens the session of a flow that has none, which [`room`](Self::room)
@@ -222,7 +231,7 @@ impl<T> Sessions<T> {
             active: now,
             bytes_in: 0,
             bytes_back: 0,
-            place: None,
+            proven: false,
             value,
         });
         let id = Id {
@@ -231,9 +240,7 @@ impl<T> Sessions<T> {
         };
         let before = self.by_key.insert(key, slot);
         debug_assert!(before.is_none(), "{key:?} has a session");
-        *self.by_source.entry(key.source()).or_default() += 1;
-        self.link_newest(slot);
-        self.unproven_count += 1;
+        self.queues.join(slot, &key);
         self.push_deadline(now + idle, id);
         id
     }
@@ -241,22 +248,13 @@ impl<T> Sessions<T> {
     /// Ends a session; `None` if it has ended already.
     pub(super) fn close(&mut self, id: Id) -> Option<T> {
         self.session(id)?;
-        if self.session(id)?.place.is_some() {
-            self.unlink(id.slot);
-            self.unproven_count -= 1;
-        }
         let slot = self.slots.get_mut(id.slot as usize)?;
         let session = slot.session.take()?;
         // 31 bits: who uses an id as a number has one left.
         slot.generation = slot.generation.wrapping_add(1) & (u32::MAX >> 1);
         self.free.push(id.slot);
         self.by_key.remove(&session.key);
-        if let Entry::Occupied(mut count) = self.by_source.entry(session.key.source()) {
-            *count.get_mut() -= 1;
-            if *count.get() == 0 {
-                count.remove();
-            }
-        }
+        self.queues.leave(id.slot, &session.key);
         Some(session.value)
     }
 
@@ -267,15 +265,14 @@ impl<T> Sessions<T> {
         };
         session.active = now;
         session.bytes_in += bytes as u64;
-        if session.place.is_none() {
+        if session.proven {
             return;
         }
-        let proves = session.bytes_back > 0;
-        self.unlink(id.slot);
-        if proves {
-            self.unproven_count -= 1;
+        if session.bytes_back > 0 {
+            session.proven = true;
+            self.queues.proven(id.slot);
         } else {
-            self.link_newest(id.slot);
+            self.queues.heard(id.slot);
         }
     }
 
@@ -286,7 +283,7 @@ impl<T> Sessions<T> {
         };
         // An empty datagram weighs something on the wire too.
         let after = session.bytes_back + (bytes as u64).max(1);
-        if session.place.is_some() {
+        if !session.proven {
             let allowed = (session.bytes_in * AMPLIFICATION).max(FREE_ANSWER);
             if after > allowed {
                 return false;
@@ -294,9 +291,8 @@ impl<T> Sessions<T> {
         }
         session.bytes_back = after;
         session.active = now;
-        if session.place.is_some() {
-            self.unlink(id.slot);
-            self.link_newest(id.slot);
+        if !session.proven {
+            self.queues.heard(id.slot);
         }
         true
     }
@@ -372,41 +368,14 @@ impl<T> Sessions<T> {
             self.deadlines = all.into();
         }
     }
+}
 
-    fn place_mut(&mut self, slot: Option<u32>) -> Option<&mut Place> {
-        let held = self.slots.get_mut(slot? as usize)?;
-        held.session.as_mut()?.place.as_mut()
-    }
-
-    fn link_newest(&mut self, slot: u32) {
-        let newest = self.unproven.newest;
-        if let Some(place) = self.place_mut(newest) {
-            place.newer = Some(slot);
-        }
-        self.unproven.newest = Some(slot);
-        self.unproven.oldest.get_or_insert(slot);
-        let held = self.slots.get_mut(slot as usize);
-        if let Some(session) = held.and_then(|held| held.session.as_mut()) {
-            session.place = Some(Place {
-                older: newest,
-                newer: None,
-            });
-        }
-    }
-
-    fn unlink(&mut self, slot: u32) {
-        let held = self.slots.get_mut(slot as usize);
-        let session = held.and_then(|held| held.session.as_mut());
-        let Some(Place { older, newer }) = session.and_then(|session| session.place.take()) else {
-            return;
-        };
-        match self.place_mut(older) {
-            Some(place) => place.newer = newer,
-            None => self.unproven.oldest = newer,
-        }
-        match self.place_mut(newer) {
-            Some(place) => place.older = older,
-            None => self.unproven.newest = older,
+impl From<Kind> for Shed {
+    fn from(kind: Kind) -> Self {
+        match kind {
+            Kind::Source => Shed::SourceFull,
+            Kind::Place => Shed::PlaceFull,
+            Kind::All => Shed::Full,
         }
     }
 }

@@ -43,3 +43,64 @@ pub(super) fn towards_origin(origin: SocketAddr, shown: Option<SocketAddr>) -> i
     socket.connect(&SockAddr::from(origin))?;
     Ok(socket)
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use std::{
+        net::{Ipv4Addr, UdpSocket},
+        time::{Duration, Instant},
+    };
+
+    /// `cargo test -p anyport-edge-agent --lib -- --ignored --nocapture one_place`
+    #[test]
+    #[ignore = "a measurement"]
+    fn what_flows_at_one_place_cost() {
+        let probe = UdpSocket::bind((Ipv4Addr::new(127, 66, 1, 1), 0)).unwrap();
+        let edge = probe.local_addr().unwrap();
+        drop(probe);
+        let steered = datagrams(edge).unwrap();
+        steered.set_reuse_address(true).unwrap();
+        steered.bind(&edge.into()).unwrap();
+        let peer = |n: usize| {
+            let n = u32::try_from(n).unwrap();
+            let ip = Ipv4Addr::from_bits(0x7f42_0200 + n / 1000);
+            SocketAddr::from((ip, 10_000 + (n % 1000) as u16))
+        };
+        let each = |time: Duration, count: usize| time.as_secs_f64() * 1e6 / count as f64;
+        let mut flows = Vec::new();
+        println!("flows   open (µs)   known client (µs)   unknown client (µs)");
+        for thousands in [1, 2, 4, 8, 12, 16] {
+            let (start, before) = (Instant::now(), flows.len());
+            while flows.len() < thousands * 1000 {
+                let client = peer(flows.len());
+                flows.push(towards_client(&Key { client, edge }).unwrap());
+            }
+            let opened = start.elapsed();
+            let known = UdpSocket::bind(peer(flows.len() / 2)).unwrap();
+            let unknown = UdpSocket::bind(peer(9_000_000)).unwrap();
+            let [known, unknown] = [known, unknown].map(|client| {
+                let start = Instant::now();
+                for _ in 0..100 {
+                    client.send_to(b"x", edge).unwrap();
+                }
+                start.elapsed()
+            });
+            println!(
+                "{:5}   {:9.1}   {:17.1}   {:19.1}",
+                flows.len(),
+                each(opened, flows.len() - before),
+                each(known, 100),
+                each(unknown, 100)
+            );
+        }
+        let start = Instant::now();
+        let count = flows.len();
+        drop(flows);
+        println!(
+            "closing one of them: {:.1} µs",
+            each(start.elapsed(), count)
+        );
+    }
+}

@@ -28,14 +28,19 @@ fn nth(n: u32) -> Key {
     }
 }
 
+/// Three unproven ones at most.
 const SMALL: Caps = Caps {
     all: 4,
-    unproven: 3,
+    per_place: 100,
     per_source: 2,
 };
 
+fn is_free(sessions: &Sessions<()>, key: Key, now: Instant) {
+    assert_eq!(sessions.room(&key, now), Ok(Vec::new()));
+}
+
 fn opened(sessions: &mut Sessions<()>, key: Key, now: Instant) -> Id {
-    assert_eq!(sessions.room(&key, now), Ok(Room::Free));
+    is_free(sessions, key, now);
     let id = sessions.open(key, IDLE, now, ());
     sessions.client_sent(id, 40, now);
     id
@@ -133,7 +138,57 @@ fn the_unproven_one_that_was_silent_longest_makes_room() {
     // The first one says something again.
     sessions.client_sent(first, 1, start + SECOND / 2);
     let later = start + GIVES_WAY;
-    assert_eq!(sessions.room(&nth(4), later), Ok(Room::InsteadOf(second)));
+    assert_eq!(sessions.room(&nth(4), later), Ok(vec![second]));
+}
+
+#[test]
+fn who_has_its_share_makes_room_for_itself_alone() {
+    let caps = Caps {
+        all: 100,
+        per_place: 4,
+        per_source: 2,
+    };
+    let at = |client: &str, edge: &str| Key {
+        client: client.parse().unwrap(),
+        edge: edge.parse().unwrap(),
+    };
+    let (here, there) = ("198.51.100.1:53", "198.51.100.1:54");
+    let mut sessions = Sessions::new(caps);
+    let start = Instant::now();
+    let other = opened(&mut sessions, at("10.0.0.9:1", there), start);
+    let first = opened(&mut sessions, at("10.0.0.1:1", here), start);
+    opened(&mut sessions, at("10.0.0.1:2", here), start);
+    let own = at("10.0.0.1:3", here);
+    assert_eq!(sessions.room(&own, start), Err(Shed::SourceFull));
+    let later = start + GIVES_WAY;
+    assert_eq!(sessions.room(&own, later), Ok(vec![first]));
+    // The place is full of unproven ones with a third; others are not.
+    let third = opened(&mut sessions, at("10.0.0.2:1", here), later);
+    assert_eq!(
+        sessions.room(&at("10.0.0.3:1", here), later),
+        Ok(vec![first])
+    );
+    is_free(&sessions, at("10.0.0.3:1", there), later);
+    // Proven, it leaves room for one, and makes none.
+    prove(&mut sessions, third, later);
+    let fourth = opened(&mut sessions, at("10.0.0.3:1", here), later);
+    prove(&mut sessions, fourth, later);
+    sessions.client_sent(first, 1, later);
+    let second = sessions.find(&at("10.0.0.1:2", here)).unwrap();
+    assert_eq!(
+        sessions.room(&at("10.0.0.4:1", here), later),
+        Ok(vec![second])
+    );
+    prove(&mut sessions, second, later);
+    assert_eq!(
+        sessions.room(&at("10.0.0.4:1", here), later),
+        Err(Shed::PlaceFull)
+    );
+    // Who is full and where it is full may be two that have to go.
+    let (full, far) = (at("10.0.0.9:2", there), at("10.0.0.9:3", here));
+    opened(&mut sessions, full, later);
+    let silent = later + GIVES_WAY;
+    assert_eq!(sessions.room(&far, silent), Ok(vec![other, first]));
 }
 
 #[test]
@@ -163,9 +218,9 @@ fn a_source_is_an_address_of_ipv4_or_a_64_of_ipv6() {
         let id = opened(&mut sessions, key(first), now);
         opened(&mut sessions, key(second), now);
         assert_eq!(sessions.room(&key(third), now), Err(Shed::SourceFull));
-        assert_eq!(sessions.room(&key(other), now), Ok(Room::Free));
+        is_free(&sessions, key(other), now);
         sessions.close(id);
-        assert_eq!(sessions.room(&key(third), now), Ok(Room::Free));
+        is_free(&sessions, key(third), now);
     }
 }
 
@@ -178,7 +233,7 @@ fn sessions_that_end_early_leave_no_memory_behind() {
         sessions.close(id);
     }
     assert!(sessions.deadlines.len() <= 128 && sessions.slots.len() == 1);
-    assert!(sessions.by_key.is_empty() && sessions.by_source.is_empty());
+    assert!(sessions.by_key.is_empty() && sessions.queues.is_empty());
 }
 
 /// What the simulation believes of one session.
@@ -187,6 +242,8 @@ struct Believed {
     key: Key,
     idle: Duration,
     active: Instant,
+    /// Of two that were active at the same instant, the later has the higher.
+    turn: u64,
     bytes_in: u64,
     bytes_back: u64,
     proven: bool,
@@ -199,6 +256,7 @@ struct Simulation {
     sessions: Sessions<u64>,
     believed: BTreeMap<Id, Believed>,
     opened: u64,
+    turns: u64,
 }
 
 impl Simulation {
@@ -206,7 +264,7 @@ impl Simulation {
         let mut random = SmallRng::seed_from_u64(seed);
         let caps = Caps {
             all: random.random_range(1..30),
-            unproven: random.random_range(1..30),
+            per_place: random.random_range(1..20),
             per_source: random.random_range(1..8),
         };
         let mut simulation = Self {
@@ -216,6 +274,7 @@ impl Simulation {
             sessions: Sessions::new(caps),
             believed: BTreeMap::new(),
             opened: 0,
+            turns: 0,
         };
         for _ in 0..steps {
             simulation.step();
@@ -232,10 +291,8 @@ impl Simulation {
         } else {
             SocketAddr::from(([0x2001, 0xdb8, 0, u16::from(host % 4), 0, 0, 0, 1], port))
         };
-        Key {
-            client,
-            edge: "198.51.100.1:53".parse().unwrap(),
-        }
+        let edge = SocketAddr::from(([198, 51, 100, 1], self.random.random_range(53..56)));
+        Key { client, edge }
     }
 
     fn any_id(&mut self) -> Option<Id> {
@@ -283,30 +340,14 @@ impl Simulation {
         if let Some(id) = known {
             return self.client_sent(id, size);
         }
-        let of_source = |b: &&Believed| b.key.source() == key.source();
-        let of_source = self.believed.values().filter(of_source).count();
-        let unproven = || self.believed.iter().filter(|(_, b)| !b.proven);
         let room = self.sessions.room(&key, self.now);
-        if of_source >= self.caps.per_source {
-            return assert_eq!(room, Err(Shed::SourceFull));
-        }
-        let full = self.believed.len() >= self.caps.all || unproven().count() >= self.caps.unproven;
-        match room {
-            Ok(Room::Free) => assert!(!full),
-            Ok(Room::InsteadOf(id)) => {
-                assert!(full);
-                let gone = self.believed.remove(&id).unwrap();
-                assert!(!gone.proven && self.now - gone.active >= GIVES_WAY);
-                let longest = self.believed.values().filter(|b| !b.proven);
-                assert!(longest.into_iter().all(|b| b.active >= gone.active));
-                self.sessions.close(id).unwrap();
-            }
-            Err(shed) => {
-                assert_eq!(shed, Shed::Full);
-                assert!(full);
-                assert!(unproven().all(|(_, b)| self.now - b.active < GIVES_WAY));
-                return;
-            }
+        assert_eq!(room, self.believed_room(&key));
+        let Ok(instead) = room else {
+            return;
+        };
+        for id in instead {
+            self.believed.remove(&id).unwrap();
+            self.sessions.close(id).unwrap();
         }
         let idle = Duration::from_millis(self.random.random_range(500..20_000));
         self.opened += 1;
@@ -317,6 +358,7 @@ impl Simulation {
                 key,
                 idle,
                 active: self.now,
+                turn: 0,
                 bytes_in: 0,
                 bytes_back: 0,
                 proven: false,
@@ -326,22 +368,56 @@ impl Simulation {
         self.client_sent(id, size);
     }
 
+    /// By looking at all there is.
+    fn believed_room(&self, key: &Key) -> Result<Vec<Id>, Shed> {
+        let caps = self.caps;
+        let most = |of: usize| (of, (of - of / 4).max(1));
+        let same_source = |b: &Believed| b.key.source() == key.source();
+        let same_place = |b: &Believed| b.key.edge == key.edge;
+        let groups: [(&dyn Fn(&Believed) -> bool, _, _); 3] = [
+            (
+                &same_source,
+                (caps.per_source, caps.per_source),
+                Shed::SourceFull,
+            ),
+            (&same_place, most(caps.per_place), Shed::PlaceFull),
+            (&|_| true, most(caps.all), Shed::Full),
+        ];
+        let mut gone: Vec<Id> = Vec::new();
+        for (is_in, (most, most_unproven), shed) in groups {
+            let left = |(id, b): &(&Id, &Believed)| is_in(b) && !gone.contains(id);
+            let all = self.believed.iter().filter(left).count();
+            let unproven = || self.believed.iter().filter(left).filter(|(_, b)| !b.proven);
+            if all < most && unproven().count() < most_unproven {
+                continue;
+            }
+            let oldest = unproven().min_by_key(|(_, b)| b.turn);
+            match oldest {
+                Some((id, b)) if self.now - b.active >= GIVES_WAY => gone.push(*id),
+                _ => return Err(shed),
+            }
+        }
+        Ok(gone)
+    }
+
     fn client_sent(&mut self, id: Id, size: usize) {
+        self.turns += 1;
         let believed = self.believed.get_mut(&id).unwrap();
         believed.proven |= believed.bytes_back > 0;
         believed.bytes_in += size as u64;
-        believed.active = self.now;
+        (believed.active, believed.turn) = (self.now, self.turns);
         self.sessions.client_sent(id, size, self.now);
     }
 
     fn origin_sent(&mut self, id: Id, size: usize) {
+        self.turns += 1;
         let believed = self.believed.get_mut(&id).unwrap();
         let after = believed.bytes_back + (size as u64).max(1);
         let allowed = believed.proven || after <= 4096.max(3 * believed.bytes_in);
         assert_eq!(self.sessions.may_return(id, size, self.now), allowed);
         if allowed {
             believed.bytes_back = after;
-            believed.active = self.now;
+            (believed.active, believed.turn) = (self.now, self.turns);
         }
     }
 
@@ -363,22 +439,17 @@ impl Simulation {
         let ids: Vec<Id> = sessions.iter().map(|(id, _)| id).collect();
         assert!(ids.len() == self.believed.len());
         assert!(ids.iter().all(|id| self.believed.contains_key(id)));
+        // The queue of all holds each unproven one once, in order of its last sign.
+        let all = sessions.queues.group(Kind::All, &nth(0)).unwrap();
+        let queue = sessions.queues.unproven(Kind::All, all);
+        let turns: Vec<u64> = queue
+            .map(|slot| self.believed[&sessions.at(slot).unwrap().0].turn)
+            .collect();
         let unproven = self.believed.values().filter(|b| !b.proven).count();
-        assert_eq!(sessions.unproven_count, unproven);
-        assert!(unproven <= self.caps.unproven);
-        // The list holds each unproven one once, in order of its last sign.
-        let mut seen = 0;
-        let mut next = sessions.unproven.oldest;
-        let mut last = None;
-        while let Some(slot) = next {
-            let (id, session) = sessions.at(slot).unwrap();
-            assert!(!self.believed[&id].proven);
-            assert!(last.is_none_or(|last| last <= session.active));
-            last = Some(session.active);
-            seen += 1;
-            next = session.place.unwrap().newer;
-        }
-        assert_eq!(seen, unproven);
+        assert_eq!((turns.len(), all.unproven), (unproven, unproven));
+        assert!(turns.is_sorted(), "{turns:?}");
+        assert!(unproven <= self.caps.of_kind(Kind::All).1);
+        assert_eq!(self.believed.is_empty(), sessions.queues.is_empty());
         // Nobody is overlooked until the next deadline.
         let due = self.believed.values().map(|b| b.active + b.idle).min();
         assert!(due.is_none_or(|due| sessions.next_deadline().is_some_and(|next| next <= due)));

@@ -3,7 +3,7 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::{io::ErrorKind, net::Ipv4Addr};
+use std::{io::ErrorKind, net::Ipv4Addr, sync::atomic::AtomicBool};
 
 use anyport_model::{
     names::Revision,
@@ -80,6 +80,7 @@ impl Edge {
             connections: Arc::new(Connections::default()),
             events: Arc::new(EventLog::new(stats.events_lost.clone())),
             descriptors: Arc::new(Budget::of_process(1)),
+            drained: AtomicBool::new(false),
             stats,
         };
         // Some port of an address that is nobody else's.
@@ -102,7 +103,7 @@ impl Edge {
 
     fn worker(&self) -> Worker {
         let steered = vec![self.bound().into()];
-        Worker::new(steered, Arc::clone(&self.service), Caps::of(1000)).unwrap()
+        Worker::new(steered, Arc::clone(&self.service), Caps::of(1000, 1000)).unwrap()
     }
 
     /// A client and its flow.
@@ -238,10 +239,7 @@ async fn a_turn_is_bounded_and_each_flow_has_its_share_in_it() {
 async fn between_two_turns_others_have_theirs() {
     let edge = Edge::new();
     let (_orders, told) = mpsc::unbounded_channel();
-    let limits = Limits {
-        flows: 1000,
-        drain: None,
-    };
+    let limits = Limits::of_one(1000, 1, None);
     let (steered, service) = (vec![edge.bound().into()], Arc::clone(&edge.service));
     let drain = Drain::new();
     let serving = tokio::spawn(serve(steered, service, limits, told, drain));
