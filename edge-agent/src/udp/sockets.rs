@@ -2,14 +2,26 @@
 
 use std::{io, net::SocketAddr};
 
+use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use super::sessions::Key;
 use crate::origin::transparent;
 
+/// Bytes, as the kernel counts them, that may wait in a socket's queue (it takes
+/// twice what it is told): 0.2 s of 40 Mbit/s in datagrams of 1,200 bytes, in
+/// which a worker that is kept from its processor loses nothing.
+const WAITING: usize = 1 << 20;
+
 fn datagrams(address: SocketAddr) -> io::Result<Socket> {
     let domain = Domain::for_address(address);
     Socket::new(domain, Type::DGRAM.nonblocking(), Some(Protocol::UDP))
+}
+
+fn with_room(socket: Socket) -> io::Result<Socket> {
+    // Beyond what the host allows others: the privilege is there.
+    setsockopt(&socket, sockopt::RcvBufForce, &WAITING)?;
+    Ok(socket)
 }
 
 /// A socket that speaks to the client from where it was spoken to.
@@ -30,18 +42,18 @@ pub(super) fn towards_client(key: &Key) -> io::Result<Socket> {
     }
     socket.bind(&SockAddr::from(key.edge))?;
     socket.connect(&SockAddr::from(key.client))?;
-    Ok(socket)
+    with_room(socket)
 }
 
 /// A socket that speaks to an origin, as the edge or as `shown`. As above, others
 /// may be heard on it.
 pub(super) fn towards_origin(origin: SocketAddr, shown: Option<SocketAddr>) -> io::Result<Socket> {
     if let Some(client) = shown {
-        return transparent::datagrams(client, origin);
+        return with_room(transparent::datagrams(client, origin)?);
     }
     let socket = datagrams(origin)?;
     socket.connect(&SockAddr::from(origin))?;
-    Ok(socket)
+    with_room(socket)
 }
 
 #[cfg(test)]
@@ -56,6 +68,7 @@ mod tests {
     /// `cargo test -p anyport-edge-agent --lib -- --ignored --nocapture one_place`
     #[test]
     #[ignore = "a measurement"]
+    #[allow(clippy::print_stdout)]
     fn what_flows_at_one_place_cost() {
         let probe = UdpSocket::bind((Ipv4Addr::new(127, 66, 1, 1), 0)).unwrap();
         let edge = probe.local_addr().unwrap();
