@@ -20,6 +20,8 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 #[path = "udp/events.rs"]
 mod events;
+#[path = "udp/loss.rs"]
+mod loss;
 #[path = "udp/transparent.rs"]
 mod transparent;
 
@@ -773,13 +775,12 @@ apps:
         });
         let report: serde_json::Value = serde_json::from_str(&report).unwrap();
         let sum = &report["end"]["sum"];
-        assert!(sum["packets"].is_u64(), "{report}");
-        let (packets, lost) = (
-            sum["packets"].as_u64().unwrap(),
-            sum["lost_packets"].as_u64().unwrap(),
-        );
+        let told = |name: &str| sum[name].as_u64().unwrap_or_else(|| panic!("{report}"));
+        let (packets, lost) = (told("packets"), told("lost_packets"));
         assert!(packets > 4000, "{sum}");
-        assert!(lost <= packets / 100, "{sum}");
+        // On a busy machine, its server is too slow for its own queue.
+        let [full, _] = loss::lost_in(origin(&cluster, 0));
+        assert!(lost <= packets / 100 + full, "{sum}, {full} by the server");
     }
 }
 
