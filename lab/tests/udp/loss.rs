@@ -111,7 +111,11 @@ fn asking(cluster: &Cluster, round: usize, number: usize) -> UdpSocket {
     } else {
         "198.51.100.10"
     };
-    let port = if round % 2 == 0 { 53 } else { 1000 + number };
+    let port = if round.is_multiple_of(2) {
+        53
+    } else {
+        1000 + number
+    };
     let socket = client(cluster, v6);
     socket.connect(at(&format!("{door}:{port}"))).unwrap();
     socket

@@ -370,21 +370,19 @@ impl Simulation {
 
     /// By looking at all there is.
     fn believed_room(&self, key: &Key) -> Result<Vec<Id>, Shed> {
-        let caps = self.caps;
-        let most = |of: usize| (of, (of - of / 4).max(1));
-        let same_source = |b: &Believed| b.key.source() == key.source();
-        let same_place = |b: &Believed| b.key.edge == key.edge;
-        let groups: [(&dyn Fn(&Believed) -> bool, _, _); 3] = [
-            (
-                &same_source,
-                (caps.per_source, caps.per_source),
-                Shed::SourceFull,
-            ),
-            (&same_place, most(caps.per_place), Shed::PlaceFull),
-            (&|_| true, most(caps.all), Shed::Full),
-        ];
+        let mostly = |of: usize| (of, (of - of / 4).max(1));
         let mut gone: Vec<Id> = Vec::new();
-        for (is_in, (most, most_unproven), shed) in groups {
+        for kind in [Kind::Source, Kind::Place, Kind::All] {
+            let is_in = |b: &Believed| match kind {
+                Kind::Source => b.key.source() == key.source(),
+                Kind::Place => b.key.edge == key.edge,
+                Kind::All => true,
+            };
+            let (most, most_unproven) = match kind {
+                Kind::Source => (self.caps.per_source, self.caps.per_source),
+                Kind::Place => mostly(self.caps.per_place),
+                Kind::All => mostly(self.caps.all),
+            };
             let left = |(id, b): &(&Id, &Believed)| is_in(b) && !gone.contains(id);
             let all = self.believed.iter().filter(left).count();
             let unproven = || self.believed.iter().filter(left).filter(|(_, b)| !b.proven);
@@ -394,7 +392,7 @@ impl Simulation {
             let oldest = unproven().min_by_key(|(_, b)| b.turn);
             match oldest {
                 Some((id, b)) if self.now - b.active >= GIVES_WAY => gone.push(*id),
-                _ => return Err(shed),
+                _ => return Err(kind.into()),
             }
         }
         Ok(gone)
