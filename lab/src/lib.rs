@@ -5,5 +5,6 @@ pub mod bench;
 pub mod cluster;
 pub mod load;
 pub mod network;
+pub mod relay;
 pub mod servers;
 pub mod tls;

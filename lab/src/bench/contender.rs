@@ -11,13 +11,21 @@ pub enum Contender {
     Haproxy,
     /// nginx with its stream module.
     Nginx,
+    /// The least that a proxy can do ([`crate::relay`]): what there is to win.
+    Bare,
     /// The edge agent, with config service and balancer beside it.
     Anyport,
 }
 
 impl Contender {
     /// All, in the order of their turns.
-    pub const ALL: [Self; 4] = [Self::Plain, Self::Haproxy, Self::Nginx, Self::Anyport];
+    pub const ALL: [Self; 5] = [
+        Self::Plain,
+        Self::Haproxy,
+        Self::Nginx,
+        Self::Bare,
+        Self::Anyport,
+    ];
 
     /// Those that Anyport is measured against.
     pub const PEERS: [Self; 2] = [Self::Haproxy, Self::Nginx];
@@ -29,6 +37,7 @@ impl fmt::Display for Contender {
             Self::Plain => "routing",
             Self::Haproxy => "HAProxy",
             Self::Nginx => "nginx",
+            Self::Bare => "bare relay",
             Self::Anyport => "Anyport",
         })
     }

@@ -31,6 +31,8 @@ pub struct Programs {
     pub(super) balancer: PathBuf,
     pub(super) edge_agent: PathBuf,
     pub(super) anyport: PathBuf,
+    /// Has the bare relay.
+    pub(super) load: PathBuf,
 }
 
 impl Programs {
@@ -52,6 +54,7 @@ impl Programs {
             balancer: built(directory, "balancer")?,
             edge_agent: built(directory, "edge-agent")?,
             anyport: built(directory, "anyport")?,
+            load: built(directory, "anyport-load")?,
         })
     }
 }

@@ -82,7 +82,7 @@ impl Stage {
             Contender::Plain => forward(&topology)?,
             // The agent makes the whole prefix local itself.
             Contender::Anyport => {}
-            Contender::Haproxy | Contender::Nginx => {
+            Contender::Haproxy | Contender::Nginx | Contender::Bare => {
                 link::add_address(topology.edge(), "lo", IpAddr::from(SERVICE).into())?;
             }
         }
@@ -90,6 +90,7 @@ impl Stage {
             Contender::Plain => None,
             Contender::Haproxy => Some(proxy::haproxy::start(programs, &topology, sockets)?),
             Contender::Nginx => Some(proxy::nginx::start(programs, &topology, sockets)?),
+            Contender::Bare => Some(proxy::bare::start(programs, &topology)?),
             Contender::Anyport => Some(proxy::anyport::start(programs, &topology)?),
         };
         let mut stage = Self {

@@ -10,10 +10,12 @@ use anyhow::Context;
 use anyport_lab::load::serve::{self, Mode};
 use anyport_lab::load::{Control, Load, Report, RunError, Tag, TargetError, TargetSet, Targets};
 use anyport_lab::load::{bulk, connect, datagram, idle, pingpong};
+use anyport_lab::relay;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-/// Puts load on TCP services, and plays the servers behind them.
+/// Puts load on TCP services, and plays the servers behind them, or the simplest of proxies in front
+/// of them.
 ///
 /// Exit status: 0 when every operation was done, 1 when one failed or the load could not be run, 2
 /// for a wrong command line.
@@ -91,6 +93,15 @@ enum Command {
         /// "who", http by any request
         #[arg(long)]
         tag: Option<Tag>,
+        /// How many threads, each with its own listeners
+        #[arg(long, default_value = "1")]
+        threads: NonZeroUsize,
+    },
+    /// Carry connections to another address and do nothing else: what any proxy costs at the least
+    Relay {
+        /// LISTEN=TO, both ADDRESS:PORT; IPv6 in brackets
+        #[arg(required = true, value_parser = way)]
+        ways: Vec<(SocketAddr, SocketAddr)>,
         /// How many threads, each with its own listeners
         #[arg(long, default_value = "1")]
         threads: NonZeroUsize,
@@ -224,6 +235,10 @@ fn main() -> anyhow::Result<ExitCode> {
             let listen = listen.into_iter().flat_map(|Listen(addresses)| addresses);
             run_server(listen.collect(), mode, tag, threads)
         }
+        Command::Relay { ways, threads } => {
+            relay::relay(&ways, threads.get()).context("relaying")?;
+            Ok(ExitCode::SUCCESS)
+        }
     }
 }
 
@@ -343,6 +358,16 @@ fn listen(text: &str) -> Result<Listen, TargetError> {
     text.parse::<TargetSet>()?
         .ports_of_one_address()
         .map(Listen)
+}
+
+fn way(text: &str) -> Result<(SocketAddr, SocketAddr), String> {
+    let ends = text
+        .split_once('=')
+        .map(|(from, to)| (from.parse(), to.parse()));
+    match ends {
+        Some((Ok(from), Ok(to))) => Ok((from, to)),
+        _ => Err("write ADDRESS:PORT=ADDRESS:PORT: 127.0.0.1:8000=127.0.0.1:7000".to_owned()),
+    }
 }
 
 fn bytes(text: &str) -> Result<NonZeroU64, String> {

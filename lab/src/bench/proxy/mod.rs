@@ -1,6 +1,7 @@
 //! The proxies, and how each is configured.
 
 pub(super) mod anyport;
+pub(super) mod bare;
 pub(super) mod haproxy;
 pub(super) mod nginx;
 
