@@ -13,6 +13,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         "balancer",
         "events",
         "edge",
+        "handover",
     ]
     .map(|name| format!("anyport/v1/{name}.proto"));
     for file in &files {

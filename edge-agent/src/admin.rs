@@ -14,6 +14,7 @@ use tonic::{Request, Response, Status};
 use crate::{
     control::{Balancer, Progress},
     drain::{Drainer, Wanted},
+    earlier::Earlier,
     events::{Connection, Connections, EventLog, Next, Writer},
     stats::Stats,
 };
@@ -26,6 +27,7 @@ const PAGE_MAX: usize = 1000;
 const ON_THE_WAY: usize = 64;
 
 /// Answers of one agent.
+#[derive(Clone)]
 pub struct Admin {
     pub writer: Writer,
     pub steering: &'static str,
@@ -38,6 +40,38 @@ pub struct Admin {
     pub events: Arc<EventLog>,
     pub drain: Drain,
     pub drainer: Drainer,
+    pub earlier: Earlier,
+}
+
+impl Admin {
+    /// Those of earlier agents with it.
+    fn open_connections(&self) -> u64 {
+        self.stats.open_connections() + self.earlier.open()
+    }
+
+    async fn page_of_earlier(
+        &self,
+        number: u32,
+        page_token: String,
+        request: v1::ListConnectionsRequest,
+    ) -> v1::ListConnectionsResponse {
+        let request = v1::ListConnectionsRequest {
+            page_token,
+            ..request
+        };
+        let mut page = self.earlier.list(number, request).await.unwrap_or_default();
+        page.next_page_token = match page.next_page_token.as_str() {
+            "" => self.first_page_after(number),
+            token => format!("{number}/{token}"),
+        };
+        page
+    }
+
+    /// The token of what the next earlier agent has; empty: there is none.
+    fn first_page_after(&self, number: u32) -> String {
+        let next = self.earlier.next(number);
+        next.map_or_else(String::new, |number| format!("{number}/"))
+    }
 }
 
 #[tonic::async_trait]
@@ -47,6 +81,7 @@ impl EdgeService for Admin {
         _request: Request<v1::GetStatusRequest>,
     ) -> Result<Response<v1::GetStatusResponse>, Status> {
         let progress = self.progress.borrow().clone();
+        let open = self.open_connections();
         Ok(Response::new(v1::GetStatusResponse {
             name: self.writer.name.clone(),
             region: self.writer.region.clone(),
@@ -59,9 +94,10 @@ impl EdgeService for Admin {
             source: progress.source.as_str().to_owned(),
             config_service_connected: progress.connected,
             balancer_connected: self.balancer.borrow().is_some(),
-            open_connections: self.stats.open_connections(),
+            open_connections: open,
             uptime: Some(write_duration(self.started.elapsed())),
-            drain: self.drainer.state(self.stats.open_connections()).into(),
+            drain: self.drainer.state(open).into(),
+            transparent_connections: u64::try_from(self.stats.transparent.get()).unwrap_or(0),
         }))
     }
 
@@ -73,7 +109,7 @@ impl EdgeService for Admin {
         if !self.drainer.order(wanted).await {
             return Err(Status::unavailable("this agent is ending"));
         }
-        let open = self.stats.open_connections();
+        let open = self.open_connections();
         Ok(Response::new(v1::DrainResponse {
             state: self.drainer.state(open).into(),
             open_connections: open,
@@ -90,13 +126,22 @@ impl EdgeService for Admin {
             0 => PAGE,
             size => usize::try_from(size).map_or(PAGE_MAX, |size| size.min(PAGE_MAX)),
         };
-        let after = read_token(&request.page_token)?;
+        let after = match read_token(&request.page_token)? {
+            Token::Own(after) => after,
+            Token::Earlier(number, token) => {
+                let page = self.page_of_earlier(number, token, request).await;
+                return Ok(Response::new(page));
+            }
+        };
         let wanted = |connection: &Connection| is_of(connection, &request.application);
         let (page, next) = self.connections.page(after, size, wanted);
         let connections = page.iter().map(|open| self.writer.connection(open));
         Ok(Response::new(v1::ListConnectionsResponse {
             connections: connections.collect(),
-            next_page_token: next.map_or_else(String::new, |id| id.to_string()),
+            next_page_token: match next {
+                Some(id) => id.to_string(),
+                None => self.first_page_after(0),
+            },
         }))
     }
 
@@ -185,13 +230,28 @@ fn read_order(request: &v1::DrainRequest) -> Result<Wanted, Status> {
     }
 }
 
-fn read_token(token: &str) -> Result<Option<u64>, Status> {
+/// Where a page begins.
+#[derive(Debug, PartialEq, Eq)]
+enum Token {
+    /// After this connection of this agent.
+    Own(Option<u64>),
+    /// `4711/17`: where an earlier agent said.
+    Earlier(u32, String),
+}
+
+fn read_token(token: &str) -> Result<Token, Status> {
     if token.is_empty() {
-        return Ok(None);
+        return Ok(Token::Own(None));
     }
-    let id = token.parse().map_err(|_| {
+    let read = match token.split_once('/') {
+        None => token.parse().ok().map(|id| Token::Own(Some(id))),
+        Some((number, token)) => {
+            let number = number.parse().ok();
+            number.map(|number| Token::Earlier(number, token.to_owned()))
+        }
+    };
+    read.ok_or_else(|| {
         let what = format!("page_token: {token:?} is none that this service gave out");
         Status::invalid_argument(what)
-    });
-    id.map(Some)
+    })
 }

@@ -27,6 +27,7 @@ use crate::{
     control::{Applier, Cache, InUse, SharedTable, follow_weights, report},
     descriptors::{Budget, tell_shortages},
     drain::{Duty, Gate, Parts},
+    earlier::{Earlier, Finishing},
     events::{Connections, EventFile, EventLog, Writer},
     handover::{
         self, Estate, Generations, HandedOver, Key, Notice, Offering, Standstill, Start, StateLock,
@@ -118,8 +119,10 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
 
     let (kernel, reconciler) = Reconciler::open(count_repairs(Arc::clone(&stats)))?;
     let reconciler = reconciler.on_drop(count_drops(&stats));
-    let transparent = stats.transparent.clone();
-    let reconciler = reconciler.keep_return_path_while(move || transparent.get() > 0);
+    let (transparent, earlier) = (stats.transparent.clone(), Earlier::expected());
+    let also = earlier.clone();
+    let reconciler = reconciler
+        .keep_return_path_while(move || transparent.get() > 0 || also.may_be_transparent());
     let reconciling = tokio::spawn(async move {
         if let Err(error) = reconciler.run().await {
             tracing::error!(%error, "kernel state is no longer watched");
@@ -168,10 +171,11 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
     });
     let parts = Parts {
         gate,
-        live,
+        live: live.clone(),
         service: Arc::clone(&service),
         ready: readiness.condition("drain", "the agent starts"),
         configuring: Arc::clone(&configuring),
+        limit: config.drain_timeout,
     };
     let duty = Duty::resume(&config.state_dir, parts).await;
     let workers = Workers::start(
@@ -215,6 +219,8 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
         accepting.cancel();
         generations = departing.gone().await;
     }
+    let (directory, ordered) = (config.state_dir.clone(), live.ordered());
+    control.spawn(earlier.clone().follow(directory, ordered));
     let offering = if config.hand_over {
         let standstill = Standstill {
             configuring,
@@ -260,10 +266,17 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
         events,
         drain: serving.clone(),
         drainer: drainer.clone(),
+        earlier: earlier.clone(),
+    };
+    let finishing = Admin {
+        drain: Drain::new(),
+        earlier: Earlier::default(),
+        ..about.clone()
     };
     let (tell, reports) = watch::channel(None);
     let counts = Arc::clone(&stats);
-    control.spawn(drainer.report(move || counts.open_connections(), tell));
+    let open = move || counts.open_connections() + earlier.open();
+    control.spawn(drainer.report(open, tell));
     control.spawn(report(stats, name.to_string(), followed_seen));
     control.spawn(async move { in_use.follow_kernel().await });
     control.spawn(async move {
@@ -289,17 +302,21 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
         connections.begin();
         let Some(handed_over) = handed_over else {
             notify(Notice::Stopping);
-            return Some((admin, control, lock));
+            return (Some((admin, control, lock)), None);
         };
         let successor = handed_over.successor();
         control.shutdown().await;
         reconciling.abort();
         // Aborted or ended, it is over.
         let _ = reconciling.await;
+        let finishing = Finishing::start(&config.state_dir, finishing, live, Arc::clone(&service));
+        let finishing = finishing.inspect_err(|error| {
+            tracing::error!(%error, "what this agent finishes is neither listed nor closed by order");
+        });
         drop((admin, lock, handed_over));
         let open = service.stats.open_connections();
         tracing::info!(successor, open, "handed over; finishing open connections");
-        None
+        (None, finishing.ok())
     };
     // What is not handed over is kept until the last connection has ended.
     let (served, _kept) = tokio::join!(served, ending);

@@ -33,7 +33,7 @@ pub use stage::{Stage, Wanted};
 
 use crate::{
     kernel::Kernel,
-    live::{Live, Order},
+    live::{Live, NamedWindows},
     tcp::Service,
 };
 
@@ -106,6 +106,7 @@ pub struct Duty<K> {
     ready: Condition,
     /// Held while a configuration is taken into use, and by hand-overs.
     configuring: Arc<Mutex<()>>,
+    limit: Option<Duration>,
     stage: watch::Sender<Stage>,
 }
 
@@ -116,6 +117,8 @@ pub struct Parts<K> {
     pub service: Arc<Service>,
     pub ready: Condition,
     pub configuring: Arc<Mutex<()>>,
+    /// How long a drain may take at most, whatever the apps say.
+    pub limit: Option<Duration>,
 }
 
 impl<K: Kernel> Duty<K> {
@@ -128,6 +131,7 @@ impl<K: Kernel> Duty<K> {
             service,
             ready,
             configuring,
+            limit,
         } = parts;
         let kept = Kept::in_directory(directory);
         let stage = if kept.is_there() {
@@ -147,12 +151,18 @@ impl<K: Kernel> Duty<K> {
             kept,
             ready,
             configuring,
+            limit,
             stage: watch::Sender::new(stage),
         }
     }
 
     /// Starts to carry out orders, until the agent ends.
+    /// What is configured is in use by now.
     pub fn start(self) -> (Drainer, impl Future<Output = ()>) {
+        if *self.stage.borrow() == Stage::Left {
+            // There may be earlier agents that are yet to hear it.
+            self.close_what_is_open();
+        }
         let (orders, ordered) = mpsc::channel(1);
         let stage = self.stage.subscribe();
         (Drainer { orders, stage }, self.obey(ordered))
@@ -207,13 +217,22 @@ impl<K: Kernel> Duty<K> {
         // First the kernel, so that nobody is accepted only to be reset.
         self.gate.shut().await;
         self.service.drained.store(true, Relaxed);
-        self.live.order(&Order::Drain);
+        self.close_what_is_open();
         let open = self.service.stats.open_connections();
         tracing::info!(open, "this edge is out of service and closes what is open");
     }
 
+    fn close_what_is_open(&self) {
+        let windows = self.service.drain_windows(self.limit);
+        let named = NamedWindows {
+            of_apps: self.service.table.load().named_drain_windows(),
+            limit: self.limit,
+        };
+        self.live.drain(windows, named);
+    }
+
     async fn serve(&self) {
-        self.live.order(&Order::Undrain);
+        self.live.undrain();
         self.service.drained.store(false, Relaxed);
         self.gate.open().await;
         self.kept.discard().await;

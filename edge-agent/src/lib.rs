@@ -19,6 +19,7 @@ mod config;
 mod control;
 mod descriptors;
 mod drain;
+mod earlier;
 mod events;
 mod handover;
 mod listen;

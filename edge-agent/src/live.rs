@@ -9,15 +9,15 @@
 
 use std::{
     cell::RefCell,
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::Arc,
     time::Duration,
 };
 
-use anyport_model::{drain::closing_times, resource::Timeouts};
+use anyport_model::{drain::closing_times, names::AppName, resource::Timeouts};
 use rand::seq::SliceRandom;
 use tokio::{
-    sync::mpsc,
+    sync::{mpsc, watch},
     task::{AbortHandle, JoinSet},
     time::Instant,
 };
@@ -59,8 +59,8 @@ impl Closing {
 pub enum Order {
     /// Whatever is open of these apps is closed, at once.
     Close(Arc<HashSet<AppKey>>),
-    /// What is open is closed as the windows of a drain end.
-    Drain,
+    /// What is open is closed as these windows end.
+    Drain(Arc<Windows>),
     /// What a drain has not closed yet goes on.
     Undrain,
 }
@@ -68,27 +68,71 @@ pub enum Order {
 /// What one worker is told.
 pub type Orders = mpsc::UnboundedReceiver<Order>;
 
-/// Reaches the open connections of all workers.
+/// All that is ordered now, for agents that know other apps, or know them as
+/// they were.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Ordered {
+    /// Whose connections are closed at once.
+    pub close: BTreeSet<AppName>,
+    /// While the edge is drained.
+    pub drain: Option<NamedWindows>,
+}
+
+/// As [`Windows`], by name.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NamedWindows {
+    pub of_apps: BTreeMap<AppName, Duration>,
+    pub limit: Option<Duration>,
+}
+
+/// Reaches the open connections of all workers, and tells those who reach
+/// others what is ordered.
 #[derive(Debug, Clone)]
 pub struct Live {
     workers: Vec<mpsc::UnboundedSender<Order>>,
+    ordered: watch::Sender<Ordered>,
 }
 
 impl Live {
     /// Of `count` workers, each of which has to [`obey`].
     pub fn of_workers(count: usize) -> (Self, Vec<Orders>) {
         let (workers, orders) = (0..count).map(|_| mpsc::unbounded_channel()).unzip();
-        (Self { workers }, orders)
+        let ordered = watch::Sender::default();
+        (Self { workers, ordered }, orders)
     }
 
-    /// Closes whatever is open of these apps, at once.
-    pub fn close(&self, apps: HashSet<AppKey>) {
-        if !apps.is_empty() {
-            self.order(&Order::Close(Arc::new(apps)));
+    /// Follows all that is ordered.
+    pub fn ordered(&self) -> watch::Receiver<Ordered> {
+        self.ordered.subscribe()
+    }
+
+    /// Closes whatever is open of these apps, at once, and of none else.
+    pub fn close(&self, apps: HashMap<AppKey, AppName>) {
+        let (keys, names): (HashSet<_>, BTreeSet<_>) = apps.into_iter().unzip();
+        self.ordered.send_if_modified(|ordered| {
+            let is_new = ordered.close != names;
+            ordered.close = names;
+            is_new
+        });
+        if !keys.is_empty() {
+            self.order(&Order::Close(Arc::new(keys)));
         }
     }
 
-    pub fn order(&self, order: &Order) {
+    /// Closes what is open as its windows end.
+    pub fn drain(&self, windows: Windows, named: NamedWindows) {
+        self.ordered
+            .send_modify(|ordered| ordered.drain = Some(named));
+        self.order(&Order::Drain(Arc::new(windows)));
+    }
+
+    /// What a drain has not closed yet goes on.
+    pub fn undrain(&self) {
+        self.ordered.send_modify(|ordered| ordered.drain = None);
+        self.order(&Order::Undrain);
+    }
+
+    fn order(&self, order: &Order) {
         for worker in &self.workers {
             // A worker that has ended has nothing open.
             let _ = worker.send(order.clone());
@@ -194,13 +238,8 @@ fn taken() -> Vec<(u32, Option<AppKey>)> {
 }
 
 /// Closes what this worker is told to, without end, and passes the order on to
-/// who keeps the worker's flows of UDP. `windows` are those of a drain that
-/// begins now.
-pub async fn obey(
-    mut orders: Orders,
-    flows: mpsc::UnboundedSender<Order>,
-    windows: impl Fn() -> Windows,
-) {
+/// who keeps the worker's flows of UDP.
+pub async fn obey(mut orders: Orders, flows: mpsc::UnboundedSender<Order>) {
     let mut drains = JoinSet::new();
     while let Some(order) = orders.recv().await {
         // Where there are none any more, nobody need hear it.
@@ -213,8 +252,7 @@ pub async fn obey(
                     }
                 }
             }
-            Order::Drain => {
-                let windows = windows();
+            Order::Drain(windows) => {
                 drains.spawn(async move { close_over(&windows).await });
             }
             Order::Undrain => drains.abort_all(),
@@ -316,13 +354,13 @@ mod tests {
         let [a, b] = apps();
         let (live, orders) = Live::of_workers(1);
         for orders in orders {
-            let no_drain = || unreachable!("nobody drains");
-            tokio::spawn(obey(orders, mpsc::unbounded_channel().0, no_drain));
+            tokio::spawn(obey(orders, mpsc::unbounded_channel().0));
         }
         let closed = [open(&a), open(&a)];
         let mut kept = open(&b);
         tokio::task::yield_now().await;
-        live.close([AppKey::of(&a)].into());
+        live.close([(AppKey::of(&a), a.name().clone())].into());
+        assert!(live.ordered().borrow().close.contains(a.name()));
         for told in closed {
             assert_eq!(told.await.unwrap(), Some(Closing::Disabled));
         }
@@ -346,15 +384,15 @@ mod tests {
             limit: None,
         };
         for orders in orders {
-            tokio::spawn(obey(orders, mpsc::unbounded_channel().0, windows.clone()));
+            tokio::spawn(obey(orders, mpsc::unbounded_channel().0));
         }
         let (told_a, mut told_b) = (open(&a), open(&b));
-        live.order(&Order::Drain);
+        live.drain(windows(), NamedWindows::default());
         assert_eq!(told_a.await.unwrap(), Some(Closing::Drained));
-        live.order(&Order::Undrain);
+        live.undrain();
         tokio::time::sleep(Duration::from_millis(600)).await;
         assert!(told_b.try_recv().is_err());
-        live.order(&Order::Drain);
+        live.drain(windows(), NamedWindows::default());
         assert_eq!(told_b.await.unwrap(), Some(Closing::Drained));
     }
 

@@ -3,7 +3,7 @@
 //! it; readers never wait.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::SocketAddr,
     sync::Arc,
     time::Duration,
@@ -185,11 +185,25 @@ impl Snapshot {
         windows.collect()
     }
 
+    /// The same, for agents that know the apps by their names only.
+    pub fn named_drain_windows(&self) -> BTreeMap<AppName, Duration> {
+        let windows = self.apps.iter();
+        let windows = windows.map(|entry| (entry.app.name.clone(), entry.app.timeouts.drain));
+        windows.collect()
+    }
+
+    /// Each app with its key.
+    pub fn apps(&self) -> impl Iterator<Item = (&AppName, AppKey)> {
+        let apps = self.apps.iter();
+        apps.map(|entry| (&entry.app.name, AppKey::of(&entry.stats)))
+    }
+
     /// Apps that are disabled and whose open connections are not to go on.
-    pub fn to_close(&self) -> HashSet<AppKey> {
+    pub fn to_close(&self) -> HashMap<AppKey, AppName> {
         let apps = self.apps.iter();
         let to_close = apps.filter(|entry| entry.app.disable == Some(Disable::CloseNow));
-        to_close.map(|entry| AppKey::of(&entry.stats)).collect()
+        let named = to_close.map(|entry| (AppKey::of(&entry.stats), entry.app.name.clone()));
+        named.collect()
     }
 }
 

@@ -579,3 +579,188 @@ fn a_disabled_app_looks_closed_and_keeps_or_closes_what_is_open() {
     cluster.who(at(HELD)).unwrap();
     echoes(&mut other);
 }
+
+/// Who the listed connections belong to.
+fn listed(cluster: &Cluster) -> Vec<String> {
+    let said = cluster.anyport(&["connections", "-o", "json"]).unwrap();
+    assert_eq!(said.status, Some(0), "{said}");
+    let application = |line: &str| {
+        let line: serde_json::Value = serde_json::from_str(line).unwrap();
+        line["application"].as_str().unwrap().to_owned()
+    };
+    let mut apps: Vec<_> = said.out.lines().map(application).collect();
+    apps.sort_unstable();
+    apps
+}
+
+fn is_reset(stream: &mut TcpStream) {
+    let error = stream.read(&mut [0]).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+}
+
+#[test]
+fn what_earlier_agents_finish_is_listed_and_obeys_by_tproxy() {
+    what_earlier_agents_finish_is_listed_and_obeys(Steering::Tproxy);
+}
+
+#[test]
+fn what_earlier_agents_finish_is_listed_and_obeys_by_sk_lookup() {
+    what_earlier_agents_finish_is_listed_and_obeys(Steering::SkLookup);
+}
+
+fn what_earlier_agents_finish_is_listed_and_obeys(steering: Steering) {
+    let plan = Plan {
+        steering,
+        ..Plan::default()
+    };
+    let mut cluster = Cluster::start(plan).unwrap();
+    let _origin = cluster.echo(0, "a", [7000]).unwrap();
+    // Whatever ends within this test was told to.
+    let all_with = |held: &str, drain: &str| {
+        manifest(held).replace(
+            r#"name: new, protocol: tcp/80"#,
+            &format!("name: new, timeouts: {{ drain: {drain} }}, protocol: tcp/80"),
+        )
+    };
+    let with = |held: &str| all_with(held, "1h");
+    cluster.apply(&with("timeouts: { drain: 1h }")).unwrap();
+    let (mut old, mut held, mut new) = (Vec::new(), Vec::new(), Vec::new());
+    for generation in 0..3 {
+        for (target, streams) in [(HELD, &mut held), (NEW, &mut new)] {
+            let mut stream = cluster.dial(at(target)).unwrap();
+            echoes(&mut stream);
+            streams.push(stream);
+        }
+        if generation < 2 {
+            old.push(upgrade(&mut cluster));
+        }
+    }
+    assert_eq!(
+        listed(&cluster),
+        ["held", "held", "held", "new", "new", "new"]
+    );
+    let one = cluster.anyport(&["connections", "--app", "held"]).unwrap();
+    assert_eq!(one.out.lines().count(), 1 + 3, "{one}");
+    // With what it has and what it hears of.
+    let closed = with("timeouts: { drain: 1h }, disable: { close: now }");
+    cluster.apply(&closed).unwrap();
+    held.iter_mut().for_each(is_reset);
+    eventually(PATIENCE, "only the other app is listed", || {
+        let listed = listed(&cluster);
+        (listed == ["new", "new", "new"])
+            .then_some(())
+            .ok_or(format!("{listed:?}"))
+    });
+    new.iter_mut().for_each(echoes);
+    // One that takes over is told all that stands, and closes nothing for it.
+    old.push(upgrade(&mut cluster));
+    cluster.apply(&with("timeouts: { drain: 1h }")).unwrap();
+    let mut again = cluster.dial(at(HELD)).unwrap();
+    echoes(&mut again);
+    new.iter_mut().for_each(echoes);
+
+    // A drain of the edge goes by the windows as they are now, and is undone everywhere.
+    let drain = |arguments: &[&str]| {
+        let said = cluster.anyport(arguments).unwrap();
+        assert_eq!(said.status, Some(0), "{said}");
+        said.out
+    };
+    let said = drain(&["drain", "edge", "edge1", "--grace", "0s"]);
+    assert!(said.contains("4 are open"), "{said}");
+    drain(&["undrain", "edge", "edge1"]);
+    cluster
+        .apply(&all_with("timeouts: { drain: 1h }", "3s"))
+        .unwrap();
+    new.push(cluster.dial(at(NEW)).unwrap());
+    drain(&["drain", "edge", "edge1", "--grace", "0s"]);
+    new.iter_mut().for_each(is_reset);
+    echoes(&mut again);
+    let shown = cluster.anyport(&["get", "edges"]).unwrap();
+    assert!(shown.out.contains("draining"), "{shown}");
+    drop(again);
+    drain(&["drain", "edge", "edge1", "--wait"]);
+    for agent in &mut old {
+        assert_eq!(agent.end_within(LONG).unwrap(), Some(0));
+    }
+    drain(&["undrain", "edge", "edge1"]);
+    cluster.who(at(HELD)).unwrap();
+    let left = std::fs::read_dir(cluster.directory().join("edge-agent")).unwrap();
+    let left = left.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let left: Vec<_> = left.filter(|name| name.starts_with("earlier-")).collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+#[test]
+fn an_earlier_agent_that_dies_or_hangs_holds_up_nobody() {
+    let mut cluster = cluster();
+    let _origin = cluster.echo(0, "a", [7000]).unwrap();
+    cluster.apply(&manifest("timeouts: { drain: 1h }")).unwrap();
+    let mut held = Vec::new();
+    let mut old = Vec::new();
+    for _ in 0..2 {
+        let mut stream = cluster.dial(at(HELD)).unwrap();
+        echoes(&mut stream);
+        held.push(stream);
+        old.push(upgrade(&mut cluster));
+    }
+    assert_eq!(listed(&cluster).len(), 2);
+    old[0].signal(Signal::SIGKILL).unwrap();
+    old[0].end_within(PATIENCE).unwrap();
+    eventually(PATIENCE, "it is forgotten", || {
+        let listed = listed(&cluster);
+        (listed.len() == 1)
+            .then_some(())
+            .ok_or(format!("{listed:?}"))
+    });
+    old[1].signal(Signal::SIGSTOP).unwrap();
+    let began = Instant::now();
+    assert_eq!(listed(&cluster).len(), 0);
+    assert!(began.elapsed() < PATIENCE);
+    cluster
+        .apply(&manifest(
+            "timeouts: { drain: 1h }, disable: { close: now }",
+        ))
+        .unwrap();
+    // What it could not hear it hears later.
+    old[1].signal(Signal::SIGCONT).unwrap();
+    is_reset(&mut held[1]);
+    assert_eq!(old[1].end_within(LONG).unwrap(), Some(0));
+}
+
+/// What of the way back of transparent connections is in the kernel of the edge.
+fn return_path(cluster: &Cluster) -> String {
+    let mut command = cluster.topology().edge().command("ip");
+    let output = command
+        .args(["rule", "show", "table", "65"])
+        .output()
+        .unwrap();
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn the_way_back_stays_as_long_as_an_earlier_agent_needs_it() {
+    let mut cluster = cluster();
+    let _origin = cluster.echo(0, "a", [7000]).unwrap();
+    let transparent = manifest("client_ip: transparent, timeouts: { drain: 1h }");
+    cluster.apply(&transparent).unwrap();
+    let who = cluster.who(at(HELD)).unwrap();
+    assert_eq!(who.peer.ip().to_string(), "10.0.1.2", "{who:?}");
+    let mut held = cluster.dial(at(HELD)).unwrap();
+    echoes(&mut held);
+    cluster.apply(&manifest("timeouts: { drain: 1h }")).unwrap();
+    let mut old = vec![upgrade(&mut cluster), upgrade(&mut cluster)];
+    // Also beyond the pass that looks at everything.
+    for _ in 0..8 {
+        std::thread::sleep(Duration::from_secs(1));
+        echoes(&mut held);
+    }
+    assert_ne!(return_path(&cluster), "");
+    drop(held);
+    eventually(PATIENCE, "it goes with the last of them", || {
+        let left = return_path(&cluster);
+        left.is_empty().then_some(()).ok_or(left)
+    });
+    for agent in &mut old {
+        assert_eq!(agent.end_within(LONG).unwrap(), Some(0));
+    }
+}

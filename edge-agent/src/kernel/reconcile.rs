@@ -95,8 +95,8 @@ pub struct Reconciler<F> {
     /// As much of a wish as was granted: what drift is measured by. None after
     /// a wish that failed half way, since what differs may be our own doing.
     granted: Option<Goal>,
-    /// As the last pass that succeeded left it; also known while nothing is
-    /// granted, because open connections need it then as well.
+    /// As the last pass that succeeded left it, or an earlier agent; also known
+    /// while nothing is granted, because open connections need it then as well.
     return_path: return_path::Wanted,
 }
 
@@ -159,6 +159,11 @@ impl<F: FnMut(Drift, u64) + Send> Reconciler<F> {
     pub async fn run(mut self) -> Result<(), KernelError> {
         let subscribed = Events::subscribe(&self.kernel).await;
         let mut events = subscribed.inspect_err(|error| self.refused(error))?;
+        match return_path::found(&self.kernel).await {
+            Ok(found) => self.return_path = found,
+            // The first wish meets the same, and says so.
+            Err(error) => tracing::debug!(%error, "the way back is not looked at"),
+        }
         let mut check = interval_at(Instant::now() + CHECK_EVERY, CHECK_EVERY);
         check.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut glance = interval_at(Instant::now() + GLANCE_EVERY, GLANCE_EVERY);

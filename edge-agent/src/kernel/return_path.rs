@@ -225,6 +225,19 @@ pub(crate) async fn converge(
     Ok(0)
 }
 
+/// For which families it is there, as an earlier agent may have left it.
+pub(crate) async fn found(kernel: &Netlink) -> Result<Wanted, KernelError> {
+    let (_, found) = observe(kernel).await?;
+    let is_there = |ip| {
+        let ways = found.ways(ip);
+        ways.route && ways.rules.contains(&RuleKey::OURS)
+    };
+    Ok(Wanted {
+        v4: is_there(Ip::V4),
+        v6: is_there(Ip::V6),
+    })
+}
+
 /// Takes all of it away; says how many objects there were.
 pub(crate) async fn remove(kernel: &Netlink) -> Result<usize, KernelError> {
     let found = observe(kernel).await?.1.steps(Wanted::default()).len();

@@ -65,9 +65,7 @@ impl Workers {
             let body = move || {
                 runtime.block_on(async {
                     let (tell, told) = mpsc::unbounded_channel();
-                    let (service, limit) = (Arc::clone(&worker.service), worker.limit);
-                    let windows = move || service.drain_windows(limit);
-                    tokio::spawn(live::obey(orders, tell, windows));
+                    tokio::spawn(live::obey(orders, tell));
                     worker.work(listeners, told).await;
                 });
             };

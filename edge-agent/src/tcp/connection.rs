@@ -231,7 +231,9 @@ async fn join(
         // could find this one.
         let ordered = service.table.load();
         let late = ordered.revision != table.revision
-            && ordered.to_close().contains(&AppKey::of(&target.app.stats));
+            && ordered
+                .to_close()
+                .contains_key(&AppKey::of(&target.app.stats));
         let refused = if late {
             let (status, reason) = (Status::Closed, Closing::Disabled.as_str().to_owned());
             Err(Refused { status, reason })

@@ -26,7 +26,7 @@ use super::{
 use crate::{
     descriptors::Pair,
     events::Reason,
-    live::{AppKey, Closing, Order, Orders},
+    live::{AppKey, Closing, Order, Orders, Windows},
     stats::DropReason,
     tcp::Service,
 };
@@ -121,9 +121,8 @@ pub async fn serve(
             () = &mut timer, if next.is_some() => due = None,
             Some(order) = orders.recv() => match order {
                 Order::Close(apps) => worker.close_apps(&apps),
-                Order::Drain if !draining => worker.close_over(limits.drain),
-                Order::Undrain if !draining => worker.closings.clear(),
-                Order::Drain | Order::Undrain => {}
+                Order::Drain(windows) => worker.ordered = worker.closings_in(&windows),
+                Order::Undrain => worker.ordered.clear(),
             },
             left = turn => match left {
                 Ok(Left::Nothing) => {}
@@ -147,6 +146,8 @@ struct Worker {
     steered: Vec<UdpSocket>,
     /// While draining: which are to be closed when, the last first.
     closings: Vec<(Instant, Id)>,
+    /// The same, where the edge was ordered to drain.
+    ordered: Vec<(Instant, Id)>,
     /// Sockets that had more than their turn took.
     unfinished: Vec<Token>,
     /// Datagrams of flows in this turn.
@@ -203,6 +204,7 @@ impl Worker {
             batch: Batch::new(),
             steered,
             closings: Vec::new(),
+            ordered: Vec::new(),
             unfinished: Vec::new(),
             moved: 0,
             complained: None,
@@ -217,19 +219,18 @@ impl Worker {
             self.poll.remove(socket.as_fd());
         }
         self.steered.clear();
-        self.close_over(limit);
+        self.closings = self.closings_in(&self.service.drain_windows(limit));
     }
 
-    /// Closes what is open as its windows end.
-    fn close_over(&mut self, limit: Option<Duration>) {
-        let windows = self.service.drain_windows(limit);
+    /// When what is open is to be closed, as its windows end.
+    fn closings_in(&self, windows: &Windows) -> Vec<(Instant, Id)> {
         let open = self
             .sessions
             .iter()
             .map(|(id, flow)| (id, Some(flow.app())));
         let now = Instant::now();
         let closings = windows.closings(open).into_iter().rev();
-        self.closings = closings.map(|(after, id)| (now + after, id)).collect();
+        closings.map(|(after, id)| (now + after, id)).collect()
     }
 
     fn close_apps(&mut self, apps: &HashSet<AppKey>) {
@@ -243,9 +244,10 @@ impl Worker {
 
     /// Nothing is to be closed before this.
     fn next_deadline(&self) -> Option<Instant> {
-        let closing = self.closings.last().map(|(at, _)| *at);
-        let idle = self.sessions.next_deadline();
-        closing.into_iter().chain(idle).min()
+        let closings = [&self.closings, &self.ordered];
+        let closing = closings.iter().filter_map(|closings| closings.last());
+        let closing = closing.map(|(at, _)| *at);
+        closing.chain(self.sessions.next_deadline()).min()
     }
 
     fn expire(&mut self) {
@@ -256,7 +258,10 @@ impl Worker {
         while let Some(id) = self.sessions.expired(now) {
             self.end(id, "idle");
         }
-        while let Some((_, id)) = self.closings.pop_if(|(at, _)| *at <= now) {
+        let is_due = |(at, _): &mut (Instant, Id)| *at <= now;
+        while let Some((_, id)) =
+            (self.closings.pop_if(is_due)).or_else(|| self.ordered.pop_if(is_due))
+        {
             self.end(id, Closing::Drained.as_str());
         }
     }
