@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use anyport_netns::{Namespace, link};
+use anyport_netns::{Mounts, Namespace, link};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -38,6 +38,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// A host with an origin that greets everyone.
 fn host() -> Namespace {
     let host = Namespace::new("up").expect("needs root, to make a network namespace");
+    let host = host.with_mounts(&Mounts::new().unwrap()).unwrap();
     link::add_address(&host, "lo", "10.0.2.2/32".parse().unwrap()).unwrap();
     let origin = host.run(|| TcpListener::bind("10.0.2.2:7000")).unwrap();
     let origin = origin.unwrap();

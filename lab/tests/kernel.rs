@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::num::{NonZeroU64, NonZeroUsize};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyport_lab::cluster::{Cluster, PATIENCE, Plan, Service, Steering, Store, eventually};
@@ -206,7 +207,12 @@ fn what_is_deleted_by_hand_is_back_within_a_second_and_counted_while_traffic_flo
     let edge = cluster.topology().edge();
     let client = cluster.topology().client();
     let whole = own(&cluster).unwrap();
-    let pins = cluster.pins().unwrap().display().to_string();
+    let pins = cluster.pins().unwrap();
+    let is_pinned = plan(store).steering == Steering::SkLookup;
+    assert_eq!(pins.exists(), is_pinned);
+    let on_host = Path::new("/sys/fs/bpf/anyport").join(pins.file_name().unwrap());
+    assert!(!on_host.exists(), "{on_host:?} is not the cluster's own");
+    let pins = pins.display().to_string();
     let (sign, mut deeds) = match plan(store).steering {
         Steering::Tproxy => (
             "tproxy ip to",

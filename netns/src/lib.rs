@@ -10,7 +10,7 @@
 //!   handle, a process or a socket that belongs to it. When the last of them is gone, also by
 //!   `kill -9`, the kernel removes it with every link, route and rule in it.
 //! - **The host is not touched.** Every link is created inside a namespace made here, and both of
-//!   its ends stay there.
+//!   its ends stay there. What programs pin in the BPF file system stays in [`Mounts`] of their own.
 //!
 //! A namespace belongs to a *thread*, not to a process. Code enters one only on a thread made for
 //! that purpose ([`Namespace::run`], [`Namespace::block_on`], [`Namespace::spawn_thread`]), never on
@@ -21,6 +21,7 @@
 pub mod counters;
 mod error;
 pub mod link;
+mod mounts;
 mod namespace;
 mod netlink;
 pub mod route;
@@ -28,5 +29,6 @@ pub mod sysctl;
 pub mod topology;
 
 pub use error::{Error, Result};
+pub use mounts::Mounts;
 pub use namespace::Namespace;
 pub use topology::Topology;

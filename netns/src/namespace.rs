@@ -20,6 +20,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::{Pid, getpid, getppid};
 
 use crate::error::{Error, Result};
+use crate::mounts::Mounts;
 use crate::{link, sysctl};
 
 /// The calling thread's own namespace. `/proc/self` would be that of the first thread.
@@ -36,6 +37,7 @@ pub struct Namespace {
 struct Inner {
     label: String,
     file: File,
+    mounts: Option<Mounts>,
 }
 
 impl Namespace {
@@ -55,7 +57,11 @@ impl Namespace {
         })?;
         let file = made.map_err(|source| Error::system(&label, "making it", source))?;
         let namespace = Self {
-            inner: Arc::new(Inner { label, file }),
+            inner: Arc::new(Inner {
+                label,
+                file,
+                mounts: None,
+            }),
         };
         namespace.make_ipv6_usable_at_once()?;
         link::up(&namespace, "lo")?;
@@ -73,8 +79,35 @@ impl Namespace {
         let file = File::open(path)
             .map_err(|source| Error::system(&label, format!("opening {path:?}"), source))?;
         Ok(Self {
-            inner: Arc::new(Inner { label, file }),
+            inner: Arc::new(Inner {
+                label,
+                file,
+                mounts: None,
+            }),
         })
+    }
+
+    /// The same namespace; what runs in it by this handle sees these mounts.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::System`] where there is no descriptor for it.
+    pub fn with_mounts(&self, mounts: &Mounts) -> Result<Self> {
+        let file = self.inner.file.try_clone();
+        let file =
+            file.map_err(|source| Error::system(self.label(), "giving it mounts", source))?;
+        Ok(Self {
+            inner: Arc::new(Inner {
+                label: self.inner.label.clone(),
+                file,
+                mounts: Some(mounts.clone()),
+            }),
+        })
+    }
+
+    /// The mounts that are seen in it, where those are not the host's.
+    pub fn mounts(&self) -> Option<&Mounts> {
+        self.inner.mounts.as_ref()
     }
 
     /// The label it was made with.
@@ -166,7 +199,8 @@ impl Namespace {
         let namespace = self.clone();
         let parent = getpid();
         // SAFETY: between fork and exec only async-signal-safe system calls are allowed. These are
-        // prctl, getppid and setns, and none of them allocates, locks or unwinds.
+        // prctl, getppid, unshare, getcwd, setns and chdir, and none of them allocates, locks or
+        // unwinds.
         unsafe { command.pre_exec(move || namespace.adopt_child_of(parent)) };
         command
     }
@@ -178,6 +212,9 @@ impl Namespace {
     }
 
     fn enter(&self) -> io::Result<()> {
+        if let Some(mounts) = &self.inner.mounts {
+            mounts.enter()?;
+        }
         setns(&self.inner.file, CloneFlags::CLONE_NEWNET).map_err(io::Error::from)
     }
 
@@ -223,7 +260,11 @@ fn printable(label: &str) -> String {
 }
 
 /// Runs `work` to its end on a thread of its own, whose namespace dies with it.
-fn on_thread<T: Send>(label: &str, action: &str, work: impl FnOnce() -> T + Send) -> Result<T> {
+pub(crate) fn on_thread<T: Send>(
+    label: &str,
+    action: &str,
+    work: impl FnOnce() -> T + Send,
+) -> Result<T> {
     thread::scope(|scope| {
         let thread = thread::Builder::new()
             .name(label.to_owned())

@@ -20,6 +20,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::error::{Error, Result};
+use crate::mounts::Mounts;
 use crate::namespace::Namespace;
 use crate::route::NextHop;
 use crate::{link, route, sysctl};
@@ -86,6 +87,15 @@ impl Topology {
     ///
     /// [`Error::NotPermitted`] without root, [`Error::TooManyOrigins`] for more than 253.
     pub fn new(origins: usize) -> Result<Self> {
+        Self::with_mounts(origins, &Mounts::new()?)
+    }
+
+    /// The same, with mounts for the edge that another one has had, with what is pinned there.
+    ///
+    /// # Errors
+    ///
+    /// As [`new`](Self::new).
+    pub fn with_mounts(origins: usize, mounts: &Mounts) -> Result<Self> {
         if origins > MOST_ORIGINS {
             return Err(Error::TooManyOrigins {
                 asked: origins,
@@ -93,7 +103,7 @@ impl Topology {
             });
         }
         let client = Namespace::new("client")?;
-        let edge = Namespace::new("edge")?;
+        let edge = Namespace::new("edge")?.with_mounts(mounts)?;
         for namespace in [&client, &edge] {
             accept_any_return_path(namespace)?;
         }
@@ -127,7 +137,8 @@ impl Topology {
         &self.client
     }
 
-    /// Where the edge agent runs.
+    /// Where the edge agent runs: with mounts of its own, so that what it pins for BPF is nobody
+    /// else's.
     pub fn edge(&self) -> &Namespace {
         &self.edge
     }

@@ -3,6 +3,7 @@
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -430,4 +431,63 @@ fn a_topology_of_more_origins_than_addresses_is_refused() {
             most: 253
         }
     ));
+}
+
+/// The files that a thread sees, as a shell would list them.
+fn names(directory: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(directory).unwrap();
+    let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    names.collect()
+}
+
+#[test]
+fn what_is_made_in_mounts_of_their_own_is_seen_there_and_gone_with_them() {
+    const BPF_FS: &str = "/sys/fs/bpf";
+    const MADE: &str = "anyport-netns-test";
+    let topology = Topology::new(0).unwrap();
+    let edge = topology.edge();
+    let made = edge.run(|| std::fs::create_dir(Path::new(BPF_FS).join(MADE)));
+    made.unwrap().unwrap();
+    let seen = |names: Vec<String>| names.iter().any(|name| name == MADE);
+    assert!(
+        seen(edge.run(|| names(BPF_FS.as_ref())).unwrap()),
+        "by a thread"
+    );
+    let mut list = edge.command("ls");
+    let listed = list.arg(BPF_FS).output().unwrap();
+    assert!(
+        String::from_utf8_lossy(&listed.stdout).contains(MADE),
+        "by a process"
+    );
+    let from_elsewhere = edge.mounts().unwrap().bpf_fs().unwrap();
+    assert!(seen(names(&from_elsewhere)), "from elsewhere");
+    assert!(!seen(names(BPF_FS.as_ref())), "on the host");
+    let client = topology.client();
+    assert!(
+        !seen(client.run(|| names(BPF_FS.as_ref())).unwrap()),
+        "by others"
+    );
+    // Another network shares them, and finds what was made.
+    let mounts = edge.mounts().unwrap().clone();
+    drop(topology);
+    let next = Topology::with_mounts(0, &mounts).unwrap();
+    assert!(
+        seen(next.edge().run(|| names(BPF_FS.as_ref())).unwrap()),
+        "by the next"
+    );
+    let other = Topology::new(0).unwrap();
+    assert!(
+        !seen(other.edge().run(|| names(BPF_FS.as_ref())).unwrap()),
+        "by another"
+    );
+    // The working directory is the caller's, by its name.
+    let here = std::env::current_dir().unwrap();
+    let mut pwd = other.edge().command("pwd");
+    let printed = String::from_utf8(pwd.output().unwrap().stdout).unwrap();
+    assert_eq!(Path::new(printed.trim()), here);
+    let there = other.edge().run(std::env::current_dir).unwrap().unwrap();
+    assert_eq!(
+        (there, std::env::current_dir().unwrap()),
+        (here.clone(), here)
+    );
 }

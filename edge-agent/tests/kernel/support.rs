@@ -7,8 +7,8 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream},
     num::NonZeroU16,
     os::unix::fs::MetadataExt,
-    path::{Path, PathBuf},
-    sync::{Arc, Mutex},
+    path::PathBuf,
+    sync::{Arc, Mutex, OnceLock},
     time::Duration,
 };
 
@@ -17,7 +17,7 @@ use anyport_edge_agent::kernel::{
     SteeredSockets, Steering, undo,
 };
 use anyport_model::{resource::Transport, steering::Claim};
-use anyport_netns::{Namespace, Topology};
+use anyport_netns::{Mounts, Namespace, Topology};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{io::AsyncWriteExt, task::JoinHandle, time::Instant};
 
@@ -68,9 +68,15 @@ where
 {
     on_edge_without_cleaning(async |edge| {
         test(edge).await;
-        // Pins would outlive the namespace.
+        // Pins outlive the namespace.
         undo().await.unwrap();
     });
+}
+
+/// All edges of this process pin in the same place, as those of a host do, which is not the host's.
+fn mounts() -> &'static Mounts {
+    static MOUNTS: OnceLock<Mounts> = OnceLock::new();
+    MOUNTS.get_or_init(|| Mounts::new().unwrap())
 }
 
 pub(crate) fn on_edge_without_cleaning<F, Fut>(test: F)
@@ -78,7 +84,7 @@ where
     F: FnOnce(Edge) -> Fut + Send,
     Fut: Future<Output = ()>,
 {
-    let topology = Topology::new(0).unwrap();
+    let topology = Topology::with_mounts(0, mounts()).unwrap();
     let namespace = topology.edge().clone();
     namespace
         .block_on(|| async {
@@ -138,7 +144,8 @@ impl Edge {
     /// Where the pins of the edge's namespace are.
     pub(crate) fn pins(&self) -> PathBuf {
         let namespace = std::fs::metadata(self.topology.edge().path()).unwrap();
-        Path::new("/sys/fs/bpf/anyport").join(namespace.ino().to_string())
+        let bpf_fs = mounts().bpf_fs().unwrap();
+        bpf_fs.join("anyport").join(namespace.ino().to_string())
     }
 
     pub(crate) fn client(&self) -> Namespace {

@@ -8,7 +8,7 @@
 //!
 //! - **Never a stale program.** The first cluster of a test process has cargo build the programs,
 //!   and runs exactly what cargo names; where everything is fresh that takes a moment.
-//! - **Nothing left behind.** Processes are killed by id when the cluster is dropped, and by the
+//! - **Nothing left behind.** What the agent pins is in a BPF file system of the cluster's own. Processes are killed by id when the cluster is dropped, and by the
 //!   kernel when the thread that started them ends in whatever way. So start, restart and keep a
 //!   cluster on the test's own thread.
 //! - **One at a time.** Within a test process a second cluster waits for the first to be gone: what
@@ -37,7 +37,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use anyport_netns::Topology;
+use anyport_netns::{Mounts, Topology};
 use tempfile::TempDir;
 
 pub use beside::Beside;
@@ -179,9 +179,12 @@ impl Cluster {
     ///
     /// Where the edge's namespace cannot be looked at.
     pub fn pins(&self) -> Result<PathBuf> {
-        let namespace = std::fs::metadata(self.topology.edge().path())
+        let edge = self.topology.edge();
+        let namespace = std::fs::metadata(edge.path())
             .map_err(|source| Error::io("looking at the edge's namespace", source))?;
-        Ok(Path::new("/sys/fs/bpf/anyport").join(namespace.ino().to_string()))
+        let bpf_fs = edge.mounts().and_then(Mounts::bpf_fs);
+        let bpf_fs = bpf_fs.unwrap_or_else(|| "/sys/fs/bpf".into());
+        Ok(bpf_fs.join("anyport").join(namespace.ino().to_string()))
     }
 
     /// The config service's replicas.
@@ -440,10 +443,6 @@ impl Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        // They outlive the agent on purpose, and would outlive the namespace.
-        if let Ok(pins) = self.pins() {
-            let _ = std::fs::remove_dir_all(pins);
-        }
         if thread::panicking() {
             for service in Service::all_of(self.plan.store) {
                 let running = if self.processes.contains_key(service) {

@@ -124,9 +124,6 @@ impl Fleet {
             &[
                 "edge-agent",
                 "--name=demo-edge",
-                // What sk_lookup pins outlives a namespace, and the demo is to
-                // leave nothing behind.
-                "--steering=tproxy",
                 &edge_state,
                 &workers,
                 "--drain-timeout=1",
