@@ -3,6 +3,13 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "guards/access.rs"]
+mod access;
+#[path = "guards/deadlines.rs"]
+mod deadlines;
+#[path = "guards/pace.rs"]
+mod pace;
+
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
@@ -171,23 +178,29 @@ fn all_are_gone(cluster: &Cluster, app: &str) {
     });
 }
 
-/// The events of an app that say who was turned away, once there are `count`.
+/// The events of an app of one kind.
+fn events(cluster: &Cluster, app: &str, kind: &str) -> Vec<Value> {
+    let said = cluster
+        .anyport(&["events", "--app", app, "-o", "json"])
+        .unwrap();
+    assert_eq!(said.status, Some(0), "{said}");
+    let events = said
+        .out
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap());
+    events
+        .filter(|event: &Value| event["event"] == kind)
+        .collect()
+}
+
+/// Those that say who was turned away, once there are `count`.
 fn filtered(cluster: &Cluster, app: &str, count: usize) -> Vec<Value> {
     eventually(PATIENCE, "who was turned away is in the event log", || {
-        let said = cluster
-            .anyport(&["events", "--app", app, "-o", "json"])
-            .unwrap();
-        let events = said
-            .out
-            .lines()
-            .map(|line| serde_json::from_str(line).unwrap());
-        let events: Vec<Value> = events
-            .filter(|event: &Value| event["event"] == "clientFiltered")
-            .collect();
+        let events = events(cluster, app, "clientFiltered");
         if events.len() == count {
             Ok(events)
         } else {
-            Err(said)
+            Err(format!("{events:?}"))
         }
     })
 }
