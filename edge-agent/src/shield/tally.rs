@@ -121,6 +121,18 @@ mod tests {
     }
 
     #[test]
+    fn who_finds_the_app_full_has_used_up_nothing_of_its_own() {
+        let (tally, now, limits) = (Tally::default(), Instant::now(), limits(1, 1, 1));
+        let first = tally.enter(&limits, source(1), now).unwrap();
+        for _ in 0..3 {
+            let reached = tally.enter(&limits, source(2), now).unwrap_err();
+            assert_eq!(reached.limit, Limit::Connections);
+        }
+        tally.leave(first);
+        assert!(tally.enter(&limits, source(2), now).is_ok());
+    }
+
+    #[test]
     fn what_is_open_counts_whatever_the_limits_were_then() {
         let (tally, now) = (Tally::default(), Instant::now());
         let none = Limits::default();

@@ -62,17 +62,37 @@ fn write_for(stream: &mut TcpStream, time: Duration) -> u64 {
     sent
 }
 
-/// Processor time of the agent so far.
-fn processor_time(cluster: &Cluster) -> Duration {
+/// What the agent's workers have done so far.
+struct Work {
+    /// Processor time.
+    time: Duration,
+    /// How often they had nothing to do.
+    waits: u64,
+}
+
+fn work(cluster: &Cluster) -> Work {
     let pid = cluster.pid(Service::EdgeAgent).unwrap();
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-    let fields = stat.rsplit_once(')').unwrap().1.split_whitespace();
-    let ticks: u64 = fields
-        .skip(11)
-        .take(2)
-        .map(|ticks| ticks.parse::<u64>().unwrap())
-        .sum();
-    Duration::from_millis(ticks * 10)
+    let mut work = Work {
+        time: Duration::ZERO,
+        waits: 0,
+    };
+    for thread in std::fs::read_dir(format!("/proc/{pid}/task")).unwrap() {
+        let read = |file: &str| {
+            std::fs::read_to_string(thread.as_ref().unwrap().path().join(file)).unwrap()
+        };
+        let (stat, status) = (read("stat"), read("status"));
+        let (name, fields) = stat.rsplit_once(')').unwrap();
+        if !name.contains("(worker-") {
+            continue;
+        }
+        let ticks = fields.split_whitespace().skip(11).take(2);
+        let ticks: u64 = ticks.map(|ticks| ticks.parse::<u64>().unwrap()).sum();
+        work.time += Duration::from_millis(ticks * 10);
+        let mut lines = status.lines();
+        let waits = lines.find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+        work.waits += waits.unwrap().trim().parse::<u64>().unwrap();
+    }
+    work
 }
 
 #[test]
@@ -112,7 +132,7 @@ fn a_connection_keeps_to_its_pace_and_others_to_theirs() {
     // Nobody but them, so that what they cost the agent is seen: both wait nearly all the time.
     let (mut down, mut other, mut up) =
         (dial(at(V4, 3001)), dial(at(V6, 3001)), dial(at(V4, 3002)));
-    let (before, start) = (processor_time(&cluster), Instant::now());
+    let (before, start) = (work(&cluster), Instant::now());
     let (quarters, others, sent) = std::thread::scope(|scope| {
         let down = scope.spawn(|| read_for(&mut down, TIME));
         let other = scope.spawn(|| read_for(&mut other, TIME));
@@ -120,7 +140,7 @@ fn a_connection_keeps_to_its_pace_and_others_to_theirs() {
         (down.join().unwrap(), other.join().unwrap(), sent)
     });
     let (time, arrived) = (start.elapsed(), taken.load(Relaxed));
-    let cost = processor_time(&cluster) - before;
+    let after = work(&cluster);
     for (which, bytes) in [
         ("down", quarters.iter().sum()),
         ("its neighbour", others.iter().sum()),
@@ -142,7 +162,13 @@ fn a_connection_keeps_to_its_pace_and_others_to_theirs() {
             "{quarters:?} is not smooth"
         );
     }
+    let (cost, waits) = (after.time - before.time, after.waits - before.waits);
     assert!(cost < time / 4, "{cost:?} of processor time in {time:?}");
+    // Each is looked at twenty times a second.
+    assert!(
+        waits < 3 * 100 * time.as_secs(),
+        "{waits} waits in {time:?}"
+    );
     up.shutdown(std::net::Shutdown::Write).unwrap();
     drop((down, other));
 
@@ -192,70 +218,131 @@ fn a_connection_keeps_to_its_pace_and_others_to_theirs() {
 
 #[test]
 fn datagrams_beyond_the_pace_are_dropped_and_counted() {
-    const SIZE: usize = 1000;
     let cluster = cluster(Store::Embedded);
-    let _echo = datagram_echo(&cluster);
-    let app = |name: &str, port: u16, rate: u64| {
+    let echo = datagram_echo(&cluster);
+    answer_thrice(&cluster, at("10.0.2.2", 7200));
+    let app = |name: &str, port: u16, origin: u16, rate: u64| {
         format!(
             "  - {{ name: {name}, protocol: udp/{port}, edge_ips: [{V4}, \"{V6}\"], \
-             origin_direct: [\"udp://10.0.2.2:7000\"], limits: {{ bytes_per_second_per_connection: {rate} }} }}\n"
+             origin_direct: [\"udp://10.0.2.2:{origin}\"], limits: {{ bytes_per_second_per_connection: {rate} }} }}\n"
         )
     };
-    let apps = [app("paced", 3001, RATE), app("free", 3002, 0)];
+    let apps = [
+        app("paced", 3001, 7000, RATE),
+        app("thrice", 3002, 7200, RATE),
+        app("free", 3003, 7000, 0),
+    ];
     cluster
         .apply(&format!("{PREFIXES}apps:\n{}", apps.concat()))
         .unwrap();
-    let client = cluster.topology().client();
     for door in [V4, V6] {
-        let before = dropped(&cluster);
-        let socket = |port| {
-            let any = if door == V4 { "0.0.0.0:0" } else { "[::]:0" };
-            let socket = client.run(|| UdpSocket::bind(any)).unwrap().unwrap();
-            socket.connect(at(door, port)).unwrap();
-            socket
-        };
-        let (paced, free) = (socket(3001), socket(3002));
-        // Each is three times as fast as one of them may be. Echoes come one for one.
-        let start = Instant::now();
-        let mut sent = 0;
-        let mut heard = [0, 0];
-        let mut buffer = [0; 2 * SIZE];
-        paced.set_nonblocking(true).unwrap();
-        free.set_nonblocking(true).unwrap();
-        let mut listen = |heard: &mut [u64; 2]| {
-            for (socket, heard) in [&paced, &free].into_iter().zip(heard) {
-                while socket.recv(&mut buffer).is_ok() {
-                    *heard += 1;
-                }
-            }
-        };
-        while start.elapsed() < TIME {
-            let due = start.elapsed().as_millis() as u64 * 3 * RATE / 1000 / SIZE as u64;
-            while sent < due {
-                paced.send(&[7; SIZE]).unwrap();
-                free.send(&[7; SIZE]).unwrap();
-                sent += 1;
-            }
-            listen(&mut heard);
-            std::thread::sleep(Duration::from_millis(2));
+        // Three times as fast as it may be, beside one that may be so: an answer for each.
+        let answered = echo.answered();
+        let [paced, free] = talk(&cluster, [at(door, 3001), at(door, 3003)], 3 * RATE, 1);
+        assert_eq!(
+            free.heard, free.sent,
+            "{door}: one beside it is slowed down"
+        );
+        let reached = echo.answered() - answered - free.heard;
+        for (which, count) in [("there", reached), ("back", paced.heard)] {
+            let part = at_rate(count * SIZE, paced.time);
+            assert!(
+                (0.8..=1.05).contains(&part),
+                "{door} {which}: {count} of {}, {part}",
+                paced.sent
+            );
         }
-        let time = start.elapsed();
-        let lost = eventually(PATIENCE, "every datagram is heard or dropped", || {
-            listen(&mut heard);
-            let lost = dropped(&cluster) - before;
-            let all = heard[0] + lost == sent && heard[1] == sent;
-            if all {
-                Ok(lost)
-            } else {
-                Err(format!("{sent} sent, {heard:?} heard, {lost} dropped"))
-            }
-        });
-        let part = at_rate(heard[0] * SIZE as u64, time);
+        // Slow enough, and answered three times as fast as may be.
+        let [thrice] = talk(&cluster, [at(door, 3002)], RATE * 9 / 10, 3);
+        let part = at_rate(thrice.heard * SIZE, thrice.time);
         assert!(
             (0.8..=1.05).contains(&part),
-            "{door}: {heard:?} of {sent}, {lost} dropped, {part}"
+            "{door}: {} heard, {part}",
+            thrice.heard
         );
     }
+}
+
+/// Of each datagram.
+const SIZE: u64 = 1000;
+
+fn answer_thrice(cluster: &Cluster, address: SocketAddr) {
+    let origin = &cluster.topology().origins()[0].namespace;
+    let server = origin.run(|| UdpSocket::bind(address)).unwrap().unwrap();
+    server.set_read_timeout(Some(PATIENCE * 3)).unwrap();
+    std::thread::spawn(move || {
+        let mut buffer = [0; 2 * SIZE as usize];
+        while let Ok((count, from)) = server.recv_from(&mut buffer) {
+            (0..3).for_each(|_| {
+                let _ = server.send_to(&buffer[..count], from);
+            });
+        }
+    });
+}
+
+/// What came of one flow.
+struct Talked {
+    sent: u64,
+    heard: u64,
+    time: Duration,
+}
+
+/// Sends to each at `rate` bytes a second, until every datagram was answered so many times, or one
+/// of both was dropped for its pace.
+fn talk<const FLOWS: usize>(
+    cluster: &Cluster,
+    doors: [SocketAddr; FLOWS],
+    rate: u64,
+    answers: u64,
+) -> [Talked; FLOWS] {
+    let before = dropped(cluster);
+    let sockets = doors.map(|door| {
+        let any = if door.is_ipv4() {
+            "0.0.0.0:0"
+        } else {
+            "[::]:0"
+        };
+        let socket = cluster.topology().client().run(|| UdpSocket::bind(any));
+        let socket = socket.unwrap().unwrap();
+        socket.connect(door).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        socket
+    });
+    let mut heard = [0; FLOWS];
+    let mut listen = || {
+        let mut buffer = [0; 2 * SIZE as usize];
+        for (socket, heard) in sockets.iter().zip(&mut heard) {
+            while socket.recv(&mut buffer).is_ok() {
+                *heard += 1;
+            }
+        }
+        heard
+    };
+    let (start, mut sent) = (Instant::now(), 0);
+    while start.elapsed() < TIME {
+        let due = start.elapsed().as_millis() as u64 * rate / 1000 / SIZE;
+        while sent < due {
+            for socket in &sockets {
+                socket.send(&[7; SIZE as usize]).unwrap();
+            }
+            sent += 1;
+        }
+        listen();
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    let time = start.elapsed();
+    let heard = eventually(PATIENCE, "every datagram is answered or dropped", || {
+        let heard = listen();
+        let dropped = dropped(cluster) - before;
+        if heard.iter().sum::<u64>() + dropped == FLOWS as u64 * sent * answers {
+            Ok(heard)
+        } else {
+            Err(format!(
+                "{sent} sent to each, {heard:?} heard, {dropped} dropped"
+            ))
+        }
+    });
+    heard.map(|heard| Talked { sent, heard, time })
 }
 
 fn dropped(cluster: &Cluster) -> u64 {
