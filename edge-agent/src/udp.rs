@@ -29,6 +29,7 @@ mod header;
 mod poll;
 mod sessions;
 mod sockets;
+mod told;
 mod worker;
 
 pub use worker::{Limits, serve};

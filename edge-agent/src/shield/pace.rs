@@ -3,12 +3,14 @@
 
 use std::{
     num::NonZeroU32,
+    os::fd::AsFd,
     pin::Pin,
     task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
 
 use anyport_model::bucket::Bucket;
+use nix::sys::socket::{setsockopt, sockopt};
 use tokio::time::{Sleep, sleep};
 
 /// A direction that used up what it may is read again when it may have a part
@@ -35,7 +37,25 @@ impl StreamPaces {
             down: StreamPace::new(rate),
         }
     }
+
+    /// Has a sender wait about a second after it began to be too fast: the
+    /// kernel would take in as many megabytes as it has for a socket.
+    pub fn stop_early(&self, socket: &impl AsFd) {
+        let second = self.up.pace.rate.get();
+        if second < WAITING_MAX {
+            let bytes = second.max(WAITING_MIN) as usize;
+            // Beyond net.core.rmem_max for those who may; where neither is
+            // possible, more waits.
+            let forced = setsockopt(socket, sockopt::RcvBufForce, &bytes);
+            let _ = forced.or_else(|_| setsockopt(socket, sockopt::RcvBuf, &bytes));
+        }
+    }
 }
+
+/// What may wait of a stream, in bytes: as much as a round trip needs at least,
+/// and no more than the kernel would take anyway.
+const WAITING_MIN: u32 = 64 << 10;
+const WAITING_MAX: u32 = 4 << 20;
 
 impl StreamPace {
     fn new(rate: NonZeroU32) -> Self {

@@ -131,6 +131,10 @@ struct Legs<C: Leg, O: Leg> {
 
 impl<C: Leg, O: Leg> Legs<C, O> {
     fn new(client: C, origin: O, paces: Option<Box<StreamPaces>>) -> Self {
+        if let Some(paces) = &paces {
+            paces.stop_early(client.socket());
+            paces.stop_early(origin.socket());
+        }
         Self {
             client,
             origin,

@@ -32,7 +32,8 @@ pub(super) struct Account {
     from_origin: u64,
     end: (EventKind, Status),
     span: Span,
-    _inside: Inside,
+    /// None: it was not let in.
+    _inside: Option<Inside>,
     /// With the descriptors of the flow's sockets.
     service: Pair<Service>,
 }
@@ -42,7 +43,7 @@ impl Account {
         target: Target<'_>,
         config_revision: Revision,
         key: &Key,
-        (verdict, inside): (Verdict, Inside),
+        (verdict, inside): (Verdict, Option<Inside>),
         service: Pair<Service>,
     ) -> Self {
         let app = Arc::clone(&target.app.stats);
@@ -103,7 +104,7 @@ impl Account {
         self.app.moved(from_client, from_origin);
     }
 
-    /// There is no origin to begin with.
+    /// It was not let in, or there is no origin to begin with.
     pub(super) fn refuse(mut self, status: Status, reason: String) {
         self.end = (EventKind::of_refusal(status), status);
         self.ends(Reason::Text(reason.into()));

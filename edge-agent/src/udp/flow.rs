@@ -16,6 +16,7 @@ use super::{
     header::Header,
     sessions::Key,
     sockets,
+    told::Told,
 };
 use crate::{
     descriptors::Pair,
@@ -83,16 +84,28 @@ impl Flow {
         key: &Key,
         first: &[u8],
         service: Pair<Service>,
+        (told, now): (&mut Told, Instant),
     ) -> Result<Opened, NoFlow> {
         let target = table
             .target(Transport::Udp, key.edge)
             .ok_or(NoFlow::Unclaimed)?;
         let (app, client_ip) = (&target.app.app, key.client.ip());
         let (verdict, limits) = (app.access.decide(client_ip), &app.limits);
-        let inside = shield::admit(verdict, limits, &target.app.stats, client_ip);
-        let inside = inside.map_err(NoFlow::Refused)?;
+        let account =
+            |inside| Account::open(target, table.revision, key, (verdict, inside), service);
+        let inside = match shield::admit(verdict, limits, &target.app.stats, client_ip) {
+            Ok(inside) => inside,
+            Err(refusal) => {
+                let refused = NoFlow::Refused(refusal);
+                if told.is_news(key, now) {
+                    let (status, reason) = refused.outcome();
+                    account(None).refuse(status, reason);
+                }
+                return Err(refused);
+            }
+        };
         let client = sockets::towards_client(key).map_err(NoFlow::System)?;
-        let account = Account::open(target, table.revision, key, (verdict, inside), service);
+        let account = account(Some(inside));
         let leg = match dial(target, account.stats(), key, &[]) {
             Ok(leg) => leg,
             Err(failed) => {
@@ -114,7 +127,7 @@ impl Flow {
                 header: Header::new(form, key),
                 paces: limits
                     .bytes_per_second_per_connection
-                    .map(|rate| Box::new(DatagramPaces::new(rate, Instant::now()))),
+                    .map(|rate| Box::new(DatagramPaces::new(rate, now))),
                 refused: Vec::new(),
                 account,
             },

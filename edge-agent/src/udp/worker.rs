@@ -22,6 +22,7 @@ use super::{
     flow::{Flow, NO_SOCKET, NoFlow, Opened},
     poll::{Events, Left, Poll},
     sessions::{Caps, Id, Key, Sessions, Shed},
+    told::Told,
 };
 use crate::{
     descriptors::Pair,
@@ -153,6 +154,8 @@ struct Worker {
     /// Datagrams of flows in this turn.
     moved: usize,
     complained: Option<Instant>,
+    /// Refusals that were told of.
+    told: Told,
 }
 
 /// What an event is about.
@@ -208,6 +211,7 @@ impl Worker {
             unfinished: Vec::new(),
             moved: 0,
             complained: None,
+            told: Told::default(),
         })
     }
 
@@ -389,8 +393,9 @@ impl Worker {
         let descriptors = descriptors.ok_or(DropReason::Descriptors)?;
         let table = self.service.table.load();
         let first = self.batch.payload(at);
+        let told = (&mut self.told, now);
         let Opened { flow, idle } =
-            Flow::open(&table, &key, first, descriptors).map_err(|failed| match failed {
+            Flow::open(&table, &key, first, descriptors, told).map_err(|failed| match failed {
                 NoFlow::Unclaimed => {
                     self.service.stats.unclaimed.inc();
                     DropReason::Unclaimed

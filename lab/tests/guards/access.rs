@@ -75,21 +75,7 @@ fn the_longest_rule_decides_who_is_let_in(store: Store) {
         let says = format!("the access rule for {rule} says {action}");
         assert!(told.out.contains(&says), "{told}");
     }
-    let told = filtered(&cluster, "tcp", denied.len());
-    let of: BTreeSet<String> = told.iter().map(|event| text(event, "client_ip")).collect();
-    assert_eq!(of, denied);
-    for event in &told {
-        let (_, rule) = decided(text(event, "client_ip").parse().unwrap());
-        assert_eq!(
-            text(event, "reason"),
-            format!("access: deny by the rule for {rule}")
-        );
-        assert_eq!(
-            said_of(event),
-            (403, true, "BLOCK_IP".to_owned()),
-            "{event}"
-        );
-    }
+    assert_told(&filtered(&cluster, "tcp", denied.len()), &denied);
     assert_eq!(refused(&cluster, "tcp", "access"), denied.len() as u64);
     for event in events(&cluster, "tcp", "connect") {
         assert_eq!(
@@ -99,7 +85,7 @@ fn the_longest_rule_decides_who_is_let_in(store: Store) {
         );
     }
 
-    // The same over UDP, where nobody is told.
+    // The same over UDP, where the client is not told.
     let asked: Vec<(IpAddr, UdpSocket)> = client
         .run(|| {
             let ask = |(from, to): &(IpAddr, SocketAddr)| {
@@ -129,6 +115,25 @@ fn the_longest_rule_decides_who_is_let_in(store: Store) {
         assert_eq!(socket.recv(&mut [0]).is_ok(), is_let_in, "{from}");
     }
     assert_eq!(refused(&cluster, "udp", "access"), denied.len() as u64);
+    assert_told(&filtered(&cluster, "udp", denied.len()), &denied);
+    // Who goes on is told of once.
+    for (_, socket) in &asked {
+        socket.send(b"x").unwrap();
+    }
+    eventually(PATIENCE, "who goes on is not heard again", || {
+        let dropped = dropped();
+        if dropped == 2 * denied.len() as u64 {
+            Ok(())
+        } else {
+            Err(dropped)
+        }
+    });
+    filtered(&cluster, "udp", denied.len());
+    for (from, socket) in &asked {
+        if decided(*from).0 == "allow" {
+            socket.recv(&mut [0]).unwrap();
+        }
+    }
 
     // Everyone is denied now, and those who are inside stay.
     let closed = [
@@ -154,6 +159,22 @@ fn the_longest_rule_decides_who_is_let_in(store: Store) {
             socket.send(b"y").unwrap();
             socket.recv(&mut [0]).unwrap();
         }
+    }
+}
+
+/// Each that was denied has its event, which says by which rule.
+fn assert_told(told: &[Value], denied: &BTreeSet<String>) {
+    let of: BTreeSet<String> = told.iter().map(|event| text(event, "client_ip")).collect();
+    assert_eq!(&of, denied);
+    for event in told {
+        let (_, rule) = decided(text(event, "client_ip").parse().unwrap());
+        let reason = format!("access: deny by the rule for {rule}");
+        assert_eq!(text(event, "reason"), reason);
+        assert_eq!(
+            said_of(event),
+            (403, true, "BLOCK_IP".to_owned()),
+            "{event}"
+        );
     }
 }
 

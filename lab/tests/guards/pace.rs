@@ -17,11 +17,12 @@ const RATE: u64 = 400_000;
 /// How long each is measured. The first second's worth is free.
 const TIME: Duration = Duration::from_secs(4);
 
-/// What the system between the ends may hold, in each direction.
-const BUFFERS: u64 = 8 << 20;
+/// What may wait between a client and an origin.
+const BUFFERS: u64 = 2 << 20;
 
-fn at_rate(bytes: u64, time: Duration) -> f64 {
-    bytes as f64 / (RATE as f64 * (time.as_secs_f64() + 1.0))
+/// What part `bytes` are of all that may pass at a rate in this time.
+fn part_of(rate: u64, bytes: u64, time: Duration) -> f64 {
+    bytes as f64 / (rate as f64 * (time.as_secs_f64() + 1.0))
 }
 
 /// Reads what comes for `time`, and gives how much it was in each quarter of a second.
@@ -129,9 +130,18 @@ fn a_connection_keeps_to_its_pace_and_others_to_theirs() {
         .unwrap();
     let dial = |to: SocketAddr| cluster.dial(to).unwrap();
 
+    // What waits at the client is not the edge's matter.
+    let sender = |to: SocketAddr| {
+        let stream = dial(to);
+        socket2::SockRef::from(&stream)
+            .set_send_buffer_size(64 << 10)
+            .unwrap();
+        stream
+    };
+
     // Nobody but them, so that what they cost the agent is seen: both wait nearly all the time.
     let (mut down, mut other, mut up) =
-        (dial(at(V4, 3001)), dial(at(V6, 3001)), dial(at(V4, 3002)));
+        (dial(at(V4, 3001)), dial(at(V6, 3001)), sender(at(V4, 3002)));
     let (before, start) = (work(&cluster), Instant::now());
     let (quarters, others, sent) = std::thread::scope(|scope| {
         let down = scope.spawn(|| read_for(&mut down, TIME));
@@ -146,7 +156,7 @@ fn a_connection_keeps_to_its_pace_and_others_to_theirs() {
         ("its neighbour", others.iter().sum()),
         ("up", arrived),
     ] {
-        let part = at_rate(bytes, time);
+        let part = part_of(RATE, bytes, time);
         assert!(
             (0.8..=1.05).contains(&part),
             "{which}: {bytes} bytes in {time:?}, {part}"
@@ -202,7 +212,10 @@ fn a_connection_keeps_to_its_pace_and_others_to_theirs() {
         let slowed = slow.join().unwrap();
         // At the slow one's pace this alone would take nearly three minutes.
         assert!(took < PATIENCE, "{took:?} for 64 MiB");
-        assert!(at_rate(slowed, start.elapsed()) <= 1.05, "{slowed} bytes");
+        assert!(
+            part_of(RATE, slowed, start.elapsed()) <= 1.05,
+            "{slowed} bytes"
+        );
     });
 
     // All that was sent arrives in the end.
@@ -228,8 +241,8 @@ fn datagrams_beyond_the_pace_are_dropped_and_counted() {
         )
     };
     let apps = [
-        app("paced", 3001, 7000, RATE),
-        app("thrice", 3002, 7200, RATE),
+        app("paced", 3001, 7000, SLOW),
+        app("thrice", 3002, 7200, SLOW),
         app("free", 3003, 7000, 0),
     ];
     cluster
@@ -238,14 +251,19 @@ fn datagrams_beyond_the_pace_are_dropped_and_counted() {
     for door in [V4, V6] {
         // Three times as fast as it may be, beside one that may be so: an answer for each.
         let answered = echo.answered();
-        let [paced, free] = talk(&cluster, [at(door, 3001), at(door, 3003)], 3 * RATE, 1);
-        assert_eq!(
-            free.heard, free.sent,
+        let (there, dropped) = talk(&cluster, [at(door, 3001), at(door, 3003)], 3 * SLOW);
+        let [paced, free] = there;
+        assert!(
+            nearly_all(free.heard, free.sent),
             "{door}: one beside it is slowed down"
+        );
+        assert!(
+            nearly_all(dropped, paced.sent - paced.heard),
+            "{door}: {dropped} dropped"
         );
         let reached = echo.answered() - answered - free.heard;
         for (which, count) in [("there", reached), ("back", paced.heard)] {
-            let part = at_rate(count * SIZE, paced.time);
+            let part = part_of(SLOW, count * SIZE, paced.time);
             assert!(
                 (0.8..=1.05).contains(&part),
                 "{door} {which}: {count} of {}, {part}",
@@ -253,18 +271,30 @@ fn datagrams_beyond_the_pace_are_dropped_and_counted() {
             );
         }
         // Slow enough, and answered three times as fast as may be.
-        let [thrice] = talk(&cluster, [at(door, 3002)], RATE * 9 / 10, 3);
-        let part = at_rate(thrice.heard * SIZE, thrice.time);
+        let ([thrice], dropped) = talk(&cluster, [at(door, 3002)], SLOW * 9 / 10);
+        let part = part_of(SLOW, thrice.heard * SIZE, thrice.time);
         assert!(
             (0.8..=1.05).contains(&part),
             "{door}: {} heard, {part}",
             thrice.heard
         );
+        assert!(
+            nearly_all(dropped, 3 * thrice.sent - thrice.heard),
+            "{door}: {dropped} dropped"
+        );
     }
 }
 
+/// A busy machine loses a datagram now and then, wherever it waits.
+fn nearly_all(count: u64, of: u64) -> bool {
+    count <= of && count * 10 >= of * 9
+}
+
+/// Bytes a second that are few enough for a busy machine.
+const SLOW: u64 = 40_000;
+
 /// Of each datagram.
-const SIZE: u64 = 1000;
+const SIZE: u64 = 400;
 
 fn answer_thrice(cluster: &Cluster, address: SocketAddr) {
     let origin = &cluster.topology().origins()[0].namespace;
@@ -287,14 +317,13 @@ struct Talked {
     time: Duration,
 }
 
-/// Sends to each at `rate` bytes a second, until every datagram was answered so many times, or one
-/// of both was dropped for its pace.
+/// Sends to each at `rate` bytes a second, and gives what came of it, and how many datagrams were
+/// dropped for the pace of their flow.
 fn talk<const FLOWS: usize>(
     cluster: &Cluster,
     doors: [SocketAddr; FLOWS],
     rate: u64,
-    answers: u64,
-) -> [Talked; FLOWS] {
+) -> ([Talked; FLOWS], u64) {
     let before = dropped(cluster);
     let sockets = doors.map(|door| {
         let any = if door.is_ipv4() {
@@ -331,18 +360,17 @@ fn talk<const FLOWS: usize>(
         std::thread::sleep(Duration::from_millis(2));
     }
     let time = start.elapsed();
-    let heard = eventually(PATIENCE, "every datagram is answered or dropped", || {
-        let heard = listen();
-        let dropped = dropped(cluster) - before;
-        if heard.iter().sum::<u64>() + dropped == FLOWS as u64 * sent * answers {
-            Ok(heard)
-        } else {
-            Err(format!(
-                "{sent} sent to each, {heard:?} heard, {dropped} dropped"
-            ))
+    // What is on its way arrives within a moment, or is lost.
+    let (mut heard, mut quiet) = (listen(), Instant::now());
+    while quiet.elapsed() < Duration::from_millis(500) {
+        std::thread::sleep(Duration::from_millis(2));
+        let now = listen();
+        if now != heard {
+            (heard, quiet) = (now, Instant::now());
         }
-    });
-    heard.map(|heard| Talked { sent, heard, time })
+    }
+    let talked = heard.map(|heard| Talked { sent, heard, time });
+    (talked, dropped(cluster) - before)
 }
 
 fn dropped(cluster: &Cluster) -> u64 {
