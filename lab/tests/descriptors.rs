@@ -305,6 +305,25 @@ fn the_count_is_exact_whatever_happens() {
     assert_eq!(fill(cluster).len() as f64, limit / 2.0);
 }
 
+/// What a hand-over needs is in the reserve, and the next agent has descriptors of its own.
+#[test]
+fn an_agent_that_is_full_can_be_upgraded() {
+    let mut stage = Stage::start(400, Steering::SkLookup);
+    let mut held = fill(&stage.cluster);
+    let successor = stage.cluster.spawn_beside(EDGE).unwrap();
+    eventually(PATIENCE, "it takes over", || {
+        let taken = says(&stage.cluster, "has taken over");
+        (taken == 1).then_some(()).ok_or(taken)
+    });
+    let mut full = stage.cluster.succeed(successor).unwrap();
+    let mut more = fill(&stage.cluster);
+    assert_eq!(more.len(), held.len());
+    let all = held.iter_mut().chain(&mut more);
+    all.for_each(|stream| echoes(stream).unwrap());
+    drop(held);
+    assert_eq!(full.end_within(PATIENCE).unwrap(), Some(0));
+}
+
 /// Processor time of a process, in ticks of 10 ms.
 fn ticks(pid: u32) -> u64 {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
