@@ -35,6 +35,20 @@ pub struct Context {
     pub console: Console,
 }
 
+/// What every write tells of itself.
+#[derive(Debug, Default, clap::Args)]
+struct Why {
+    /// Why, for the history
+    #[arg(
+        short,
+        long,
+        value_name = "TEXT",
+        default_value = "",
+        hide_default_value = true
+    )]
+    message: String,
+}
+
 impl Context {
     /// The config service at `server`, and standard output.
     pub fn new(server: &ServerUrl, tls: &TlsArgs) -> Result<Self, Failure> {

@@ -9,7 +9,9 @@ use std::num::NonZeroUsize;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyport_lab::cluster::{Cluster, Metrics, PATIENCE, Plan, Service, Steering, eventually};
+use anyport_lab::cluster::{
+    Cluster, Metrics, PATIENCE, Plan, Service, Steering, echoes, eventually,
+};
 use anyport_lab::load::serve::{self, Mode, Server};
 
 const EDGE: Service = Service::EdgeAgent;
@@ -38,14 +40,6 @@ const QUICKLY: Duration = Duration::from_secs(2);
 
 fn at(target: &str) -> SocketAddr {
     target.parse().unwrap()
-}
-
-fn echoes(stream: &mut TcpStream) -> std::io::Result<()> {
-    stream.write_all(b"still here")?;
-    let mut back = [0; 10];
-    stream.read_exact(&mut back)?;
-    assert_eq!(&back, b"still here");
-    Ok(())
 }
 
 /// A new connection that works, or none where it is reset.

@@ -2,12 +2,14 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::{ErrorKind, Read};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::num::NonZeroUsize;
 use std::time::{Duration, Instant};
 
-use anyport_lab::cluster::{Cluster, Error, PATIENCE, Plan, Said, Service, Store, eventually};
+use anyport_lab::cluster::{
+    self, Cluster, Error, PATIENCE, Plan, Said, Service, Store, eventually,
+};
 use anyport_lab::load::Who;
 use anyport_lab::load::serve::datagram;
 use anyport_lab::on_both_stores;
@@ -54,15 +56,11 @@ fn cluster(store: Store) -> Cluster {
 }
 
 fn echoes(stream: &mut TcpStream) {
-    stream.write_all(b"still here").unwrap();
-    let mut back = [0; 10];
-    stream.read_exact(&mut back).unwrap();
-    assert_eq!(&back, b"still here");
+    cluster::echoes(stream).unwrap();
 }
 
 fn is_refused(cluster: &Cluster, target: &str) {
-    let error = format!("{:?}", cluster.dial(at(target)).unwrap_err());
-    assert!(error.contains("refused"), "{target}: {error}");
+    assert!(cluster.refuses(at(target)).unwrap(), "{target}");
 }
 
 fn run(cluster: &Cluster, line: &str) -> Said {

@@ -14,7 +14,7 @@ use tonic::{Code, Status};
 use tonic_types::{FieldViolation, StatusExt};
 
 use super::{
-    Context, certificates, changes,
+    Context, Why, certificates, changes,
     wait::{self, Edges},
 };
 use crate::{
@@ -49,15 +49,8 @@ pub struct Args {
         value_parser = parse_duration
     )]
     wait: Option<Duration>,
-    /// Why, for the history
-    #[arg(
-        short,
-        long,
-        value_name = "TEXT",
-        default_value = "",
-        hide_default_value = true
-    )]
-    message: String,
+    #[command(flatten)]
+    why: Why,
 }
 
 impl Args {
@@ -68,7 +61,7 @@ impl Args {
             dry_run: false,
             prune: false,
             wait: None,
-            message: String::new(),
+            why: Why::default(),
         }
     }
 }
@@ -146,7 +139,7 @@ async fn send(
         prune: args.prune,
         expected_revision: None,
         request_id: request_id(),
-        message: args.message.clone(),
+        message: args.why.message.clone(),
         author: author(),
     };
     let call = async |mut client: Client, request| client.apply(request).await;
@@ -319,7 +312,7 @@ mod tests {
 game.yaml:3: pools[0].monitor: is the number 5; right is a text, which here needs quotes
 game.yaml:4: pools[0].origins: is empty; a pool has at least one origin
 game.yaml:7: apps[0].edge_ips[0]: 198.51.101.1/32 is in no declared prefix
-game.yaml:8: apps[0].unknown: an app has no field \"unknown\" in this version of Anyport; its fields are name, protocol, edge_ips, origin_pool, origin_direct, origin_dns, origin_port, tls, certificate, sni, origin_ca, origin_ca_file, proxy_protocol, client_ip, accept_proxy_protocol, timeouts, disable
+game.yaml:8: apps[0].unknown: an app has no field \"unknown\" in this version of Anyport; its fields are name, protocol, edge_ips, origin_pool, origin_direct, origin_dns, origin_port, tls, certificate, sni, origin_ca, origin_ca_file, proxy_protocol, client_ip, accept_proxy_protocol, access, limits, timeouts, disable
 app[\"old\"].origin_pool: there is no pool \"gone\"";
         assert_eq!(lines.join("\n"), wanted);
     }

@@ -3,7 +3,7 @@
 use anyport_model::resource::Kind;
 use anyport_proto::{convert::write_kind, v1};
 
-use super::Context;
+use super::{Context, Why};
 use crate::{
     connection::{Client, author, request_id},
     failure::Failure,
@@ -16,15 +16,8 @@ pub struct Args {
     kind: Declared,
     /// Its name; a prefix is named by its CIDR
     name: String,
-    /// Why, for the history
-    #[arg(
-        short,
-        long,
-        value_name = "TEXT",
-        default_value = "",
-        hide_default_value = true
-    )]
-    message: String,
+    #[command(flatten)]
+    why: Why,
 }
 
 /// The kinds that are declared.
@@ -63,7 +56,7 @@ pub async fn run(args: Args, mut context: Context) -> Result<(), Failure> {
         }),
         expected_revision: None,
         request_id: request_id(),
-        message: args.message,
+        message: args.why.message,
         author: author(),
     };
     let call = async |mut client: Client, request| client.delete(request).await;

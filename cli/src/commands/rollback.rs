@@ -2,7 +2,7 @@
 
 use anyport_proto::v1;
 
-use super::{Context, changes};
+use super::{Context, Why, changes};
 use crate::{
     connection::{Client, author, request_id},
     failure::Failure,
@@ -12,15 +12,8 @@ use crate::{
 pub struct Args {
     /// The revision whose state is to come back, as `anyport history` shows it
     revision: u64,
-    /// Why, for the history
-    #[arg(
-        short,
-        long,
-        value_name = "TEXT",
-        default_value = "",
-        hide_default_value = true
-    )]
-    message: String,
+    #[command(flatten)]
+    why: Why,
 }
 
 pub async fn run(args: Args, mut context: Context) -> Result<(), Failure> {
@@ -28,7 +21,7 @@ pub async fn run(args: Args, mut context: Context) -> Result<(), Failure> {
         revision: args.revision,
         expected_revision: None,
         request_id: request_id(),
-        message: args.message,
+        message: args.why.message,
         author: author(),
     };
     let call = async |mut client: Client, request| client.rollback(request).await;

@@ -45,6 +45,7 @@ pub use command::Said;
 pub use error::{Error, Result};
 pub use metrics::Metrics;
 pub use service::{Replica, Service, Steering, Store};
+pub use visit::echoes;
 pub use wait::eventually;
 
 use process::Process;

@@ -1,6 +1,6 @@
 //! A client of the cluster, for tests that look at single connections.
 
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::num::NonZeroUsize;
 
@@ -32,6 +32,21 @@ impl Cluster {
         stream.set_read_timeout(Some(PATIENCE)).map_err(failed)?;
         stream.set_write_timeout(Some(PATIENCE)).map_err(failed)?;
         Ok(stream)
+    }
+
+    /// Whether a connection is refused, as at a closed port.
+    ///
+    /// # Errors
+    ///
+    /// Of the connect, where it failed otherwise.
+    pub fn refuses(&self, to: SocketAddr) -> Result<bool> {
+        match self.dial(to) {
+            Ok(_) => Ok(false),
+            Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::ConnectionRefused => {
+                Ok(true)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// Asks which server answers behind `to`, and what it sees.
@@ -74,6 +89,25 @@ impl Cluster {
         };
         let server = origin.namespace.run(|| serve::start(&plan))?;
         server.map_err(|error| failed(&error))
+    }
+}
+
+/// Ten bytes there and back.
+///
+/// # Errors
+///
+/// Of the connection, as it was, or where something else comes back.
+pub fn echoes(stream: &mut TcpStream) -> io::Result<()> {
+    const SENT: &[u8; 10] = b"still here";
+    stream.write_all(SENT)?;
+    let mut back = [0; SENT.len()];
+    stream.read_exact(&mut back)?;
+    match back == *SENT {
+        true => Ok(()),
+        false => Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("{back:?}"),
+        )),
     }
 }
 

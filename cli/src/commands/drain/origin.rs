@@ -9,7 +9,7 @@ use anyport_proto::{
 };
 
 use crate::{
-    commands::{Context, changes},
+    commands::{Context, Why, changes},
     connection::{Client, author, request_id},
     console::Mood,
     failure::Failure,
@@ -20,15 +20,8 @@ pub(super) struct Args {
     /// The pool and the origin in it, as in game/a
     #[arg(value_name = "POOL/ORIGIN")]
     origin: Name,
-    /// Why, for the history
-    #[arg(
-        short,
-        long,
-        value_name = "TEXT",
-        default_value = "",
-        hide_default_value = true
-    )]
-    message: String,
+    #[command(flatten)]
+    why: Why,
 }
 
 #[derive(Debug, Clone)]
@@ -75,7 +68,7 @@ pub(super) async fn set_enabled(
         .origins
         .iter()
         .all(|one| one.enabled == Some(false));
-    let message = match args.message.as_str() {
+    let message = match args.why.message.as_str() {
         "" => what.clone(),
         message => message.to_owned(),
     };
