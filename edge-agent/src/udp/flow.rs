@@ -69,6 +69,8 @@ pub(super) struct Leg {
 pub(super) enum NoFlow {
     /// No app takes it.
     Unclaimed,
+    /// The client's address and port are an app's of this edge.
+    Unanswerable,
     /// Its app's access rules or limits are against it.
     Refused(Refusal),
     /// The app has no origin that could be tried, or all of them refused.
@@ -89,8 +91,13 @@ impl Flow {
         let target = table
             .target(Transport::Udp, key.edge)
             .ok_or(NoFlow::Unclaimed)?;
+        // What goes to such a client comes back as if it were a client's.
+        if table.target(Transport::Udp, key.client).is_some() {
+            return Err(NoFlow::Unanswerable);
+        }
         let (app, client_ip) = (&target.app.app, key.client.ip());
         let (verdict, limits) = (app.access.decide(client_ip), &app.limits);
+        let stats = Arc::clone(&service.stats);
         let account =
             |inside| Account::open(target, table.revision, key, (verdict, inside), service);
         let inside = match shield::admit(verdict, limits, &target.app.stats, client_ip) {
@@ -104,16 +111,21 @@ impl Flow {
                 return Err(refused);
             }
         };
-        let client = sockets::towards_client(key).map_err(NoFlow::System)?;
-        let account = account(Some(inside));
-        let leg = match dial(target, account.stats(), key, &[]) {
-            Ok(leg) => leg,
+        let sockets = dial(target, &stats, key, &[]).and_then(|leg| {
+            let client = sockets::towards_client(key).map_err(NoFlow::System)?;
+            Ok((client, leg))
+        });
+        let (client, leg) = match sockets {
+            Ok(sockets) => sockets,
             Err(failed) => {
-                let (status, reason) = failed.outcome();
-                account.refuse(status, reason);
+                if told.is_news(key, now) {
+                    let (status, reason) = failed.outcome();
+                    account(Some(inside)).refuse(status, reason);
+                }
                 return Err(failed);
             }
         };
+        let account = account(Some(inside));
         account.has_origin(&leg.label, leg.origin);
         let form = target.app.app.identity.proxy_protocol;
         account.connected(form.as_str());
@@ -154,11 +166,17 @@ impl Flow {
     pub(super) fn send(&mut self, batch: &Batch, which: &[usize]) -> Sent {
         let mut sent = Sent::default();
         let mut rest = which;
-        if let Some(header) = self.header.of_first()
-            && let Some((first, others)) = which.split_at_checked(1)
+        // Until one has left with the header, none leaves without: the origin
+        // would take what the client wrote for the header.
+        while let Some(header) = self.header.of_first()
+            && let Some((first, others)) = rest.split_at_checked(1)
         {
-            sent = batch.send(&self.leg.socket, first, &Shape { header, skip: 0 });
-            self.header.first_is_sent();
+            let shape = Shape { header, skip: 0 };
+            let first = batch.send(&self.leg.socket, first, &shape);
+            if first.datagrams > 0 {
+                self.header.first_is_sent();
+            }
+            sent += first;
             rest = others;
         }
         if !rest.is_empty() {
@@ -173,8 +191,10 @@ impl Flow {
         if let Some(first) = &self.first {
             let header = self.header.of_first().unwrap_or(self.header.of_each());
             // Should it be refused at once, that is found by its event.
-            send_alone(&self.leg.socket, &[header, first].concat());
-            self.header.first_is_sent();
+            let sent = send_alone(&self.leg.socket, &[header, first].concat());
+            if sent.datagrams > 0 {
+                self.header.first_is_sent();
+            }
         }
     }
 
@@ -242,6 +262,11 @@ fn dial(target: Target<'_>, stats: &Stats, key: &Key, refused: &[Arc<str>]) -> R
             break;
         };
         let address = SocketAddr::new(address.ip().to_canonical(), address.port());
+        if shown.is_some_and(|client| client.ip() == address.ip()) {
+            let own = format!("client_ip is transparent, and {address} is the client itself");
+            candidates.failed(Status::ConnectSystem, own);
+            continue;
+        }
         match sockets::towards_origin(address, shown) {
             Ok(socket) => {
                 return Ok(Leg {
@@ -276,7 +301,7 @@ impl NoFlow {
     /// How a flow ends for it, and why.
     fn outcome(&self) -> (Status, String) {
         match self {
-            NoFlow::Unclaimed => (Status::Internal, String::new()),
+            NoFlow::Unclaimed | NoFlow::Unanswerable => (Status::Internal, String::new()),
             NoFlow::Refused(refusal) => (Status::Denied, refusal.to_string()),
             NoFlow::NoOrigin(none) => (none.status, none.reason.clone()),
             NoFlow::System(error) => (Status::ConnectSystem, error.to_string()),

@@ -167,6 +167,9 @@ enum Token {
     Origin(Id),
 }
 
+/// Why a flow ended that was silent.
+const MADE_ROOM: &str = "made room for a new flow";
+
 /// The side of a flow, where an [`Id`] has no bit.
 const ORIGIN: u64 = 1 << 31;
 
@@ -384,12 +387,16 @@ impl Worker {
         if self.service.is_drained() {
             return Err(DropReason::Drained);
         }
-        let instead = self.sessions.room(&key, now).map_err(|shed| match shed {
+        let mut instead = self.sessions.room(&key, now).map_err(|shed| match shed {
             Shed::Full => DropReason::SessionsFull,
             Shed::PlaceFull => DropReason::PlaceSessionsFull,
             Shed::SourceFull => DropReason::SourceSessionsFull,
         })?;
-        let descriptors = Pair::take(&self.service);
+        let descriptors = Pair::take(&self.service).or_else(|| {
+            let silent = instead.pop()?;
+            self.end(silent, MADE_ROOM);
+            Pair::take(&self.service)
+        });
         let descriptors = descriptors.ok_or(DropReason::Descriptors)?;
         let table = self.service.table.load();
         let first = self.batch.payload(at);
@@ -400,6 +407,7 @@ impl Worker {
                     self.service.stats.unclaimed.inc();
                     DropReason::Unclaimed
                 }
+                NoFlow::Unanswerable => DropReason::Unanswerable,
                 NoFlow::Refused(refusal) => refusal.into(),
                 NoFlow::NoOrigin(_) => DropReason::NoOrigin,
                 NoFlow::System(error) => {
@@ -409,7 +417,7 @@ impl Worker {
             })?;
         drop(table);
         for silent in instead {
-            self.end(silent, "made room for a new flow");
+            self.end(silent, MADE_ROOM);
         }
         let id = self.sessions.open(key, idle, now, flow);
         match self.watch(id) {
@@ -528,13 +536,19 @@ impl Worker {
                     continue;
                 };
                 skip = header;
-                if !flow.may_answer(answer.len() - header, now) {
+                let size = answer.len() - header;
+                // What is held back uses up nothing of the pace.
+                if !self.sessions.may_return(id, size, now) {
+                    held_back += 1;
+                } else if !self
+                    .sessions
+                    .get_mut(id)
+                    .is_some_and(|flow| flow.may_answer(size, now))
+                {
                     too_fast += 1;
-                } else if self.sessions.may_return(id, answer.len() - header, now) {
+                } else {
                     allowed[count] = at;
                     count += 1;
-                } else {
-                    held_back += 1;
                 }
             }
             self.dropped(DropReason::Stray, strayed);

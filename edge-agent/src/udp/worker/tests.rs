@@ -6,6 +6,7 @@
 use std::{io::ErrorKind, net::Ipv4Addr, sync::atomic::AtomicBool};
 
 use anyport_model::{
+    identity::ProxyProtocol,
     names::Revision,
     ports::{PortMap, PortRange},
     resource::{App, DirectOrigin, OriginChoice, Resource, Transport},
@@ -56,6 +57,10 @@ struct Edge {
 
 impl Edge {
     fn new() -> Self {
+        Self::with(|_| {})
+    }
+
+    fn with(change: impl FnOnce(&mut App)) -> Self {
         let origin = socket(Ipv4Addr::LOCALHOST);
         // Room for all that one turn moves.
         setsockopt(&origin, sockopt::RcvBufForce, &(4 << 20)).unwrap();
@@ -68,10 +73,11 @@ impl Edge {
             port: PortMap::new(all, PortRange::single(place.port()).unwrap()).unwrap(),
         }]);
         let nets = vec!["127.66.0.0/16".parse().unwrap()];
-        let app = App {
+        let mut app = App {
             transport: Transport::Udp,
             ..App::new("app".parse().unwrap(), all, nets, choice)
         };
+        change(&mut app);
         let app = Resource::App(Arc::new(app));
         let prepared = writer.prepare(Revision(1), &[(app.reference(), app)].into());
         writer.publish(prepared);
@@ -272,4 +278,58 @@ async fn between_two_turns_others_have_theirs() {
     assert!(serving.await.unwrap_err().is_cancelled());
     assert_eq!(listed(), 0, "flows end with their worker");
     assert_eq!(edge.service.events.recent().len(), 2 * FLOWS, "and say so");
+}
+
+#[tokio::test]
+async fn nothing_reaches_an_origin_before_its_header_does() {
+    let edge = Edge::with(|app| app.identity.proxy_protocol = ProxyProtocol::V2);
+    let mut worker = edge.worker();
+    let client = socket(Ipv4Addr::LOCALHOST);
+    // As large as a datagram can be with a header that is larger than nothing.
+    client.send_to(&[b'x'; 65_500], edge.address).unwrap();
+    worker.turn();
+    assert_eq!(heard(&edge.origin), None);
+    assert_eq!(edge.dropped(DropReason::TooLarge), 1);
+    for (datagram, has_header) in [(b"second", true), (b"third!", false)] {
+        client.send_to(datagram, edge.address).unwrap();
+        worker.turn();
+        let (said, _) = heard(&edge.origin).unwrap();
+        assert!(said.ends_with(datagram), "{said:?}");
+        let signature = b"\r\n\r\n\0\r\nQUIT\n";
+        assert_eq!(said.starts_with(signature), has_header, "{said:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_client_whose_place_is_an_apps_is_not_answered() {
+    let edge = Edge::new();
+    let mut worker = edge.worker();
+    // Forged, it would be a flow from the edge to itself, without end.
+    let forged = socket(Ipv4Addr::new(127, 66, 0, 2));
+    forged.send_to(b"round and round", edge.address).unwrap();
+    worker.turn();
+    assert_eq!(heard(&edge.origin), None);
+    assert_eq!(edge.session(&worker, &forged), None);
+    assert_eq!(edge.dropped(DropReason::Unanswerable), 1);
+}
+
+#[tokio::test]
+async fn that_there_is_no_origin_is_told_once_and_not_for_each_datagram() {
+    let edge = Edge::with(|app| {
+        app.origin = OriginChoice::Direct(vec![DirectOrigin {
+            // Never dialled.
+            ip: Ipv4Addr::new(169, 254, 169, 254).into(),
+            port: PortMap::new(app.ports, PortRange::single(53).unwrap()).unwrap(),
+        }]);
+    });
+    let mut worker = edge.worker();
+    let client = socket(Ipv4Addr::LOCALHOST);
+    for _ in 0..10 {
+        client.send_to(b"anyone?", edge.address).unwrap();
+        worker.turn();
+    }
+    assert_eq!(edge.dropped(DropReason::NoOrigin), 10);
+    let told = edge.service.events.recent();
+    let told: Vec<_> = told.iter().map(|event| event.status).collect();
+    assert_eq!(told, [Some(Status::Blocked)]);
 }
