@@ -35,7 +35,7 @@ const RESERVE: usize = 256;
 
 /// What a worker opens: its event loop, its epoll for flows, a spare for each of
 /// its listeners.
-const OF_A_WORKER: usize = 12;
+const OF_A_WORKER: usize = 8;
 
 /// Descriptors of a connection or a flow.
 const PAIR: usize = 2;
