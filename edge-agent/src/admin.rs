@@ -1,5 +1,7 @@
 //! `EdgeService`: what one agent says of itself.
 
+mod stream;
+
 use std::{pin::Pin, sync::Arc, time::Instant};
 
 use anyport_node::drain::Drain;
@@ -15,7 +17,7 @@ use crate::{
     control::{Balancer, Progress},
     drain::{Drainer, Wanted},
     earlier::Earlier,
-    events::{Connection, Connections, EventLog, Next, Writer},
+    events::{Connection, Connections, EventLog, Writer},
     stats::Stats,
 };
 
@@ -154,12 +156,12 @@ impl EdgeService for Admin {
     ) -> Result<Response<Self::StreamEventsStream>, Status> {
         let request = request.into_inner();
         let (sender, receiver) = mpsc::channel(ON_THE_WAY);
-        let (log, writer) = (Arc::clone(&self.events), self.writer.clone());
+        let admin = self.clone();
         let drain = self.drain.clone();
         tokio::spawn(async move {
             let sent = async {
                 // The reader is gone, or the agent is about to be.
-                let _ = send_events(&log, &writer, &request, &sender).await;
+                let _ = admin.send_events(&request, &sender).await;
             };
             tokio::select! {
                 () = sent => {}
@@ -168,50 +170,6 @@ impl EdgeService for Admin {
             }
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
-    }
-}
-
-type Sender = mpsc::Sender<Result<v1::StreamEventsResponse, Status>>;
-
-async fn send_events(
-    log: &EventLog,
-    writer: &Writer,
-    request: &v1::StreamEventsRequest,
-    to: &Sender,
-) -> Result<(), mpsc::error::SendError<Result<v1::StreamEventsResponse, Status>>> {
-    let message = |event: &_| {
-        Ok(v1::StreamEventsResponse {
-            event: Some(writer.event(event)),
-            lost: 0,
-        })
-    };
-    let app = &request.application;
-    let (recent, follower) = if request.follow {
-        let Some((recent, follower)) = log.follow() else {
-            return Ok(());
-        };
-        (recent, Some(follower))
-    } else {
-        (log.recent(), None)
-    };
-    for event in recent.iter().filter(|event| is_of(&event.connection, app)) {
-        to.send(message(event)).await?;
-    }
-    drop(recent);
-    let Some(mut follower) = follower else {
-        return Ok(());
-    };
-    to.send(Ok(v1::StreamEventsResponse::default())).await?;
-    loop {
-        match follower.next().await {
-            Next::Event(event) if is_of(&event.connection, app) => to.send(message(&event)).await?,
-            Next::Event(_) => {}
-            Next::Lost(lost) => {
-                let told = v1::StreamEventsResponse { event: None, lost };
-                to.send(Ok(told)).await?;
-            }
-            Next::End => return Ok(()),
-        }
     }
 }
 

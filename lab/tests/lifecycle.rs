@@ -3,11 +3,12 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::io::{ErrorKind, Read};
+use std::io::{BufRead, BufReader, ErrorKind, Lines, Read};
 use std::net::{SocketAddr, TcpStream};
 use std::num::{NonZeroU64, NonZeroUsize};
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
+use std::process::{Child, ChildStdout, Stdio};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -599,6 +600,36 @@ fn listed(cluster: &Cluster) -> Vec<String> {
     apps
 }
 
+/// A command that follows the events of an app.
+struct Events {
+    command: Child,
+    lines: Lines<BufReader<ChildStdout>>,
+}
+
+impl Events {
+    fn follow(cluster: &Cluster, app: &str) -> Self {
+        let mut command = cluster.anyport_command().unwrap();
+        command.args(["events", "--follow", "-o", "json", "--app", app]);
+        let mut command = command.stdout(Stdio::piped()).spawn().unwrap();
+        let lines = BufReader::new(command.stdout.take().unwrap()).lines();
+        Self { command, lines }
+    }
+
+    /// Waits for the next one, and gives its kind.
+    fn next(&mut self) -> String {
+        let line = self.lines.next().unwrap().unwrap();
+        let event: serde_json::Value = serde_json::from_str(&line).unwrap();
+        event["event"].as_str().unwrap().to_owned()
+    }
+}
+
+impl Drop for Events {
+    fn drop(&mut self) {
+        let _ = self.command.kill();
+        let _ = self.command.wait();
+    }
+}
+
 fn is_reset(stream: &mut TcpStream) {
     let error = stream.read(&mut [0]).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ConnectionReset);
@@ -648,9 +679,19 @@ fn what_earlier_agents_finish_is_listed_and_obeys(steering: Steering) {
     settled_descriptors(&cluster);
     let one = cluster.anyport(&["connections", "--app", "held"]).unwrap();
     assert_eq!(one.out.lines().count(), 1 + 3, "{one}");
+    let mut events = Events::follow(&cluster, "held");
+    (0..3).for_each(|_| assert_eq!(events.next(), "connect"));
     let closed = with("timeouts: { drain: 1h }, disable: { close: now }");
     cluster.apply(&closed).unwrap();
     held.iter_mut().for_each(is_reset);
+    (0..3).for_each(|_| assert_eq!(events.next(), "disconnect"));
+    drop(events);
+    let remembered = cluster.anyport(&["events", "--app", "held"]).unwrap();
+    assert_eq!(
+        remembered.out.matches("the app was disabled").count(),
+        3,
+        "{remembered}"
+    );
     eventually(PATIENCE, "only the other app is listed", || {
         let listed = listed(&cluster);
         (listed == ["new", "new", "new"])

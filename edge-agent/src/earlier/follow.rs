@@ -19,7 +19,7 @@ use anyport_proto::{
 use futures_util::future::join_all;
 use tokio::{sync::watch, time::timeout};
 use tonic::{
-    Status,
+    Status, Streaming,
     transport::{Channel, Endpoint},
 };
 
@@ -112,6 +112,27 @@ impl Earlier {
                     agent = number,
                     reason = status.message(),
                     "its connections are not listed"
+                );
+                None
+            }
+        }
+    }
+
+    /// The events of one of them, in the same way.
+    pub async fn events(
+        &self,
+        number: u32,
+        request: v1::StreamEventsRequest,
+    ) -> Option<Streaming<v1::StreamEventsResponse>> {
+        let channel = self.lock().agents.get(&number)?.channel.clone();
+        let mut client = EdgeServiceClient::new(channel);
+        match limited(client.stream_events(request)).await {
+            Ok(stream) => Some(stream),
+            Err(status) => {
+                tracing::warn!(
+                    agent = number,
+                    reason = status.message(),
+                    "its events are missing"
                 );
                 None
             }
