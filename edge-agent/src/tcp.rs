@@ -10,7 +10,7 @@ mod terminate;
 mod unanswered;
 mod way;
 
-pub use buffers::with_scratch;
+pub use buffers::{Pending, with_scratch};
 pub use connection::{Service, serve};
 pub use leg::Leg;
 pub use unanswered::Unanswered;

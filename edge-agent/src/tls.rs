@@ -3,8 +3,8 @@
 //!
 //! Which app a connection belongs to, and what its client offers, is seen in a
 //! ClientHello that stays in the socket ([`peek`]). Where TLS ends here,
-//! handshakes take their turns ([`accept`]), so that a flood of them does not
-//! hold up a worker's other connections; the origin's comes first where it is
+//! handshakes take their turns ([`turn`]), so that a flood of them does not hold
+//! up a worker's other connections; the origin's comes first where it is
 //! in TLS too, so that the client is answered with the protocol (ALPN) that the
 //! origin chose.
 
@@ -15,11 +15,13 @@ mod leg;
 mod origin;
 mod peek;
 mod refuse;
+mod session;
+mod turn;
 
 pub use accept::accept;
 pub use arrive::{Arrived, Turned, arrive};
 pub use configs::{Configs, Termination, ToOrigin};
-pub use leg::TlsLeg;
+pub use leg::{ClientLeg, OriginLeg};
 pub use origin::connect;
 use peek::{Begins, Unseen, peek};
 use refuse::unrecognized_name;

@@ -6,7 +6,8 @@
 
 use std::fs;
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::num::NonZeroUsize;
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Output};
 use std::sync::Arc;
@@ -768,7 +769,7 @@ fn an_idle_connection_in_tls_is_small() {
     cluster.apply(&modes(&cluster, &authority)).unwrap();
     let pid = cluster.pid(Service::EdgeAgent).unwrap();
     let mut kept = Vec::new();
-    for (door, most) in [(FLEXIBLE, 20.0), (STRICT, 40.0)] {
+    for (door, most) in [(FLEXIBLE, 9.0), (STRICT, 15.0)] {
         let open = |count: usize| -> Vec<Tls> {
             let config = authority.client();
             let connections = (0..count).map(|_| {
@@ -788,6 +789,62 @@ fn an_idle_connection_in_tls_is_small() {
         // What they had would make the next ones look smaller.
         kept.push(connections);
     }
+}
+
+/// Thousands that send their ClientHello, get an answer and say no more, on one worker: whoever is
+/// new shakes hands as ever.
+#[test]
+fn those_who_stop_in_the_middle_of_a_handshake_hold_up_nobody() {
+    const STALLED: usize = 2500;
+    let authority = Authority::new("test ca");
+    let cluster = Cluster::start(Plan {
+        workers: NonZeroUsize::MIN,
+        ..Plan::default()
+    })
+    .unwrap();
+    fs::write(cluster.directory().join("ca.pem"), &authority.pem).unwrap();
+    serve(&cluster, 0, 7001, None, echo);
+    serve(
+        &cluster,
+        0,
+        7002,
+        Some(authority.issue(EDGE).server()),
+        echo,
+    );
+    // Longer than anything here takes.
+    let patient = "timeouts: { tls_handshake: 60s }";
+    let manifest = modes(&cluster, &authority).replace("timeouts: { tls_handshake: 2s }", patient);
+    cluster.apply(&manifest).unwrap();
+    let pid = cluster.pid(Service::EdgeAgent).unwrap();
+    // What is made once is not what is measured.
+    let mut tls = shaken(&cluster, FLEXIBLE, authority.client(), EDGE).unwrap();
+    says(&mut tls, b"before");
+    let before = resident(pid);
+    let config = Arc::new(authority.client());
+    let stalled: Vec<TcpStream> = (0..STALLED)
+        .map(|_| {
+            let name = ServerName::try_from(EDGE).unwrap();
+            let mut client = ClientConnection::new(Arc::clone(&config), name).unwrap();
+            let mut hello = Vec::new();
+            client.write_tls(&mut hello).unwrap();
+            let mut socket = cluster.dial(FLEXIBLE.parse().unwrap()).unwrap();
+            socket.write_all(&hello).unwrap();
+            socket
+        })
+        .collect();
+    for mut socket in &stalled {
+        socket.read_exact(&mut [0; 5]).unwrap();
+    }
+    let each = (resident(pid) - before) / STALLED as f64 / 1024.0;
+    assert!(each < 20.0, "{each:.1} KiB for each that has stalled");
+    for door in [FLEXIBLE, FULL, STRICT] {
+        let since = Instant::now();
+        let mut tls = shaken(&cluster, door, authority.client(), EDGE).unwrap();
+        says(&mut tls, b"hello");
+        let took = since.elapsed();
+        assert!(took < Duration::from_secs(3), "{door}: after {took:?}");
+    }
+    says(&mut tls, b"after");
 }
 
 #[test]

@@ -29,34 +29,35 @@ pub fn with_scratch<T>(use_it: impl FnOnce(&mut [u8]) -> T) -> T {
 
 /// Bytes that were read and could not be written yet.
 #[derive(Default)]
-pub(super) struct Pending {
+pub struct Pending {
     bytes: Vec<u8>,
     written: usize,
 }
 
 impl Pending {
-    pub(super) fn is_empty(&self) -> bool {
+    pub fn is_empty(&self) -> bool {
         self.bytes.is_empty()
     }
 
-    pub(super) fn unwritten(&self) -> &[u8] {
+    pub fn unwritten(&self) -> &[u8] {
         self.bytes.get(self.written..).unwrap_or_default()
     }
 
-    /// Keeps bytes; there must be none kept already.
-    pub(super) fn keep(&mut self, bytes: &[u8]) {
-        debug_assert!(self.is_empty());
+    /// Keeps bytes, after those that are kept already.
+    pub fn keep(&mut self, bytes: &[u8]) {
+        if bytes.is_empty() {
+            return;
+        }
         if self.bytes.capacity() == 0
             && let Some(spare) = SPARE_BUFFERS.with_borrow_mut(Vec::pop)
         {
             self.bytes = spare;
         }
         self.bytes.extend_from_slice(bytes);
-        self.written = 0;
     }
 
     /// Notes that the first `count` unwritten bytes were written.
-    pub(super) fn wrote(&mut self, count: usize) {
+    pub fn wrote(&mut self, count: usize) {
         self.written += count;
         if self.written >= self.bytes.len() {
             self.written = 0;
@@ -81,7 +82,9 @@ mod tests {
         pending.keep(b"abcdef");
         pending.wrote(2);
         assert_eq!(pending.unwritten(), b"cdef");
-        pending.wrote(4);
+        pending.keep(b"gh");
+        assert_eq!(pending.unwritten(), b"cdefgh");
+        pending.wrote(6);
         assert!(pending.is_empty() && pending.unwritten().is_empty());
         pending.keep(b"xyz");
         assert_eq!(pending.unwritten(), b"xyz");

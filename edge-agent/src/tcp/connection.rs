@@ -39,7 +39,7 @@ use crate::{
     shield::StreamPaces,
     stats::{AppStats, Stats},
     table::{AppEntry, Snapshot},
-    tls::{self, Arrived, TlsLeg, Turned},
+    tls::{self, Arrived, ClientLeg, OriginLeg, Turned},
 };
 
 /// What connections need of the agent.
@@ -87,9 +87,9 @@ struct Joined {
 pub(super) enum Legs {
     Plain(TcpStream, TcpStream),
     /// TLS ends here.
-    Ended(TlsLeg, TcpStream),
+    Ended(ClientLeg, TcpStream),
     /// TLS ends here, and begins anew towards the origin.
-    Renewed(TlsLeg, TlsLeg),
+    Renewed(ClientLeg, OriginLeg),
 }
 
 /// Serves an accepted connection to its end. `place` and `guard` are held as

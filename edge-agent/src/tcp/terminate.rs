@@ -22,7 +22,7 @@ use super::{
 use crate::{
     events::{ClientTls, Details, OriginTls},
     origin::Held,
-    tls::{self, Termination, TlsLeg, ToOrigin},
+    tls::{self, ClientLeg, OriginLeg, Termination, ToOrigin},
 };
 
 /// A connection whose TLS ends here.
@@ -75,7 +75,7 @@ impl Terminate<'_> {
         &self,
         client: &TcpStream,
         config: &Arc<ClientConfig>,
-    ) -> Result<(TlsLeg, Held), Refused> {
+    ) -> Result<(OriginLeg, Held), Refused> {
         let (origin, held) = self.way.reach(client, || true).await?;
         let start = Instant::now();
         // The targets of SRV records have names of their own, which are not
@@ -106,7 +106,7 @@ impl Terminate<'_> {
         &self,
         client: Unanswered,
         protocol: Option<&[u8]>,
-    ) -> Result<Unanswered<TlsLeg>, Refused> {
+    ) -> Result<Unanswered<ClientLeg>, Refused> {
         let start = Instant::now();
         let config = &self.ends.shown.config;
         match tls::accept(client, config, protocol, self.patience()).await {

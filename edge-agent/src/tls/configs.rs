@@ -13,7 +13,8 @@ use anyport_model::{
     tls::{OriginTls, Roots},
 };
 use rustls::{
-    ClientConfig, DigitallySignedStruct, Error, RootCertStore, ServerConfig, SignatureScheme,
+    ClientConfig, ConfigBuilder, DigitallySignedStruct, Error, RootCertStore, ServerConfig,
+    SignatureScheme, WantsVerifier,
     client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     crypto::{CryptoProvider, aws_lc_rs},
     pki_types::{CertificateDer, ServerName, UnixTime},
@@ -91,8 +92,8 @@ impl Configs {
             return Ok(Arc::clone(config));
         }
         let any = Arc::new(AnyCertificate(Arc::clone(&self.provider)));
-        let config = ClientConfig::builder_with_provider(Arc::clone(&self.provider))
-            .with_safe_default_protocol_versions()?
+        let config = self
+            .towards_origins()?
             .dangerous()
             .with_custom_certificate_verifier(any)
             .with_no_client_auth();
@@ -129,12 +130,14 @@ impl Configs {
         Ok(config)
     }
 
+    fn towards_origins(&self) -> Result<ConfigBuilder<ClientConfig, WantsVerifier>, Error> {
+        ClientConfig::builder_with_provider(Arc::clone(&self.provider))
+            .with_safe_default_protocol_versions()
+    }
+
     fn client(&self, roots: RootCertStore) -> Result<Arc<ClientConfig>, Error> {
-        let config = ClientConfig::builder_with_provider(Arc::clone(&self.provider))
-            .with_safe_default_protocol_versions()?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        Ok(Arc::new(config))
+        let config = self.towards_origins()?.with_root_certificates(roots);
+        Ok(Arc::new(config.with_no_client_auth()))
     }
 
     fn system(&self) -> Result<Arc<ClientConfig>, Error> {

@@ -1,13 +1,16 @@
 //! Handshakes with origins.
 
-use std::{io, net::IpAddr, sync::Arc, time::Duration};
+use std::{io, net::IpAddr, sync::Arc, task::Poll, time::Duration};
 
 use anyport_model::{client_hello::ClientHello, outcome::Status};
-use rustls::{ClientConfig, pki_types::ServerName};
+use rustls::{ClientConfig, client::UnbufferedClientConnection, pki_types::ServerName};
 use tokio::{net::TcpStream, time::timeout};
-use tokio_rustls::TlsConnector;
 
-use super::leg::TlsLeg;
+use super::{
+    leg::{OriginLeg, TlsLeg},
+    turn::in_turn,
+};
+use crate::tcp::Leg;
 
 /// The origin did not shake hands.
 #[derive(Debug, thiserror::Error)]
@@ -37,22 +40,37 @@ pub async fn connect(
     hello: &ClientHello,
     found_by: Option<&str>,
     patience: Duration,
-) -> Result<TlsLeg, OriginTlsError> {
+) -> Result<OriginLeg, OriginTlsError> {
     let address = origin.peer_addr().map_err(OriginTlsError)?;
-    let config = match hello.alpn.as_slice() {
-        [] => Arc::clone(config),
-        protocols => {
-            let mut config = ClientConfig::clone(config);
-            config.alpn_protocols = protocols.to_vec();
-            Arc::new(config)
-        }
-    };
     let name = name(found_by, hello, address.ip());
-    let shaking = TlsConnector::from(config).connect(name, origin);
-    let shaken = timeout(patience, shaking).await;
-    match shaken.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
-        Ok(stream) => Ok(TlsLeg::new(stream.into())),
-        Err(error) => Err(OriginTlsError(error)),
+    let shaken = timeout(patience, shake(origin, config, name, &hello.alpn)).await;
+    let shaken = shaken.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+    shaken.map_err(OriginTlsError)
+}
+
+/// What costs is done in turns: the shares of the key agreement are made with
+/// the first, and the rest with the origin's answer.
+async fn shake(
+    origin: TcpStream,
+    config: &Arc<ClientConfig>,
+    name: ServerName<'static>,
+    protocols: &[Vec<u8>],
+) -> io::Result<OriginLeg> {
+    let begin = || {
+        let (config, protocols) = (Arc::clone(config), protocols.to_vec());
+        UnbufferedClientConnection::new_with_alpn(config, name.clone(), protocols)
+    };
+    let session = in_turn(|_| begin()).await?.map_err(io::Error::other)?;
+    let mut leg = TlsLeg::new(origin, session);
+    loop {
+        if let Poll::Ready(done) = in_turn(|cx| leg.poll_shake(cx)).await? {
+            return done.map(|()| leg);
+        }
+        if leg.holds() {
+            leg.socket().writable().await?;
+        } else {
+            leg.socket().readable().await?;
+        }
     }
 }
 
