@@ -462,17 +462,18 @@ impl Stats {
         Arc::clone(lock(&self.pools).entry(id.clone()).or_default())
     }
 
-    /// Forgets apps and pools that are gone.
+    /// Forgets apps and pools that are gone. An app of which something is open
+    /// is kept until a later call: should it be declared again, its limits know
+    /// what is open, and what closes it finds it.
     pub fn retain(&self, apps: &BTreeSet<AppName>, pools: &BTreeSet<PoolId>) {
         lock(&self.pools).retain(|id, _| pools.contains(id));
         let gone: Vec<AppName> = {
             let mut known = lock(&self.apps);
-            let gone = known
-                .keys()
-                .filter(|name| !apps.contains(name))
-                .cloned()
-                .collect();
-            known.retain(|name, _| apps.contains(name));
+            let is_gone =
+                |name: &AppName, app: &Arc<AppStats>| !apps.contains(name) && app.open.get() == 0;
+            let gone = known.iter().filter(|(name, app)| is_gone(name, app));
+            let gone = gone.map(|(name, _)| name.clone()).collect();
+            known.retain(|name, app| !is_gone(name, app));
             gone
         };
         for app in &gone {
@@ -808,8 +809,11 @@ mod tests {
         let pool = PoolId::Declared("servers".parse().unwrap());
         stats.connected(&app, &pool, "a", Duration::from_millis(1));
         app.moved(1, 2);
-        app.closed(Status::OriginReset, Duration::from_secs(1));
         let text = || anyport_node::metrics::encode(&registry).unwrap();
+        stats.retain(&BTreeSet::new(), &BTreeSet::new());
+        assert_eq!(stats.open_connections(), 1);
+        assert!(Arc::ptr_eq(&app, &stats.app(&name)), "it counts anew");
+        app.closed(Status::OriginReset, Duration::from_secs(1));
         for line in [
             "anyport_connections_opened_total{app=\"ssh\"} 1",
             "anyport_connections_open{app=\"ssh\"} 0",
