@@ -178,6 +178,13 @@ impl Snapshot {
         Some(Target { app, pool, rules })
     }
 
+    /// An app as this table has it, which may be newer than the entry.
+    pub fn declared(&self, entry: &AppEntry) -> Option<&App> {
+        let key = AppKey::of(&entry.stats);
+        let found = self.apps.iter().find(|app| AppKey::of(&app.stats) == key)?;
+        Some(&found.app)
+    }
+
     /// How long each app's open connections may go on once a drain began.
     pub fn drain_windows(&self) -> HashMap<AppKey, Duration> {
         let windows = self.apps.iter();
@@ -1033,6 +1040,22 @@ mod tests {
         );
         writer.weigh([weights("first", PoolState::Healthy, &[1.0])]);
         assert_eq!(used(&writer), "first");
+    }
+
+    #[test]
+    fn who_holds_an_older_table_finds_an_app_as_it_is_declared_now() {
+        let mut writer = writer();
+        let pool = || pool("game", None, &["10.0.2.2:1"]);
+        publish(&mut writer, [pool(), app("a", "1", to_pool("game"))]);
+        let older = writer.reader().load_full();
+        let entry = older.apps.first().unwrap();
+        publish(&mut writer, [pool(), app("a", "2", to_pool("game"))]);
+        let newer = writer.reader().load_full();
+        let declared = newer.declared(entry).unwrap();
+        assert_eq!(declared.ports, "2".parse().unwrap());
+        publish(&mut writer, [pool()]);
+        let newer = writer.reader().load_full();
+        assert!(newer.declared(entry).is_none());
     }
 
     #[test]

@@ -497,7 +497,7 @@ fn who_is_cut_off_before_its_origin_is_there_is_reset() {
         let why = if drained {
             let ended = scene.cluster.terminate(Service::EdgeAgent, PATIENCE);
             assert_eq!(ended.unwrap(), Some(0));
-            "drained: the edge agent ends"
+            "drained: the edge ends or was taken out of service"
         } else {
             scene.cluster.apply(&disabled).unwrap();
             // Only now it says what it wants.

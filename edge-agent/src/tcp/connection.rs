@@ -190,13 +190,18 @@ async fn join(
         Some(_) => Ok(open(&first.stats, place)),
         None => Err(place),
     };
-    let from = |identity: &Option<Identity>| identity.as_ref().map_or(peer, Identity::client);
+    // By the rules of now: the client may have let us wait through a change.
+    let admit = |account: &mut Account<'_>, app: &AppEntry, identity: &Option<Identity>| {
+        let client = identity.as_ref().map_or(peer, Identity::client);
+        let now = service.table.load();
+        let newer = (now.revision != table.revision).then(|| now.declared(app));
+        account.admit(newer.flatten().unwrap_or(&app.app), client)
+    };
     let received = receive(service, first, &client, destination).await;
     // Of who is not let in, nothing more is waited for.
     let received = received.and_then(|identity| {
         if let Ok(account) = &mut account {
-            let admitted = account.admit(&first.app, from(&identity));
-            admitted.map_err(|refusal| Turned {
+            admit(account, first, &identity).map_err(|refusal| Turned {
                 stats: Arc::clone(&first.stats),
                 status: Status::Denied,
                 reason: refusal.to_string(),
@@ -238,8 +243,7 @@ async fn join(
             let (status, reason) = (Status::Closed, Closing::Disabled.as_str().to_owned());
             Err(Refused { status, reason })
         } else {
-            let admitted = account.admit(&target.app.app, from(&identity));
-            admitted.map_err(Refused::from)
+            admit(&mut account, target.app, &identity).map_err(Refused::from)
         };
         if let Err(refused) = refused {
             return Some((account, Err(refused)));
