@@ -19,7 +19,6 @@ use anyport_node::{
 use anyport_proto::{DESCRIPTORS, sync, v1};
 use prometheus::Registry;
 use tokio::{sync::watch, task::JoinSet};
-use tokio_util::sync::CancellationToken;
 
 use crate::{
     admin::Admin,
@@ -34,7 +33,7 @@ use crate::{
         notify,
     },
     kernel::{self, Drift, Dropped, Kernel, ListenerPorts, Reconciler},
-    listen::{Listeners, Workers},
+    listen::{Listeners, Phases, Workers},
     live::Live,
     origin::{Resolver, follow_dns},
     protect::Protected,
@@ -42,6 +41,10 @@ use crate::{
     table::TableWriter,
     tcp::Service,
 };
+
+/// Workers have this long to take the datagrams that have come when a successor
+/// takes over.
+const LAST_DATAGRAMS: Duration = Duration::from_secs(1);
 
 /// A successor waits this long for the balancer's weights before it serves.
 const WEIGHTS_PATIENCE: Duration = Duration::from_secs(2);
@@ -152,12 +155,12 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
         configuring: Arc::clone(&configuring),
         replica: Default::default(),
     };
-    let connections = drain.child();
     // What the kernel still steers from the last run is served from the moment
     // that the rules lead to the new listeners. A successor waits for its turn.
-    let accepting = CancellationToken::new();
+    let phases = Phases::until(drain.child(), config.drain_timeout);
     if predecessor.is_none() {
-        accepting.cancel();
+        phases.accepting.cancel();
+        phases.taking.cancel();
     }
     let descriptors = Arc::new(Budget::of_process(listeners.workers.len()));
     descriptors.register(&registry)?;
@@ -178,14 +181,7 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
         limit: config.drain_timeout,
     };
     let duty = Duty::resume(&config.state_dir, parts).await;
-    let workers = Workers::start(
-        listeners.workers,
-        orders,
-        &service,
-        &accepting,
-        &connections,
-        config.drain_timeout,
-    )?;
+    let workers = Workers::start(listeners.workers, orders, &service, &phases)?;
     applier.restore().await?;
     if let Some(predecessor) = &predecessor {
         if let Some(fault) = kernel.fault() {
@@ -216,8 +212,9 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
             departing = predecessor.succeed() => departing?,
             () = drain.started() => return Ok(()),
         };
-        accepting.cancel();
+        phases.accepting.cancel();
         generations = departing.gone().await;
+        phases.taking.cancel();
     }
     let (directory, ordered) = (config.state_dir.clone(), live.ordered());
     control.spawn(earlier.clone().follow(directory, ordered));
@@ -299,12 +296,16 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
             handed_over = taken(offering) => Some(handed_over),
         };
         serving.begin();
-        connections.begin();
+        phases.drain.begin();
         let Some(handed_over) = handed_over else {
             notify(Notice::Stopping);
             return (Some((admin, control, lock)), None);
         };
         let successor = handed_over.successor();
+        // It takes datagrams when it is told that this agent is gone.
+        if let Err(unfinished) = phases.taken.finished(LAST_DATAGRAMS).await {
+            tracing::warn!(%unfinished, "workers still take datagrams");
+        }
         control.shutdown().await;
         reconciling.abort();
         // Aborted or ended, it is over.
@@ -320,7 +321,7 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
     };
     // What is not handed over is kept until the last connection has ended.
     let (served, _kept) = tokio::join!(served, ending);
-    join(workers, &connections).await?;
+    join(workers, &phases.drain).await?;
     if let Some(event_file) = event_file {
         tokio::task::spawn_blocking(move || event_file.finish())
             .await

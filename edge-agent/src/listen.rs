@@ -6,4 +6,4 @@ mod sockets;
 mod worker;
 
 pub use sockets::Listeners;
-pub use worker::Workers;
+pub use worker::{Phases, Workers};

@@ -32,4 +32,4 @@ mod sockets;
 mod told;
 mod worker;
 
-pub use worker::{Limits, serve};
+pub use worker::{Limits, Taking, serve};

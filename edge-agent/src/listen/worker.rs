@@ -12,11 +12,42 @@ use super::{accept::accept, sockets::WorkerListeners};
 use crate::{
     live::{self, Orders},
     tcp::Service,
-    udp,
+    udp::{self, Taking},
 };
 
 /// Connections that were told to close are gone in no time.
 const LAST_MOMENT: Duration = Duration::from_secs(5);
+
+/// When workers do what.
+#[derive(Debug, Clone)]
+pub struct Phases {
+    /// Cancelled, it lets connections be accepted.
+    pub accepting: CancellationToken,
+    /// Cancelled, it lets datagrams be taken that the kernel steers: once an
+    /// earlier agent takes none any more, so that what a flow begins with is not
+    /// shared out among two.
+    pub taking: CancellationToken,
+    /// When it begins, nothing new is accepted or taken any more, and what is
+    /// open is closed when each app's time for it is over.
+    pub drain: Drain,
+    /// Begins with the drain, and is over when no worker takes a datagram.
+    pub taken: Drain,
+    /// How long a drain may take at most, whatever the apps say.
+    pub limit: Option<Duration>,
+}
+
+impl Phases {
+    /// Until `drain` begins.
+    pub fn until(drain: Drain, limit: Option<Duration>) -> Self {
+        Self {
+            accepting: CancellationToken::new(),
+            taking: CancellationToken::new(),
+            taken: drain.child(),
+            drain,
+            limit,
+        }
+    }
+}
 
 /// The worker threads of an agent.
 pub struct Workers {
@@ -32,20 +63,16 @@ pub struct WorkerError {
 }
 
 impl Workers {
-    /// Starts one worker per set of listeners, each with its orders. They accept
-    /// from when `accepting` is cancelled until the drain begins, close what is
-    /// left when each app's time for it is over, at most `limit` where there is
-    /// one, and end when the last connection has.
+    /// Starts one worker per set of listeners, each with its orders. They end
+    /// when the last connection has.
     pub fn start(
         listeners: Vec<WorkerListeners>,
         orders: Vec<Orders>,
         service: &Arc<Service>,
-        accepting: &CancellationToken,
-        drain: &Drain,
-        limit: Option<Duration>,
+        phases: &Phases,
     ) -> Result<Self, WorkerError> {
         let flows = service.descriptors.flows_max();
-        let flows = udp::Limits::of_one(flows, listeners.len(), limit);
+        let flows = udp::Limits::of_one(flows, listeners.len(), phases.limit);
         let mut threads = Vec::with_capacity(listeners.len());
         let workers = listeners.into_iter().zip(orders).enumerate();
         for (index, (listeners, orders)) in workers {
@@ -57,9 +84,7 @@ impl Workers {
                 .map_err(failed)?;
             let worker = Worker {
                 service: Arc::clone(service),
-                accepting: accepting.clone(),
-                drain: drain.clone(),
-                limit,
+                phases: phases.clone(),
                 flows,
             };
             let body = move || {
@@ -86,27 +111,32 @@ impl Workers {
 
 struct Worker {
     service: Arc<Service>,
-    accepting: CancellationToken,
-    drain: Drain,
-    limit: Option<Duration>,
+    phases: Phases,
     flows: udp::Limits,
 }
 
 impl Worker {
     async fn work(self, listeners: WorkerListeners, orders: Orders) {
+        let Phases { drain, limit, .. } = &self.phases;
+        // From now on until no more are taken.
+        let taking = Taking {
+            from: self.phases.taking.clone(),
+            until: self.phases.taken.guard(),
+        };
         tokio::select! {
-            () = self.accepting.cancelled() => {}
-            () = self.drain.started() => {}
+            () = self.phases.accepting.cancelled() => {}
+            () = drain.started() => {}
         }
         let pairs = listeners.v4.into_iter().chain(listeners.v6);
         let (tcp, udp): (Vec<_>, Vec<_>) = pairs.map(|pair| (pair.tcp, pair.udp)).unzip();
         // A task of its own: it goes on as long as there are flows.
-        let (service, drain) = (Arc::clone(&self.service), self.drain.clone());
-        let flows = tokio::spawn(udp::serve(udp, service, self.flows, orders, drain));
+        let service = Arc::clone(&self.service);
+        let flows = udp::serve(udp, service, self.flows, orders, taking, drain.clone());
+        let flows = tokio::spawn(flows);
         join_all(tcp.into_iter().map(|listener| self.accept_on(listener))).await;
-        let ended = self.drain.finished(Duration::MAX);
+        let ended = drain.finished(Duration::MAX);
         let mut ended = pin!(ended);
-        let windows = self.service.drain_windows(self.limit);
+        let windows = self.service.drain_windows(*limit);
         tokio::select! {
             _ = &mut ended => return,
             () = async {
@@ -123,7 +153,14 @@ impl Worker {
 
     async fn accept_on(&self, listener: std::net::TcpListener) {
         match TcpListener::from_std(listener) {
-            Ok(listener) => accept(listener, Arc::clone(&self.service), self.drain.clone()).await,
+            Ok(listener) => {
+                accept(
+                    listener,
+                    Arc::clone(&self.service),
+                    self.phases.drain.clone(),
+                )
+                .await
+            }
             Err(error) => tracing::error!(%error, "a worker cannot use its listener"),
         }
     }

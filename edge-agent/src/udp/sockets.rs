@@ -31,18 +31,30 @@ fn with_room(socket: Socket) -> io::Result<Socket> {
 /// by its address and port, and asks only in the end whether it is connected by
 /// now. So whoever reads from it has to look who sent what.
 pub(super) fn towards_client(key: &Key) -> io::Result<Socket> {
-    let socket = datagrams(key.edge)?;
-    // Each client of one edge address and port has a socket there.
+    let socket = bound(key.edge)?;
+    socket.connect(&SockAddr::from(key.client))?;
+    with_room(socket)
+}
+
+/// A socket at an address that need not be this host's, beside others.
+fn bound(address: SocketAddr) -> io::Result<Socket> {
+    let socket = datagrams(address)?;
     socket.set_reuse_address(true)?;
-    if key.edge.is_ipv4() {
+    if address.is_ipv4() {
         socket.set_ip_transparent_v4(true)?;
     } else {
         socket.set_only_v6(true)?;
         socket.set_ip_transparent_v6(true)?;
     }
-    socket.bind(&SockAddr::from(key.edge))?;
-    socket.connect(&SockAddr::from(key.client))?;
-    with_room(socket)
+    socket.bind(&SockAddr::from(address))?;
+    Ok(socket)
+}
+
+/// Has a datagram steered once more, as it came from the client.
+pub(super) fn steer_again(key: &Key, payload: &[u8]) -> io::Result<()> {
+    let socket = bound(key.client)?;
+    socket.send_to(payload, &SockAddr::from(key.edge))?;
+    Ok(())
 }
 
 /// A socket that speaks to an origin, as the edge or as `shown`. As above, others

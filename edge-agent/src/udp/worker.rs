@@ -15,13 +15,15 @@ use std::{
 };
 
 use anyport_model::outcome::Status;
-use anyport_node::drain::Drain;
+use anyport_node::drain::{Drain, DrainGuard};
+use tokio_util::sync::CancellationToken;
 
 use super::{
     batch::{BATCH, Batch, Sent, Shape},
     flow::{Flow, NO_SOCKET, NoFlow, Opened},
     poll::{Events, Left, Poll},
     sessions::{Caps, Id, Key, Sessions, Shed},
+    sockets,
     told::Told,
 };
 use crate::{
@@ -35,6 +37,9 @@ use crate::{
 /// Batches that are taken from one socket before others have their turn.
 const STEERED_BATCHES: usize = 8;
 const FLOW_BATCHES: usize = 4;
+
+/// As many are taken at the most when it is for the last time.
+const LAST_BATCHES: usize = 256;
 
 /// Datagrams of flows that are moved before the worker's connections have their
 /// turn.
@@ -81,6 +86,14 @@ impl Limits {
     }
 }
 
+/// When datagrams are taken that the kernel steers.
+pub struct Taking {
+    /// Cancelled, it lets them be.
+    pub from: CancellationToken,
+    /// Held as long as they may be.
+    pub until: DrainGuard,
+}
+
 /// Serves the flows that begin on `steered`, the sockets that the kernel steers
 /// to. When the drain begins it takes no new ones, and the known ones go on
 /// until they are idle or the app's time for a drain is over.
@@ -89,9 +102,15 @@ pub async fn serve(
     service: Arc<Service>,
     limits: Limits,
     mut orders: Orders,
+    taking: Taking,
     drain: Drain,
 ) {
     let _guard = drain.guard();
+    tokio::select! {
+        () = taking.from.cancelled() => {}
+        () = drain.started() => return,
+    }
+    let mut until = Some(taking.until);
     let mut worker = match Worker::new(steered, service, limits.caps) {
         Ok(worker) => worker,
         Err(error) => {
@@ -118,6 +137,7 @@ pub async fn serve(
             () = &mut begun, if !draining => {
                 draining = true;
                 worker.stop_taking(limits.drain);
+                drop(until.take());
             }
             () = &mut timer, if next.is_some() => due = None,
             Some(order) = orders.recv() => match order {
@@ -219,8 +239,17 @@ impl Worker {
     }
 
     /// Closes the sockets that datagrams are steered to: what another process
-    /// holds of them goes on there.
+    /// holds of them goes on there. What has come by now may belong to flows that
+    /// are known, and is taken.
     fn stop_taking(&mut self, limit: Option<Duration>) {
+        let now = Instant::now();
+        for index in 0..self.steered.len() {
+            let batches = 0..LAST_BATCHES;
+            // Until nothing is there: what came while flows were opened too.
+            batches
+                .take_while(|_| self.take_batch(index, now) > 0)
+                .count();
+        }
         for socket in &self.steered {
             // What the other process holds would wake this one for ever.
             self.poll.remove(socket.as_fd());
@@ -334,23 +363,29 @@ impl Worker {
     /// Datagrams that have no socket of their own, or had none yet.
     fn take_steered(&mut self, index: usize, now: Instant) {
         for _ in 0..STEERED_BATCHES {
-            let Some(socket) = self.steered.get(index) else {
-                return;
-            };
-            match self.batch.receive_steered(socket) {
-                Ok(()) => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                // Errors of datagrams, not of the socket; the next one may do.
-                Err(_) => continue,
-            }
-            for at in 0..self.batch.len() {
-                self.take_one(at, self.batch.to(at), now);
-            }
-            if !self.batch.is_full() {
+            if self.take_batch(index, now) < BATCH {
                 return;
             }
         }
         self.unfinished.push(Token::Steered(index));
+    }
+
+    /// How many datagrams there were, as many as fit or less.
+    fn take_batch(&mut self, index: usize, now: Instant) -> usize {
+        let Some(socket) = self.steered.get(index) else {
+            return 0;
+        };
+        match self.batch.receive_steered(socket) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return 0,
+            // Errors of datagrams, not of the socket; the next one may do.
+            Err(_) => return BATCH,
+        }
+        let count = self.batch.len();
+        for at in 0..count {
+            self.take_one(at, self.batch.to(at), now);
+        }
+        count
     }
 
     /// The datagram at `at` of the batch, which was sent to `edge`.
@@ -439,9 +474,9 @@ impl Worker {
         poll.add(flow.leg.socket.as_fd(), Token::Origin(id).to_bits())
     }
 
-    /// What arrived at the socket of a flow. Of what others sent there between
-    /// the socket's bind and its connect, each is taken as if it had been
-    /// steered: see [`towards_client`](super::sockets::towards_client).
+    /// What arrived at the socket of a flow, and what others sent there between the
+    /// socket's bind and its connect: see
+    /// [`towards_client`](super::sockets::towards_client).
     fn client_sent(&mut self, id: Id, now: Instant) {
         for _ in 0..FLOW_BATCHES {
             let Some(key) = self.sessions.key(id) else {
@@ -486,13 +521,26 @@ impl Worker {
                 self.dropped(DropReason::LimitBytesPerSecond, too_fast as u64);
             }
             for &at in &others[..strayed] {
-                self.take_one(at, Some(key.edge), now);
+                self.take_stray(at, key.edge, now);
             }
             if !full {
                 return;
             }
         }
         self.unfinished.push(Token::Client(id));
+    }
+
+    /// The datagram at `at` of the batch, which was sent to `edge` and not steered.
+    fn take_stray(&mut self, at: usize, edge: SocketAddr, now: Instant) {
+        let client = self.batch.from(at).filter(|client| client.port() != 0);
+        let key = client.map(|client| Key { client, edge });
+        let elsewhere = key.filter(|key| self.sessions.find(key).is_none());
+        // It may be of a flow of another worker, which the steering alone can tell.
+        // Where that is not to be had, it begins one here.
+        let sent = elsewhere.map(|key| sockets::steer_again(&key, self.batch.payload(at)));
+        if !matches!(sent, Some(Ok(()))) {
+            self.take_one(at, Some(edge), now);
+        }
     }
 
     fn sent_to_origin(&mut self, id: Id, sent: &Sent) {

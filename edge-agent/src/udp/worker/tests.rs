@@ -152,12 +152,8 @@ fn heard(socket: &UdpSocket) -> Option<(Vec<u8>, SocketAddr)> {
     }
 }
 
-#[tokio::test]
-async fn what_another_client_sent_to_a_socket_before_it_was_connected_begins_a_flow_of_its_own() {
-    let edge = Edge::new();
-    let mut worker = edge.worker();
-    let (client, id, peer) = edge.flow(&mut worker);
-    // The flow's socket, as it was between its bind and its connect.
+/// What came for another client to a flow's socket, before it was connected.
+fn stray(edge: &Edge, worker: &mut Worker, (client, id): (&UdpSocket, Id)) -> UdpSocket {
     let racing = edge.bound();
     let stranger = socket(Ipv4Addr::LOCALHOST);
     stranger.send_to(b"strange", edge.address).unwrap();
@@ -166,15 +162,41 @@ async fn what_another_client_sent_to_a_socket_before_it_was_connected_begins_a_f
         .unwrap();
     worker.sessions.get_mut(id).unwrap().client = racing;
     client.send_to(b"second", edge.address).unwrap();
+    stranger
+}
 
+#[tokio::test]
+async fn what_another_client_sent_to_a_socket_before_it_was_connected_is_steered_again() {
+    let edge = Edge::new();
+    let mut worker = edge.worker();
+    let (client, id, peer) = edge.flow(&mut worker);
+    let stranger = stray(&edge, &mut worker, (&client, id));
+    // Its port is free, as it is where clients are other hosts.
+    let address = stranger.local_addr().unwrap();
+    drop(stranger);
     worker.client_sent(id, Instant::now());
-    let (other, strange) = match heard(&edge.origin).unwrap() {
-        (datagram, from) if datagram == b"second" => {
-            assert_eq!(from, peer);
-            heard(&edge.origin).unwrap()
-        }
-        other => other,
+    assert_eq!(heard(&edge.origin), Some((b"second".to_vec(), peer)));
+    assert_eq!(heard(&edge.origin), None);
+    assert_eq!(worker.sessions.len(), 1, "another worker may have its flow");
+    worker.turn();
+    let key = Key {
+        client: address,
+        edge: edge.address,
     };
+    assert!(worker.sessions.find(&key).is_some());
+    let (strange, from) = heard(&edge.origin).unwrap();
+    assert!(strange == b"strange" && from != peer);
+}
+
+#[tokio::test]
+async fn what_cannot_be_steered_again_begins_a_flow_of_its_own() {
+    let edge = Edge::new();
+    let mut worker = edge.worker();
+    let (client, id, peer) = edge.flow(&mut worker);
+    let stranger = stray(&edge, &mut worker, (&client, id));
+    worker.client_sent(id, Instant::now());
+    assert_eq!(heard(&edge.origin), Some((b"second".to_vec(), peer)));
+    let (other, strange) = heard(&edge.origin).unwrap();
     assert_eq!(other, b"strange");
     assert_ne!(strange, peer, "it went on the flow of another client");
     let own = edge.session(&worker, &stranger).unwrap();
@@ -205,6 +227,21 @@ async fn what_others_sent_to_the_socket_of_an_origin_is_not_heard() {
     assert_eq!(heard(&client), Some((b"answer".to_vec(), edge.address)));
     assert_eq!(heard(&client), None);
     assert_eq!(edge.dropped(DropReason::Stray), 1);
+}
+
+/// A successor would take them for the beginning of another flow.
+#[tokio::test]
+async fn what_has_come_by_the_end_of_taking_is_taken() {
+    let edge = Edge::new();
+    let mut worker = edge.worker();
+    let client = socket(Ipv4Addr::LOCALHOST);
+    for _ in 0..EACH {
+        client.send_to(b"x", edge.address).unwrap();
+    }
+    worker.stop_taking(None);
+    assert!(edge.session(&worker, &client).is_some());
+    let arrived = std::iter::from_fn(|| heard(&edge.origin)).count();
+    assert_eq!(arrived, EACH);
 }
 
 #[tokio::test]
@@ -248,7 +285,12 @@ async fn between_two_turns_others_have_theirs() {
     let limits = Limits::of_one(1000, 1, None);
     let (steered, service) = (vec![edge.bound().into()], Arc::clone(&edge.service));
     let drain = Drain::new();
-    let serving = tokio::spawn(serve(steered, service, limits, told, drain));
+    let taking = Taking {
+        from: CancellationToken::new(),
+        until: drain.guard(),
+    };
+    taking.from.cancel();
+    let serving = tokio::spawn(serve(steered, service, limits, told, taking, drain));
     let clients: Vec<_> = (0..FLOWS).map(|_| socket(Ipv4Addr::LOCALHOST)).collect();
     let send = |count| {
         for client in &clients {
