@@ -24,6 +24,8 @@ mod events;
 mod loss;
 #[path = "udp/transparent.rs"]
 mod transparent;
+#[path = "udp/upgrade.rs"]
+mod upgrade;
 
 const PREFIXES: &str = r#"
 prefixes:
