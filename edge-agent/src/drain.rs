@@ -134,16 +134,18 @@ impl<K: Kernel> Duty<K> {
             limit,
         } = parts;
         let kept = Kept::in_directory(directory);
-        let stage = if kept.is_there() {
-            tracing::warn!(order = %kept, "{NOT_READY}");
-            service.drained.store(true, Relaxed);
-            gate.begin_shut().await;
+        let stage = if let Some(grace) = kept.grace_left() {
+            tracing::warn!(order = %kept, ?grace, "{NOT_READY}");
             ready.set_not_ready(NOT_READY);
-            Stage::Left
+            Stage::Serving.ordered(Wanted::Drain(grace), Instant::now())
         } else {
             ready.set_ready();
             Stage::Serving
         };
+        if stage == Stage::Left {
+            service.drained.store(true, Relaxed);
+            gate.begin_shut().await;
+        }
         Self {
             gate,
             live,
@@ -199,17 +201,20 @@ impl<K: Kernel> Duty<K> {
         let _configuring = self.configuring.lock().await;
         match next {
             Stage::Serving => self.serve().await,
-            Stage::Leaving(_) => self.give_notice().await,
+            Stage::Leaving(at) => {
+                let grace = at.saturating_duration_since(Instant::now());
+                self.give_notice(grace).await;
+            }
             Stage::Left => {
-                self.give_notice().await;
+                self.give_notice(Duration::ZERO).await;
                 self.leave().await;
             }
         }
         self.stage.send_replace(next);
     }
 
-    async fn give_notice(&self) {
-        self.kept.keep().await;
+    async fn give_notice(&self, grace: Duration) {
+        self.kept.keep(grace).await;
         self.ready.set_not_ready(NOT_READY);
     }
 

@@ -107,8 +107,8 @@ fn edge(context: &Context, name: String, url: ServerUrl) -> Result<Edge, Failure
 fn address(node: &v1::NodeStatus, server: &ServerUrl) -> Result<ServerUrl, Failure> {
     let refused = |what: &str| {
         let what = format!("edge {} {what}, so it cannot be asked from here", node.name);
-        let remedy = "run this on its host with --edge URL, or start the edge with --listen on an \
-                      address that can be reached, or with --advertise";
+        let remedy = "run this on its host and name the edge by its URL, or start the edge with \
+                      --listen on an address that can be reached, or with --advertise";
         Failure::refused(what).remedy(remedy)
     };
     if node.address.is_empty() {

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyport_proto::{convert::write_duration, v1};
 use tokio::time::Instant;
+use tonic::Code;
 
 use crate::{
     commands::{
@@ -112,11 +113,20 @@ fn rounded(left: prost_types::Duration) -> String {
 
 async fn until_drained(edge: &Edge, limit: Duration) -> Result<(), Failure> {
     let what = format!("wait for edge {}", edge.name);
-    let deadline = Instant::now() + limit;
+    // A limit that no clock can hold is none that ends.
+    let deadline = Instant::now().checked_add(limit);
+    let is_over = || deadline.is_some_and(|deadline| Instant::now() + LOOK > deadline);
     loop {
         let request = timed(v1::GetStatusRequest {});
-        let status = limited(edge.client().get_status(request)).await;
-        let status = status.map_err(|status| edge.failure(&what, &status))?;
+        let status = match limited(edge.client().get_status(request)).await {
+            Ok(status) => status,
+            // Its successor may be about to answer.
+            Err(status) if status.code() == Code::Unavailable && !is_over() => {
+                tokio::time::sleep(LOOK).await;
+                continue;
+            }
+            Err(status) => return Err(edge.failure(&what, &status)),
+        };
         match status.drain() {
             v1::DrainState::Drained => return Ok(()),
             v1::DrainState::Draining => {}
@@ -126,7 +136,7 @@ async fn until_drained(edge: &Edge, limit: Duration) -> Result<(), Failure> {
                 return Err(Failure::refused(refused));
             }
         }
-        if Instant::now() + LOOK > deadline {
+        if is_over() {
             let (name, open) = (&edge.name, status.open_connections);
             return Err(Failure::new(
                 Exit::WaitRanOut,
