@@ -34,7 +34,7 @@ lint: ## formatting and clippy, warnings are errors
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 
-bench: ## beside HAProxy and nginx on the same lab, as ratios (5 minutes, once built)
+bench: ## beside HAProxy and nginx, and beside plain routing, as ratios (5 minutes, once built)
 	@scripts/setup build bench
 	@echo "building (a few minutes the first time)"
 	@cargo build --release --locked --quiet --workspace --bins

@@ -71,6 +71,8 @@ fn a_quick_comparison_measures_every_contender_and_leaves_nothing() {
                 "{contender}, {rate}: {median}"
             );
         }
+        let rate = &found["measures"]["datagram_rate"]["contenders"][contender]["median"];
+        assert_eq!(rate.as_f64().is_some(), contender != "HAProxy", "{rate}");
         if contender != "routing" {
             let entry = &found["measures"]["idle_descriptors"]["contenders"][contender];
             let each = entry["median"].as_f64().unwrap();

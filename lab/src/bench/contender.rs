@@ -27,6 +27,11 @@ impl Contender {
         Self::Anyport,
     ];
 
+    /// Whether it carries datagrams.
+    pub fn has_datagrams(self) -> bool {
+        !matches!(self, Self::Haproxy | Self::Bare)
+    }
+
     /// Those that Anyport is measured against.
     pub const PEERS: [Self; 2] = [Self::Haproxy, Self::Nginx];
 }

@@ -11,12 +11,14 @@ use super::plan::Plan;
 use super::results::Sample;
 use super::stage::{ECHO_PORT, SOURCE_PORT, Stage};
 use super::usage::{Usage, kernel_socket_memory};
-use crate::load::{Control, Load, Report, RunError, bulk, connect, pingpong};
+use crate::load::{Control, Load, Report, RunError, bulk, connect, datagram, pingpong};
 
 /// Connections at once of the loads that keep moving.
 const BUSY: NonZeroUsize = NonZeroUsize::MIN.saturating_add(31);
 /// Streams at once: enough for both workers of a proxy to have some.
 const STREAMS: NonZeroUsize = NonZeroUsize::MIN.saturating_add(7);
+/// Bytes of a request, and of an answer: as many as games and DNS send.
+const DATAGRAM: NonZeroU64 = NonZeroU64::MIN.saturating_add(63);
 /// Longer than any stream of a run gets.
 const ENDLESS: NonZeroU64 = NonZeroU64::MAX;
 /// Longer than idle connections are held.
@@ -143,6 +145,28 @@ pub(super) fn bulk(stage: &mut Stage, plan: &Plan, sample: &mut Sample) -> Resul
     sample.put(Measure::BulkRate, bits_per_second / 1e9);
     let cpu = share(cpu, bytes).map(|seconds_per_byte| seconds_per_byte * 1e9);
     sample.put(Measure::BulkCpu, cpu.map(|seconds| seconds * MILLISECONDS));
+    Ok(())
+}
+
+/// Requests and answers by datagrams on kept flows.
+pub(super) fn datagrams(stage: &mut Stage, plan: &Plan, sample: &mut Sample) -> Result<()> {
+    let load = datagram::Plan {
+        load: stage.load(ECHO_PORT, BUSY, plan.load),
+        bytes: DATAGRAM,
+        pause: Duration::ZERO,
+    };
+    let (report, cpu) = timed(stage, || datagram::run(&load))?;
+    sample.failed("datagrams", &report);
+    // A request and its answer.
+    sample.put(Measure::DatagramRate, report.operations_per_second() * 2.0);
+    let (median, tail) = latencies(&report);
+    sample.put(Measure::DatagramMedian, median);
+    sample.put(Measure::DatagramTail, tail);
+    let cpu = share(cpu, report.operations() * 2);
+    sample.put(
+        Measure::DatagramCpu,
+        cpu.map(|seconds| seconds * MICROSECONDS),
+    );
     Ok(())
 }
 

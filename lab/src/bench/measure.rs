@@ -1,5 +1,7 @@
 //! What is measured, in which unit, and which way is better.
 
+use super::contender::Contender;
+
 /// One figure of a contender.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Measure {
@@ -23,6 +25,14 @@ pub enum Measure {
     BulkRate,
     /// Processor time of the proxy for a gigabyte of it.
     BulkCpu,
+    /// Datagrams a second, there and back, on kept flows of UDP.
+    DatagramRate,
+    /// How long a request and its answer take, the median.
+    DatagramMedian,
+    /// How long the slowest hundredth takes at least.
+    DatagramTail,
+    /// Processor time of the proxy for one datagram.
+    DatagramCpu,
     /// Memory of the proxy's processes for an idle connection.
     IdleMemory,
     /// Memory of the kernel for an idle connection, on the proxy's host.
@@ -42,7 +52,7 @@ pub enum Better {
 
 impl Measure {
     /// All, in the order in which they are shown.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 17] = [
         Self::ConnectRate,
         Self::ConnectMedian,
         Self::ConnectTail,
@@ -53,6 +63,10 @@ impl Measure {
         Self::RoundTripCpu,
         Self::BulkRate,
         Self::BulkCpu,
+        Self::DatagramRate,
+        Self::DatagramMedian,
+        Self::DatagramTail,
+        Self::DatagramCpu,
         Self::IdleMemory,
         Self::IdleKernelMemory,
         Self::IdleDescriptors,
@@ -71,6 +85,10 @@ impl Measure {
             Self::RoundTripCpu => "round_trip_cpu",
             Self::BulkRate => "bulk_rate",
             Self::BulkCpu => "bulk_cpu",
+            Self::DatagramRate => "datagram_rate",
+            Self::DatagramMedian => "datagram_p50",
+            Self::DatagramTail => "datagram_p99",
+            Self::DatagramCpu => "datagram_cpu",
             Self::IdleMemory => "idle_memory",
             Self::IdleKernelMemory => "idle_kernel_memory",
             Self::IdleDescriptors => "idle_descriptors",
@@ -90,6 +108,10 @@ impl Measure {
             Self::RoundTripCpu => "… CPU of the proxy",
             Self::BulkRate => "streams",
             Self::BulkCpu => "… CPU of the proxy",
+            Self::DatagramRate => "UDP (nginx = 1), datagrams",
+            Self::DatagramMedian => "… p50 there and back",
+            Self::DatagramTail => "… p99",
+            Self::DatagramCpu => "… CPU of the proxy",
             Self::IdleMemory => "idle connection, memory",
             Self::IdleKernelMemory => "… kernel memory",
             Self::IdleDescriptors => "… descriptors",
@@ -99,13 +121,16 @@ impl Measure {
     /// What its values count.
     pub fn unit(self) -> &'static str {
         match self {
-            Self::ConnectRate | Self::RoundTripRate => "per second",
+            Self::ConnectRate | Self::RoundTripRate | Self::DatagramRate => "per second",
             Self::ConnectMedian
             | Self::ConnectTail
             | Self::ConnectCpu
             | Self::RoundTripMedian
             | Self::RoundTripTail
-            | Self::RoundTripCpu => "microseconds",
+            | Self::RoundTripCpu
+            | Self::DatagramMedian
+            | Self::DatagramTail
+            | Self::DatagramCpu => "microseconds",
             Self::BulkRate => "gigabits per second",
             Self::BulkCpu => "milliseconds per gigabyte",
             Self::IdleMemory | Self::IdleKernelMemory => "bytes",
@@ -116,19 +141,39 @@ impl Measure {
     /// Which way is better.
     pub fn better(self) -> Better {
         match self {
-            Self::ConnectRate | Self::RoundTripRate | Self::BulkRate => Better::More,
+            Self::ConnectRate | Self::RoundTripRate | Self::BulkRate | Self::DatagramRate => {
+                Better::More
+            }
             _ => Better::Less,
         }
+    }
+
+    /// Whose figure is 1 where others are compared: HAProxy has no UDP.
+    pub fn base(self) -> Contender {
+        match self {
+            Self::DatagramRate | Self::DatagramMedian | Self::DatagramTail | Self::DatagramCpu => {
+                Contender::Nginx
+            }
+            _ => Contender::Haproxy,
+        }
+    }
+
+    /// Whether a contender has what is measured at all.
+    pub fn is_of(self, contender: Contender) -> bool {
+        self.base() == Contender::Haproxy || contender.has_datagrams()
     }
 
     /// A value with its unit, short.
     pub fn say(self, value: f64) -> String {
         match self {
-            Self::ConnectRate | Self::RoundTripRate => format!("{}/s", short(value)),
+            Self::ConnectRate | Self::RoundTripRate | Self::DatagramRate => {
+                format!("{}/s", short(value))
+            }
             Self::BulkRate => format!("{value:.1} Gbit/s"),
             Self::BulkCpu => format!("{value:.0} ms/GB"),
             Self::IdleMemory | Self::IdleKernelMemory => format!("{:.1} KiB", value / 1024.0),
             Self::IdleDescriptors => format!("{value:.2}"),
+            Self::DatagramCpu => format!("{value:.1} µs"),
             _ if value >= 10_000.0 => format!("{:.1} ms", value / 1000.0),
             _ => format!("{value:.0} µs"),
         }

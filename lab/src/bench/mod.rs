@@ -14,6 +14,9 @@
 //! - **In turns.** A round is one turn of each; the machine may be slower in one round than in
 //!   another, so factors are taken within a round, and the median over the rounds is what counts.
 //!
+//! Plain routing is the limit of both transports: nothing on the proxy's host touches a byte. HAProxy
+//! has no UDP, so that nginx is what others are measured against there.
+//!
 //! What it cannot tell: all three hosts share the processors of one machine, so rates also depend on
 //! what the client and the origin use. The processor time of a proxy is that of its processes; work
 //! that the kernel does for it in soft interrupts is charged to whatever was running.
@@ -79,15 +82,18 @@ pub enum Part {
     RoundTrips,
     /// Streams.
     Bulk,
+    /// Datagrams, where the contender carries them.
+    Datagrams,
 }
 
 impl Part {
-    const ALL: [Self; 5] = [
+    const ALL: [Self; 6] = [
         Self::Start,
         Self::Idle,
         Self::Connect,
         Self::RoundTrips,
         Self::Bulk,
+        Self::Datagrams,
     ];
 }
 
@@ -157,6 +163,10 @@ fn turn(
     load::round_trips(&mut stage, plan, &mut sample)?;
     next(Part::Bulk)?;
     load::bulk(&mut stage, plan, &mut sample)?;
+    next(Part::Datagrams)?;
+    if contender.has_datagrams() {
+        load::datagrams(&mut stage, plan, &mut sample)?;
+    }
     stage.check()?;
     Ok(sample)
 }

@@ -15,7 +15,7 @@ use super::error::{Error, Result};
 use super::programs::Programs;
 use super::proxy::{self, Proxy};
 use super::usage::Usage;
-use crate::load::serve::{self, Mode, Server};
+use crate::load::serve::{self, Mode, Server, datagram};
 use crate::load::{Load, connect};
 
 /// Where the proxies are reached: an address of one of the prefixes that the client has a route for.
@@ -45,6 +45,7 @@ pub(super) struct Stage {
     // In the order of their end: processes before their network.
     proxy: Option<Proxy>,
     _servers: [Server; 2],
+    _datagrams: datagram::Server,
     topology: Topology,
     contender: Contender,
     /// What is connected to.
@@ -74,6 +75,12 @@ impl Stage {
             serve(Mode::Echo { tag: None }, ECHO_PORT)?,
             serve(Mode::Source, SOURCE_PORT)?,
         ];
+        let plan = datagram::Plan {
+            listen: vec![(origin.v4, ECHO_PORT).into()],
+            tag: None,
+            threads: WORKERS,
+        };
+        let datagrams = origin.namespace.run(|| datagram::start(&plan))??;
         let address = match contender {
             Contender::Plain => origin.v4,
             _ => SERVICE,
@@ -96,6 +103,7 @@ impl Stage {
         let mut stage = Self {
             proxy,
             _servers: servers,
+            _datagrams: datagrams,
             topology,
             contender,
             address: address.into(),

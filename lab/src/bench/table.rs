@@ -26,26 +26,34 @@ pub fn table(results: &Results) -> Table {
         "bare",
         "Anyport",
         "Anyport to the better",
-        "here: HAProxy",
+        "here: routing",
+        "HAProxy",
+        "nginx",
         "Anyport",
     ]);
     for column in table.column_iter_mut().skip(1) {
         column.set_cell_alignment(CellAlignment::Right);
     }
     for measure in Measure::ALL {
-        let to_haproxy = |contender| {
-            let factor = results.factor(contender, Contender::Haproxy, measure);
-            cell(factor.map(|factor| format!("{:.2}", factor.median)))
+        let to_base = |contender| {
+            let factor = results.factor(contender, measure.base(), measure);
+            let factor = factor.map(|factor| format!("{:.2}", factor.median));
+            cell_of(measure, contender, factor)
         };
-        let here = |contender| cell(results.median(contender, measure).map(|v| measure.say(v)));
+        let here = |contender| {
+            let median = results.median(contender, measure);
+            cell_of(measure, contender, median.map(|value| measure.say(value)))
+        };
         table.add_row([
             Cell::new(measure.title()),
-            to_haproxy(Contender::Plain),
-            to_haproxy(Contender::Nginx),
-            to_haproxy(Contender::Bare),
-            to_haproxy(Contender::Anyport),
+            to_base(Contender::Plain),
+            to_base(Contender::Nginx),
+            to_base(Contender::Bare),
+            to_base(Contender::Anyport),
             to_better(results, measure),
+            here(Contender::Plain),
             here(Contender::Haproxy),
+            here(Contender::Nginx),
             here(Contender::Anyport),
         ]);
     }
@@ -67,6 +75,13 @@ fn to_better(results: &Results, measure: Measure) -> Cell {
         cell.fg(Color::Red)
     } else {
         cell
+    }
+}
+
+fn cell_of(measure: Measure, contender: Contender, text: Option<String>) -> Cell {
+    match measure.is_of(contender) {
+        true => cell(text),
+        false => Cell::new("n/a"),
     }
 }
 

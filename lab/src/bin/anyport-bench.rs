@@ -141,6 +141,7 @@ impl Progress {
             Part::Connect => "connect, ask, close",
             Part::RoundTrips => "round trips",
             Part::Bulk => "streams",
+            Part::Datagrams => "datagrams",
         };
         match &self.bar {
             Some(bar) => {

@@ -106,6 +106,11 @@ apps:
     edge_ips: [{SERVICE}]
     origin_pool: origin
     origin_port: {ECHO_PORT}-{SOURCE_PORT}
+  - name: datagrams
+    protocol: udp/{ECHO_PORT}
+    edge_ips: [{SERVICE}]
+    origin_pool: origin
+    timeouts: {{ udp_idle: 60s }}
 "
     )
 }

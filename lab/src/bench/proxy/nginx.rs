@@ -74,6 +74,12 @@ stream {{
         proxy_pass {origin}:{ECHO_PORT};
     }}
     server {{
+        # Any number of answers to a request, as the others have it.
+        listen {SERVICE}:{ECHO_PORT} udp reuseport;
+        proxy_pass {origin}:{ECHO_PORT};
+        proxy_timeout 60s;
+    }}
+    server {{
         listen {SERVICE}:{SOURCE_PORT} reuseport;
         proxy_pass {origin}:{SOURCE_PORT};
     }}
