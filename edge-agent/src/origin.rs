@@ -9,7 +9,7 @@ mod rest;
 pub mod transparent;
 
 pub use candidates::{Candidate, Candidates};
-pub use dial::{Incoming, NoOrigin, dial, nothing_to_try};
+pub use dial::{Dialled, Dialling, Incoming, NoOrigin, Unbegun, nothing_to_try};
 pub use dns::{DnsStats, Failed, Names, Standing, follow_dns, resolved};
 pub use first_byte::Held;
 pub use resolver::{NameServers, Resolver};

@@ -10,8 +10,9 @@ use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::num::NonZeroUsize;
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Output};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -487,6 +488,96 @@ fn an_origin_is_checked_where_the_app_is_strict() {
     let said = s_client(&cluster, "198.51.100.20:2004", "", &[]);
     assert!(said.contains("Verify return code: 0 (ok)"), "{said}");
     await_closed(&cluster, "strict-address", "200", 1.0);
+}
+
+/// A listener of an origin's port, and how many connections it has had.
+fn bad_origin(
+    cluster: &Cluster,
+    port: u16,
+    talk: impl Fn(TcpStream) + Send + 'static,
+) -> Arc<AtomicUsize> {
+    let origin = &cluster.topology().origins()[0].namespace;
+    let listen = || TcpListener::bind(("10.0.2.2", port));
+    let listener = origin.run(listen).unwrap().unwrap();
+    let count = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&count);
+    thread::spawn(move || {
+        for socket in listener.incoming().map_while(Result::ok) {
+            counted.fetch_add(1, Relaxed);
+            talk(socket);
+        }
+    });
+    count
+}
+
+#[test]
+fn an_origin_that_does_not_shake_hands_gives_way_to_the_next() {
+    const CLIENTS: usize = 16;
+    let authority = Authority::new("test ca");
+    let cluster = cluster(2, &authority);
+    let held = Mutex::new(Vec::new());
+    let expired = Arc::new(authority.issue_expired(EDGE).server());
+    let bad = [
+        ("closes", bad_origin(&cluster, 7101, drop)),
+        (
+            "speaks",
+            bad_origin(&cluster, 7102, |mut socket| {
+                // Whoever does not want to hear it is gone.
+                let _ = socket.write_all(b"220 mail.example.com\r\n");
+                thread::spawn(move || socket.read_to_end(&mut Vec::new()));
+            }),
+        ),
+        (
+            "silent",
+            bad_origin(&cluster, 7103, move |socket| {
+                held.lock().unwrap().push(socket)
+            }),
+        ),
+        (
+            "expired",
+            bad_origin(&cluster, 7104, move |socket| {
+                let session = ServerConnection::new(Arc::clone(&expired)).unwrap().into();
+                let _ = Tls { session, socket }.shake();
+            }),
+        ),
+    ];
+    let edge = authority.issue(EDGE).declared(&cluster, "edge");
+    let (mut pools, mut apps) = (String::new(), String::new());
+    for (port, (name, _)) in (7101..).zip(&bad) {
+        serve(
+            &cluster,
+            1,
+            port,
+            Some(authority.issue(EDGE).server()),
+            echo,
+        );
+        pools += &format!(
+            "  - name: {name}\n    policy: round_robin\n    origins:\n      \
+             - {{ name: bad, address: \"10.0.2.2:{port}\" }}\n      \
+             - {{ name: good, address: \"10.0.2.3:{port}\" }}\n"
+        );
+        apps += &format!(
+            "  - {{ name: {name}, protocol: tcp/{port}, edge_ips: [198.51.100.20], tls: strict, \
+             certificate: edge, origin_ca_file: ca.pem, origin_pool: {name}, \
+             timeouts: {{ tls_handshake: 1s }} }}\n"
+        );
+    }
+    let manifest = format!("{PREFIX}certificates:\n{edge}pools:\n{pools}apps:\n{apps}");
+    cluster.apply(&manifest).unwrap();
+    for (port, (name, count)) in (7101..).zip(&bad) {
+        let door = format!("198.51.100.20:{port}");
+        for number in 0..CLIENTS {
+            let tls = shaken(&cluster, &door, authority.client(), EDGE);
+            let mut tls = tls.unwrap_or_else(|error| panic!("{name}, the {number}th: {error}"));
+            says(&mut tls, b"hello");
+            tls.end();
+            tls.read_to_end(&mut Vec::new()).unwrap();
+        }
+        await_closed(&cluster, name, "200", CLIENTS as f64);
+        // It was tried, and is left alone for a while after that, and longer each time.
+        let tried = count.load(Relaxed);
+        assert!((1..=CLIENTS / 4).contains(&tried), "{name}: {tried} times");
+    }
 }
 
 #[test]

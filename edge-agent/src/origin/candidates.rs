@@ -96,8 +96,9 @@ impl<'a> Candidates<'a> {
 
     /// Why there is no origin, when none is left: the last failure, or that
     /// there was nothing to try.
-    pub fn why_none(self) -> NoOrigin {
-        self.failed.unwrap_or_else(|| nothing_to_try(self.target))
+    pub fn why_none(&mut self) -> NoOrigin {
+        let failed = self.failed.take();
+        failed.unwrap_or_else(|| nothing_to_try(self.target))
     }
 
     fn choose(&self, now: Instant) -> Option<usize> {

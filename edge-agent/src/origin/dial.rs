@@ -19,7 +19,7 @@ use tracing::Instrument;
 
 use super::{Candidate, Candidates, Held, transparent};
 use crate::{
-    stats::{Stats, TransparentGuard},
+    stats::{OriginStats, Stats, TransparentGuard},
     table::{Target, Unknown},
 };
 
@@ -41,6 +41,23 @@ pub struct Dialled {
     pub held: Held,
     pub origin: Arc<str>,
     pub address: SocketAddr,
+    pub seen: Seen,
+}
+
+/// What became of a connection that an origin has accepted is still to be told
+/// to its counters.
+pub struct Seen {
+    stats: Arc<OriginStats>,
+    took: Duration,
+}
+
+/// An origin accepted a connection, and nothing came of it.
+#[derive(Debug)]
+pub struct Unbegun {
+    pub status: Status,
+    pub reason: String,
+    /// It says something of the origin, and not only of what the client wants.
+    pub blames_origin: bool,
 }
 
 /// No origin could be connected to.
@@ -56,38 +73,160 @@ pub struct NoOrigin {
 /// (sent again after 1 s, RFC 6298) would cost a healthy origin the connection.
 const ATTEMPT_MIN: Duration = Duration::from_millis(1200);
 
-/// Dials origins of `target`'s pool until one accepts or the app's connect
-/// timeout is over. Healthy ones come first, by policy and weight; then, as a
-/// last resort, those that are held to be down.
-pub async fn dial(
-    target: Target<'_>,
+/// Handshakes that are begun with origins for one client, which may have sent no
+/// more than a ClientHello.
+const BEGUN_MOST: u32 = 3;
+
+/// Dials origins of a pool, one after the other, until nothing is left to try or
+/// the app's connect timeout is over. Healthy ones come first, by policy and
+/// weight; then, as a last resort, those that are held to be down.
+pub struct Dialling<'a> {
+    target: Target<'a>,
     incoming: Incoming,
-    stats: &Stats,
-) -> Result<Dialled, NoOrigin> {
-    let deadline = incoming.since + target.app.app.timeouts.connect;
-    if let Some(client) = incoming.shown {
-        transparent::can_be_answered(client.ip())?;
-    }
-    let candidates = Candidates::new(target, incoming.edge_port, incoming.client);
-    let mut candidates = candidates.showing(incoming.shown);
-    while let Some(Candidate { index, address }) = candidates.next(incoming.since) {
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            break;
+    stats: &'a Stats,
+    candidates: Candidates<'a>,
+    deadline: Instant,
+    unbegun: u32,
+}
+
+impl<'a> Dialling<'a> {
+    /// # Errors
+    /// Where no origin could answer the client.
+    pub fn new(target: Target<'a>, incoming: Incoming, stats: &'a Stats) -> Result<Self, NoOrigin> {
+        if let Some(client) = incoming.shown {
+            transparent::can_be_answered(client.ip())?;
         }
-        let part = left / u32::try_from(candidates.left() + 1).unwrap_or(u32::MAX);
-        let patience = part.max(ATTEMPT_MIN).min(left);
-        match attempt(target, index, address, incoming.shown, patience, stats).await {
-            Ok(dialled) => return Ok(dialled),
-            Err(error) => {
-                candidates.failed(error.status(), format!("{address}: {error}"));
-                if error.is_our_own() {
-                    break;
+        let candidates = Candidates::new(target, incoming.edge_port, incoming.client);
+        Ok(Self {
+            target,
+            incoming,
+            stats,
+            candidates: candidates.showing(incoming.shown),
+            deadline: incoming.since + target.app.app.timeouts.connect,
+            unbegun: 0,
+        })
+    }
+
+    /// The next origin that accepts.
+    ///
+    /// # Errors
+    /// Why there is none: the last failure, or that there was nothing to try.
+    pub async fn next(&mut self) -> Result<Dialled, NoOrigin> {
+        while self.unbegun < BEGUN_MOST
+            && let Some(candidate) = self.candidates.next(self.incoming.since)
+        {
+            let left = self.left();
+            if left.is_zero() {
+                break;
+            }
+            let patience = self.part().max(ATTEMPT_MIN).min(left);
+            match self.attempt(candidate, patience).await {
+                Ok(dialled) => return Ok(dialled),
+                Err(error) => {
+                    let address = candidate.address;
+                    let reason = format!("{address}: {error}");
+                    self.candidates.failed(error.status(), reason);
+                    if error.is_our_own() {
+                        break;
+                    }
                 }
             }
         }
+        Err(self.candidates.why_none())
     }
-    Err(candidates.why_none())
+
+    /// How long what has to be done on a connection before it is of use may
+    /// take, so that another origin can be tried after it. None: there is no
+    /// other.
+    pub fn patience(&self) -> Option<Duration> {
+        let others = self.candidates.left() > 0 && self.unbegun + 1 < BEGUN_MOST;
+        others.then(|| self.part().max(ATTEMPT_MIN))
+    }
+
+    /// Nothing came of the connection that was made last.
+    pub fn failed(&mut self, address: SocketAddr, seen: &Seen, why: Unbegun) {
+        self.unbegun += 1;
+        let outcome = match why.blames_origin {
+            true => Err(&why.reason as &dyn fmt::Display),
+            false => Ok(seen.took),
+        };
+        seen.stats.dialled(outcome);
+        let reason = format!("{address}: {}", why.reason);
+        self.candidates.failed(why.status, reason);
+    }
+
+    fn left(&self) -> Duration {
+        self.deadline.saturating_duration_since(Instant::now())
+    }
+
+    /// Of what is left, an equal part with those that could follow.
+    fn part(&self) -> Duration {
+        self.left() / u32::try_from(self.candidates.left() + 1).unwrap_or(u32::MAX)
+    }
+
+    async fn attempt(
+        &self,
+        candidate: Candidate,
+        patience: Duration,
+    ) -> Result<Dialled, DialError> {
+        let Candidate { index, address } = candidate;
+        let (target, shown) = (self.target, self.incoming.shown);
+        let origin = target.pool.origins.get(index);
+        let origin = origin.ok_or(DialError(io::ErrorKind::NotFound.into()))?;
+        let span = tracing::debug_span!(
+            target: TRACE_ONLY,
+            "dial",
+            otel.kind = "client",
+            pool = target.pool.id.label(),
+            origin = origin.label.as_ref(),
+            network.peer.address = %address,
+            error = tracing::field::Empty,
+        );
+        let open = origin.stats.hold();
+        let transparent = shown.map(|_| TransparentGuard::new(self.stats));
+        let start = Instant::now();
+        let connected = timeout(patience, connect(address, shown))
+            .instrument(span.clone())
+            .await
+            .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+        match connected {
+            Ok(stream) => {
+                let took = start.elapsed();
+                let (app, pool) = (&target.app.stats, &target.pool.id);
+                self.stats.connected(app, pool, &origin.label, took);
+                let held = match target.pool.is_timed {
+                    true => Held::timed(open, &origin.stats, took),
+                    false => Held::counted(open),
+                };
+                let stats = Arc::clone(&origin.stats);
+                Ok(Dialled {
+                    stream,
+                    held: held.transparent(transparent),
+                    origin: Arc::clone(&origin.label),
+                    address,
+                    seen: Seen { stats, took },
+                })
+            }
+            Err(error) => {
+                let error = DialError(error);
+                // What says nothing of the origin is not held against it: our own
+                // shortage, or a deadline that left it no time to answer.
+                let cut_short = patience < ATTEMPT_MIN && error.0.kind() == io::ErrorKind::TimedOut;
+                if !error.is_our_own() && !cut_short {
+                    origin.stats.dialled(Err(&error));
+                }
+                span.record("error", tracing::field::display(&error));
+                Err(error)
+            }
+        }
+    }
+}
+
+impl Seen {
+    /// The connection is of use.
+    pub fn succeeded(&self) {
+        self.stats.dialled(Ok(self.took));
+    }
 }
 
 /// Why there is no origin, where none is tried.
@@ -105,67 +244,6 @@ pub fn nothing_to_try(target: Target<'_>) -> NoOrigin {
             status: Status::NoOrigin,
             reason: "no origin of the pool is enabled and has a weight".to_owned(),
         },
-    }
-}
-
-async fn attempt(
-    target: Target<'_>,
-    index: usize,
-    address: SocketAddr,
-    shown: Option<SocketAddr>,
-    patience: Duration,
-    stats: &Stats,
-) -> Result<Dialled, DialError> {
-    let origin = target
-        .pool
-        .origins
-        .get(index)
-        .ok_or(DialError(io::ErrorKind::NotFound.into()))?;
-    let span = tracing::debug_span!(
-        target: TRACE_ONLY,
-        "dial",
-        otel.kind = "client",
-        pool = target.pool.id.label(),
-        origin = origin.label.as_ref(),
-        network.peer.address = %address,
-        error = tracing::field::Empty,
-    );
-    let open = origin.stats.hold();
-    let transparent = shown.map(|_| TransparentGuard::new(stats));
-    let start = Instant::now();
-    let connected = timeout(patience, connect(address, shown))
-        .instrument(span.clone())
-        .await
-        .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
-    match connected {
-        Ok(stream) => {
-            let took = start.elapsed();
-            origin.stats.dialled(Ok(took));
-            stats.connected(&target.app.stats, &target.pool.id, &origin.label, took);
-            let timed = target.pool.is_timed;
-            let held = if timed {
-                Held::timed(open, &origin.stats, took)
-            } else {
-                Held::counted(open)
-            };
-            Ok(Dialled {
-                stream,
-                held: held.transparent(transparent),
-                origin: Arc::clone(&origin.label),
-                address,
-            })
-        }
-        Err(error) => {
-            let error = DialError(error);
-            // What says nothing of the origin is not held against it: our own
-            // shortage, or a deadline that left it no time to answer.
-            let cut_short = patience < ATTEMPT_MIN && error.0.kind() == io::ErrorKind::TimedOut;
-            if !error.is_our_own() && !cut_short {
-                origin.stats.dialled(Err(&error));
-            }
-            span.record("error", tracing::field::display(&error));
-            Err(error)
-        }
     }
 }
 
@@ -234,7 +312,7 @@ impl fmt::Display for DialError {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::{events::segments_sent, protect::Guarded, table::TableWriter};
+    use crate::{events::segments_sent, protect::Guarded, stats::OriginCounts, table::TableWriter};
     use anyport_model::{
         names::Revision,
         resource::{App, Origin, OriginChoice, Policy, Pool, Resource, Timeouts, Weight},
@@ -322,7 +400,9 @@ mod tests {
             shown: None,
             since: Instant::now(),
         };
-        dial(target, incoming, &edge.stats).await
+        let dialled = Dialling::new(target, incoming, &edge.stats)?.next().await?;
+        dialled.seen.succeeded();
+        Ok(dialled)
     }
 
     #[tokio::test]
@@ -341,6 +421,49 @@ mod tests {
             origins[0].stats.last_failure().unwrap(),
             "connect: connection refused"
         );
+    }
+
+    #[tokio::test]
+    async fn an_origin_of_which_nothing_comes_gives_way_to_the_next_but_not_to_all() {
+        let mut listeners = Vec::new();
+        for _ in 0..5 {
+            listeners.push(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap());
+        }
+        let addresses: Vec<_> = listeners.iter().map(|l| l.local_addr().unwrap()).collect();
+        for blames_origin in [true, false] {
+            let edge = edge(&addresses, Duration::from_secs(5));
+            let table = edge.writer.reader().load_full();
+            let tcp = anyport_model::resource::Transport::Tcp;
+            let target = table.target(tcp, EDGE.parse().unwrap()).unwrap();
+            let incoming = Incoming {
+                client: Ipv4Addr::LOCALHOST.into(),
+                edge_port: 80,
+                shown: None,
+                since: Instant::now(),
+            };
+            let mut dialling = Dialling::new(target, incoming, &edge.stats).unwrap();
+            for number in 0..BEGUN_MOST {
+                let Dialled { address, seen, .. } = dialling.next().await.unwrap();
+                let last = number + 1 == BEGUN_MOST;
+                assert_eq!(dialling.patience().is_none(), last);
+                let why = Unbegun {
+                    status: Status::TlsConfiguration,
+                    reason: "no TLS".to_owned(),
+                    blames_origin,
+                };
+                dialling.failed(address, &seen, why);
+            }
+            let none = dialling.next().await.map(|_| ()).unwrap_err();
+            assert_eq!(none.status, Status::TlsConfiguration);
+            assert!(none.reason.ends_with("no TLS"), "{}", none.reason);
+            let origins = edge.stats.declared_origins();
+            let counts: Vec<_> = origins.iter().map(|o| o.stats.counts()).collect();
+            let sum = |of: fn(&OriginCounts) -> u64| counts.iter().map(of).sum::<u64>();
+            let most = u64::from(BEGUN_MOST);
+            assert_eq!(sum(|counts| counts.dials), most);
+            let failures = if blames_origin { most } else { 0 };
+            assert_eq!(sum(|counts| counts.failures), failures);
+        }
     }
 
     #[tokio::test]

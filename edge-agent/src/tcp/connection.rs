@@ -29,7 +29,7 @@ use super::{
     relay::{Ended, relay},
     terminate::Terminate,
     unanswered::Unanswered,
-    way::{Refused, Way},
+    way::{AtOnce, Refused, Way},
 };
 use crate::{
     descriptors::{Budget, Pair},
@@ -266,7 +266,9 @@ async fn join(
         // Boxed: connections without TLS do not carry its memory.
         (Some(ends), Some(hello)) => Box::pin(Terminate { way, ends, hello }.join(client)).await,
         _ => {
-            let reached = way.reach(&client, || identity::has_sent(&*client)).await;
+            let reached = way
+                .reach(&client, || identity::has_sent(&*client), AtOnce)
+                .await;
             reached.map(|(origin, held)| (Legs::Plain(client.release(), origin), held))
         }
     };

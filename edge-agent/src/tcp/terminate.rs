@@ -17,11 +17,11 @@ use super::{
     connection::Legs,
     leg::Leg,
     unanswered::Unanswered,
-    way::{Refused, Way},
+    way::{AtOnce, Begin, Refused, Way},
 };
 use crate::{
     events::{ClientTls, Details, OriginTls},
-    origin::Held,
+    origin::{Held, Unbegun},
     tls::{self, ClientLeg, OriginLeg, Termination, ToOrigin},
 };
 
@@ -59,7 +59,8 @@ impl Terminate<'_> {
             // Nothing reaches the origin before the client has shaken hands.
             ToOrigin::Clear => {
                 let client = self.accept(client, None).await?;
-                let (origin, held) = self.way.reach(client.socket(), || false).await?;
+                let reached = self.way.reach(client.socket(), || false, AtOnce).await;
+                let (origin, held) = reached?;
                 Ok((Legs::Ended(client.release(), origin), held))
             }
             // The origin chooses the protocol (ALPN) that the client is told.
@@ -76,23 +77,11 @@ impl Terminate<'_> {
         client: &TcpStream,
         config: &Arc<ClientConfig>,
     ) -> Result<(OriginLeg, Held), Refused> {
-        let (origin, held) = self.way.reach(client, || true).await?;
-        let start = Instant::now();
-        // The targets of SRV records have names of their own, which are not
-        // those that people have certificates for.
-        let found_by = match &self.way.target.app.app.origin {
-            OriginChoice::Dns(dns) if dns.question().record != RecordType::Srv => {
-                Some(dns.question().name.as_str())
-            }
-            _ => None,
+        let securing = Securing {
+            terminate: self,
+            config,
         };
-        let patience = self.patience();
-        let origin = tls::connect(origin, config, &self.hello, found_by, patience).await;
-        let origin = origin.map_err(|error| Refused {
-            status: error.status(),
-            reason: error.to_string(),
-        })?;
-        self.shaken("origin", start);
+        let (origin, held) = self.way.reach(client, || true, securing).await?;
         self.learn(|details| {
             if let Some(tls) = &mut details.origin_tls {
                 (tls.protocol, tls.cipher) = (origin.version(), origin.cipher());
@@ -145,5 +134,44 @@ impl Terminate<'_> {
         let took = start.elapsed().as_secs_f64();
         let times = &self.way.service.stats.tls_handshake;
         times.with_label_values(&[side]).observe(took);
+    }
+}
+
+/// TLS begins anew towards the origin.
+struct Securing<'a> {
+    terminate: &'a Terminate<'a>,
+    config: &'a Arc<ClientConfig>,
+}
+
+impl Begin for Securing<'_> {
+    type Leg = OriginLeg;
+
+    async fn begin(
+        &self,
+        stream: TcpStream,
+        limit: Option<Duration>,
+    ) -> Result<OriginLeg, Unbegun> {
+        let Self { terminate, config } = self;
+        // The targets of SRV records have names of their own, which are not
+        // those that people have certificates for.
+        let found_by = match &terminate.way.target.app.app.origin {
+            OriginChoice::Dns(dns) if dns.question().record != RecordType::Srv => {
+                Some(dns.question().name.as_str())
+            }
+            _ => None,
+        };
+        let start = Instant::now();
+        let patience = limit.unwrap_or(Duration::MAX).min(terminate.patience());
+        match tls::connect(stream, config, &terminate.hello, found_by, patience).await {
+            Ok(leg) => {
+                terminate.shaken("origin", start);
+                Ok(leg)
+            }
+            Err(error) => Err(Unbegun {
+                status: error.status(),
+                reason: error.to_string(),
+                blames_origin: error.blames_origin(),
+            }),
+        }
     }
 }

@@ -2,8 +2,7 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
-    sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use anyport_model::{
@@ -19,7 +18,7 @@ use super::{
 };
 use crate::{
     events::Connection,
-    origin::{Held, Incoming, NoOrigin, dial, resolved},
+    origin::{Dialled, Dialling, Held, Incoming, NoOrigin, Unbegun, resolved},
     shield::Refusal,
     table::Target,
 };
@@ -39,6 +38,29 @@ impl From<Refusal> for Refused {
     }
 }
 
+/// What has to be done on a connection to an origin before it can be relayed to.
+pub(super) trait Begin {
+    type Leg;
+
+    /// Takes no longer than `limit`, if there is one.
+    fn begin(
+        &self,
+        stream: TcpStream,
+        limit: Option<Duration>,
+    ) -> impl Future<Output = Result<Self::Leg, Unbegun>> + Send;
+}
+
+/// Nothing.
+pub(super) struct AtOnce;
+
+impl Begin for AtOnce {
+    type Leg = TcpStream;
+
+    async fn begin(&self, stream: TcpStream, _: Option<Duration>) -> Result<TcpStream, Unbegun> {
+        Ok(stream)
+    }
+}
+
 /// From an app to its origin.
 pub(super) struct Way<'a> {
     pub(super) service: &'a Service,
@@ -52,12 +74,15 @@ pub(super) struct Way<'a> {
 
 impl Way<'_> {
     /// Dials an origin and tells it who the client is, where it wants to know;
-    /// `more` says whether something follows at once.
-    pub(super) async fn reach(
+    /// `more` says whether something follows at once. Then `begin` does what has
+    /// to be done first, in the time that it is given, if any; where it fails,
+    /// the next origin is tried.
+    pub(super) async fn reach<B: Begin>(
         &self,
         client: &TcpStream,
-        more: impl FnOnce() -> bool,
-    ) -> Result<(TcpStream, Held), Refused> {
+        more: impl Fn() -> bool,
+        begin: B,
+    ) -> Result<(B::Leg, Held), Refused> {
         let Service { table, stats, .. } = self.service;
         let wanted = &self.target.app.app.identity;
         let identity = self.identity(client)?;
@@ -75,24 +100,37 @@ impl Way<'_> {
             },
             since,
         };
-        let dialled = match dial(target, incoming, stats).await {
-            Ok(dialled) => dialled,
-            Err(NoOrigin { status, reason }) => return Err(Refused { status, reason }),
-        };
-        Span::current().record("origin", dialled.origin.as_ref());
-        let origin = Some((Arc::clone(&dialled.origin), dialled.address));
-        self.connection.learn(|details| {
-            details.origin = origin;
-            details.proxy_protocol = wanted.proxy_protocol.as_str();
-        });
         let header = identity.and_then(|identity| identity.header(wanted.proxy_protocol));
-        if let Some(header) = header {
-            identity::announce(&dialled.stream, &header, more()).map_err(|error| Refused {
-                status: Status::of_origin_error(error.kind()),
-                reason: format!("sending the PROXY header: {error}"),
-            })?;
+        let mut dialling = Dialling::new(target, incoming, stats)?;
+        loop {
+            let Dialled {
+                stream,
+                held,
+                origin,
+                address,
+                seen,
+            } = dialling.next().await?;
+            Span::current().record("origin", origin.as_ref());
+            self.connection.learn(|details| {
+                details.origin = Some((origin, address));
+                details.proxy_protocol = wanted.proxy_protocol.as_str();
+            });
+            let announced = match &header {
+                Some(header) => announce(&stream, header, more()),
+                None => Ok(()),
+            };
+            let begun = match announced {
+                Ok(()) => begin.begin(stream, dialling.patience()).await,
+                Err(unbegun) => Err(unbegun),
+            };
+            match begun {
+                Ok(leg) => {
+                    seen.succeeded();
+                    return Ok((leg, held));
+                }
+                Err(why) => dialling.failed(address, &seen, why),
+            }
         }
-        Ok((dialled.stream, dialled.held))
     }
 
     /// The client's address, where the choice of its origin goes by it: to
@@ -121,5 +159,20 @@ impl Way<'_> {
             reason: error.to_string(),
         })?;
         Ok(Some(Identity::of(peer, self.destination)))
+    }
+}
+
+fn announce(stream: &TcpStream, header: &[u8], more: bool) -> Result<(), Unbegun> {
+    identity::announce(stream, header, more).map_err(|error| Unbegun {
+        status: Status::of_origin_error(error.kind()),
+        reason: format!("sending the PROXY header: {error}"),
+        blames_origin: true,
+    })
+}
+
+impl From<NoOrigin> for Refused {
+    fn from(none: NoOrigin) -> Self {
+        let NoOrigin { status, reason } = none;
+        Self { status, reason }
     }
 }

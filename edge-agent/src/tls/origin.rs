@@ -3,7 +3,10 @@
 use std::{io, net::IpAddr, sync::Arc, task::Poll, time::Duration};
 
 use anyport_model::{client_hello::ClientHello, outcome::Status};
-use rustls::{ClientConfig, client::UnbufferedClientConnection, pki_types::ServerName};
+use rustls::{
+    AlertDescription, CertificateError, ClientConfig, Error, client::UnbufferedClientConnection,
+    pki_types::ServerName,
+};
 use tokio::{net::TcpStream, time::timeout};
 
 use super::{
@@ -14,18 +17,45 @@ use crate::tcp::Leg;
 
 /// The origin did not shake hands.
 #[derive(Debug, thiserror::Error)]
-#[error("TLS with the origin: {0}")]
-pub struct OriginTlsError(io::Error);
+#[error("TLS with the origin: {error}")]
+pub struct OriginTlsError {
+    error: io::Error,
+    /// The name that it was asked for is one that the client chose.
+    by_clients_name: bool,
+}
 
 impl OriginTlsError {
     pub fn status(&self) -> Status {
-        match self.0.kind() {
+        match self.error.kind() {
             io::ErrorKind::TimedOut => Status::ConnectTimedOut,
             io::ErrorKind::ConnectionReset => Status::ConnectRefused,
             // A certificate that is refused, no TLS at all, nothing in common.
             _ => Status::TlsConfiguration,
         }
     }
+
+    /// It would have failed whatever the client had asked for: no client can
+    /// make an origin look bad.
+    pub fn blames_origin(&self) -> bool {
+        let inner = self.error.get_ref();
+        match inner.and_then(|inner| inner.downcast_ref::<Error>()) {
+            Some(Error::AlertReceived(AlertDescription::NoApplicationProtocol)) => false,
+            Some(Error::InvalidCertificate(error)) => !self.by_clients_name || is_over(error),
+            Some(Error::AlertReceived(_)) => !self.by_clients_name,
+            _ => true,
+        }
+    }
+}
+
+/// Or has not begun.
+fn is_over(error: &CertificateError) -> bool {
+    matches!(
+        error,
+        CertificateError::Expired
+            | CertificateError::ExpiredContext { .. }
+            | CertificateError::NotValidYet
+            | CertificateError::NotValidYetContext { .. }
+    )
 }
 
 /// Shakes hands with an origin, offering it the protocols (ALPN) that the
@@ -41,11 +71,15 @@ pub async fn connect(
     found_by: Option<&str>,
     patience: Duration,
 ) -> Result<OriginLeg, OriginTlsError> {
-    let address = origin.peer_addr().map_err(OriginTlsError)?;
+    let failed = |error| OriginTlsError {
+        error,
+        by_clients_name: found_by.is_none() && hello.server_name.is_some(),
+    };
+    let address = origin.peer_addr().map_err(failed)?;
     let name = name(found_by, hello, address.ip());
     let shaken = timeout(patience, shake(origin, config, name, &hello.alpn)).await;
     let shaken = shaken.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
-    shaken.map_err(OriginTlsError)
+    shaken.map_err(failed)
 }
 
 /// What costs is done in turns: the shares of the key agreement are made with
@@ -101,6 +135,38 @@ mod tests {
         ] {
             let name = name(found_by, &hello(asked), address);
             assert_eq!(name, ServerName::try_from(known_as).unwrap());
+        }
+    }
+
+    #[test]
+    fn no_client_can_make_an_origin_look_bad() {
+        let tls = |error: Error| io::Error::new(io::ErrorKind::InvalidData, error);
+        let certificate = |error| tls(Error::InvalidCertificate(error));
+        let alert = |alert| tls(Error::AlertReceived(alert));
+        for (error, by_its_own, by_the_clients) in [
+            (io::ErrorKind::TimedOut.into(), true, true),
+            (io::ErrorKind::ConnectionReset.into(), true, true),
+            (io::ErrorKind::UnexpectedEof.into(), true, true),
+            (
+                tls(Error::InvalidMessage(
+                    rustls::InvalidMessage::InvalidContentType,
+                )),
+                true,
+                true,
+            ),
+            (certificate(CertificateError::Expired), true, true),
+            (certificate(CertificateError::UnknownIssuer), true, false),
+            (certificate(CertificateError::NotValidForName), true, false),
+            (alert(AlertDescription::UnrecognisedName), true, false),
+            (alert(AlertDescription::NoApplicationProtocol), false, false),
+        ] {
+            let mut failed = OriginTlsError {
+                error,
+                by_clients_name: false,
+            };
+            assert_eq!(failed.blames_origin(), by_its_own, "{failed}");
+            failed.by_clients_name = true;
+            assert_eq!(failed.blames_origin(), by_the_clients, "{failed}");
         }
     }
 }
