@@ -3,12 +3,13 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::io::{BufRead, BufReader, ErrorKind, Lines, Read};
+use std::io::{BufRead, BufReader, ErrorKind, Read};
 use std::net::{SocketAddr, TcpStream};
 use std::num::{NonZeroU64, NonZeroUsize};
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
-use std::process::{Child, ChildStdout, Stdio};
+use std::process::{Child, Stdio};
+use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -594,7 +595,7 @@ fn listed(cluster: &Cluster) -> Vec<String> {
 /// A command that follows the events of an app.
 struct Events {
     command: Child,
-    lines: Lines<BufReader<ChildStdout>>,
+    lines: mpsc::Receiver<String>,
 }
 
 impl Events {
@@ -602,13 +603,16 @@ impl Events {
         let mut command = cluster.anyport_command().unwrap();
         command.args(["events", "--follow", "-o", "json", "--app", app]);
         let mut command = command.stdout(Stdio::piped()).spawn().unwrap();
-        let lines = BufReader::new(command.stdout.take().unwrap()).lines();
+        let said = BufReader::new(command.stdout.take().unwrap());
+        let (line, lines) = mpsc::channel();
+        // Ends with the command, or with the last who listens.
+        std::thread::spawn(move || said.lines().try_for_each(|said| line.send(said.unwrap())));
         Self { command, lines }
     }
 
     /// Waits for the next one, and gives its kind.
     fn next(&mut self) -> String {
-        let line = self.lines.next().unwrap().unwrap();
+        let line = self.lines.recv_timeout(LONG).unwrap();
         let event: serde_json::Value = serde_json::from_str(&line).unwrap();
         event["event"].as_str().unwrap().to_owned()
     }
