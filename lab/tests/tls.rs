@@ -17,6 +17,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyport_lab::cluster::{Cluster, PATIENCE, Plan, Service, eventually};
+use anyport_lab::servers::Dnsmasq;
 use anyport_lab::tls::{Authority, Talker, Tls, echo, serve, shaken};
 use rustls::pki_types::ServerName;
 use rustls::{ClientConnection, ServerConnection};
@@ -578,6 +579,86 @@ fn an_origin_that_does_not_shake_hands_gives_way_to_the_next() {
         let tried = count.load(Relaxed);
         assert!((1..=CLIENTS / 4).contains(&tried), "{name}: {tried} times");
     }
+}
+
+/// By a real name server: an origin that was found by its name has to show that name, whatever the
+/// client asks for; one that SRV records lead to, the client's.
+#[test]
+fn an_origin_that_was_found_by_its_name_has_to_show_it() {
+    const SRV: [&str; 1] = ["--srv-host=_mail._tcp.internal,second.internal,7302,10,0"];
+    let hosts = |moving: &str| {
+        format!("10.0.2.2 first.internal\n10.0.2.3 second.internal\n{moving} moving.internal\n")
+    };
+    let authority = Authority::new("test ca");
+    let cluster = Cluster::start(Plan {
+        origins: 2,
+        environment: Dnsmasq::environment(),
+        ..Plan::default()
+    })
+    .unwrap();
+    fs::write(cluster.directory().join("ca.pem"), &authority.pem).unwrap();
+    let dnsmasq = Dnsmasq::start(&cluster, &hosts("10.0.2.2"), &SRV);
+    let shows = |origin: usize, port: u16, name: &str, tag: &'static [u8]| {
+        let config = authority.issue(name).server();
+        serve(&cluster, origin, port, Some(config), move |talker| {
+            talker.write_all(tag).unwrap();
+            talker.end();
+            let _ = talker.read_to_end(&mut Vec::new());
+        });
+    };
+    shows(0, 7300, "first.internal", b"first");
+    shows(0, 7301, "moving.internal", b"moving, first");
+    shows(1, 7301, "moving.internal", b"moving, second");
+    shows(1, 7302, EDGE, b"by the client's name");
+    let edge = authority.issue(EDGE).declared(&cluster, "edge");
+    let app = |(port, (name, origin)): (u16, (&str, &str))| {
+        format!(
+            "  - {{ name: {name}, protocol: tcp/{port}, edge_ips: [198.51.100.20], tls: strict, \
+             certificate: edge, origin_ca_file: ca.pem, {origin} }}\n"
+        )
+    };
+    let apps: String = (7300..)
+        .zip([
+            (
+                "first",
+                "origin_dns: { name: first.internal, ttl: 1s }, origin_port: 7300",
+            ),
+            (
+                "moving",
+                "origin_dns: { name: moving.internal, ttl: 1s }, origin_port: 7301",
+            ),
+            (
+                "srv",
+                "origin_dns: { name: _mail._tcp.internal, type: SRV, ttl: 1s }",
+            ),
+            (
+                "another",
+                "origin_dns: { name: second.internal, ttl: 1s }, origin_port: 7302",
+            ),
+        ])
+        .map(app)
+        .collect();
+    let manifest = format!("{PREFIX}certificates:\n{edge}apps:\n{apps}");
+    cluster.apply(&manifest).unwrap();
+    let hears = |port: u16| -> io::Result<String> {
+        let door = format!("198.51.100.20:{port}");
+        let mut tls = shaken(&cluster, &door, authority.client(), EDGE)?;
+        let mut heard = String::new();
+        tls.read_to_string(&mut heard)?;
+        Ok(heard)
+    };
+    assert_eq!(hears(7300).unwrap(), "first");
+    assert_eq!(hears(7301).unwrap(), "moving, first");
+    assert_eq!(hears(7302).unwrap(), "by the client's name");
+    // It shows the client's name there, which is not what it was found by.
+    assert!(hears(7303).is_err());
+    await_closed(&cluster, "another", "540", 1.0);
+    // A name that moves is asked for where it is.
+    dnsmasq.change(&hosts("10.0.2.3"));
+    eventually(PATIENCE, "the name is followed", || match hears(7301) {
+        Ok(heard) if heard == "moving, second" => Ok(()),
+        other => Err(format!("{other:?}")),
+    });
 }
 
 #[test]
