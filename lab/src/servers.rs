@@ -67,6 +67,12 @@ impl Running {
         });
         server
     }
+
+    /// Starts it, with nothing said, and does not wait.
+    pub fn quietly(command: &mut Command) -> Self {
+        let quiet = command.stdin(Stdio::null()).stdout(Stdio::null());
+        Self(quiet.spawn().unwrap())
+    }
 }
 
 impl Drop for Running {

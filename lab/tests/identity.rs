@@ -102,14 +102,6 @@ fn words(end: SocketAddr) -> String {
     format!("{} {}", end.ip(), end.port())
 }
 
-fn closed(cluster: &Cluster, app: &str, status: &str) -> f64 {
-    let metrics = cluster.metrics(Service::EdgeAgent).unwrap();
-    metrics.sum(
-        "anyport_connections_closed_total",
-        &[("app", app), ("status", status)],
-    )
-}
-
 fn refused(cluster: &Cluster, reason: &str) -> f64 {
     let metrics = cluster.metrics(Service::EdgeAgent).unwrap();
     metrics.sum("anyport_proxy_header_refused_total", &[("reason", reason)])
@@ -338,7 +330,7 @@ fn a_proxy_in_front_says_who_the_client_is_and_nobody_else_may() {
         let counts = (
             refused(&cluster, "malformed"),
             refused(&cluster, "untrusted"),
-            closed(&cluster, "closed", "403"),
+            cluster.closed("closed", "403").unwrap(),
         );
         let all = counts == (4.0, 1.0, 1.0);
         all.then_some(()).ok_or_else(|| format!("{counts:?}"))
@@ -351,7 +343,7 @@ fn a_proxy_in_front_says_who_the_client_is_and_nobody_else_may() {
     let took = since.elapsed();
     assert!(took >= Duration::from_millis(4900), "{took:?}");
     assert!(refused(&cluster, "late") >= 3.0);
-    assert!(closed(&cluster, "behind", "497") >= 3.0);
+    assert!(cluster.closed("behind", "497").unwrap() >= 3.0);
 
     let said = cluster
         .anyport(&["explain", "tcp/198.51.100.10:80"])

@@ -203,15 +203,10 @@ fn is_refused(cluster: &Cluster, target: &str) {
     assert!(reset, "{target}: {read:?}");
 }
 
-fn closed(cluster: &Cluster, app: &str, status: &str) -> f64 {
-    let labels = [("app", app), ("status", status)];
-    metric(cluster, "anyport_connections_closed_total", &labels)
-}
-
 /// Until the edge has counted this many connections of an app that ended so.
 fn eventually_closed(cluster: &Cluster, app: &str, status: &str, count: f64) {
     eventually(PATIENCE, &format!("{app} ends with {status}"), || {
-        let closed = closed(cluster, app, status);
+        let closed = cluster.closed(app, status).unwrap();
         (closed == count).then_some(()).ok_or(closed)
     });
 }
@@ -312,7 +307,7 @@ apps:
         refused.then_some(()).ok_or("it still answers")
     });
     eventually(PATIENCE, "it is counted", || {
-        let count = closed(&cluster, "rebind", "532");
+        let count = cluster.closed("rebind", "532").unwrap();
         (count > 0.0).then_some(()).ok_or("it is not")
     });
     assert_eq!(

@@ -557,12 +557,12 @@ fn a_reader_that_stops_gets_everything_and_costs_the_agent_little() {
             sysctl::set(namespace, &format!("net/ipv4/tcp_{buffer}"), sizes).unwrap();
         }
     }
-    let pid = scene.cluster.pid(Service::EdgeAgent).unwrap();
+    let resident = || scene.cluster.resident(Service::EdgeAgent).unwrap();
     // What is made once is not what is measured.
     for side in SIDES {
         a_closed_window_opens_again(&scene, V4, 9000, side);
     }
-    let before = resident(pid);
+    let before = resident();
 
     let some = |doors: [Door; 2]| {
         SIDES
@@ -578,7 +578,7 @@ fn a_reader_that_stops_gets_everything_and_costs_the_agent_little() {
     let senders: Vec<_> = stalls.iter().map(|stall| stall.sender.clone()).collect();
     let begun = Instant::now();
     await_stuck(&senders);
-    let stalled = resident(pid);
+    let stalled = resident();
     let each = stalled.saturating_sub(before) / stalls.len() as u64;
     assert!(each < HELD, "{each} bytes for each stalled connection");
     let mut most = 0;
@@ -586,7 +586,7 @@ fn a_reader_that_stops_gets_everything_and_costs_the_agent_little() {
         for stall in &stalls {
             stall.says_back();
         }
-        most = most.max(resident(pid));
+        most = most.max(resident());
         thread::sleep(Duration::from_secs(1));
     }
     assert!(most < stalled + (2 << 20), "{stalled} bytes became {most}");
@@ -597,14 +597,6 @@ fn a_reader_that_stops_gets_everything_and_costs_the_agent_little() {
     for stall in stalls {
         stall.end(&scene);
     }
-}
-
-/// Resident bytes of a process.
-fn resident(pid: u32) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmRSS:"));
-    let kilobytes = line.unwrap().split_whitespace().nth(1).unwrap();
-    kilobytes.parse::<u64>().unwrap() << 10
 }
 
 /// One end of a connection, and the same once more where it can be had.

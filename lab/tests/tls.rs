@@ -72,11 +72,7 @@ fn s_client(cluster: &Cluster, to: &str, name: &str, more: &[&str]) -> String {
 }
 
 fn closed(cluster: &Cluster, app: &str, status: &str) -> f64 {
-    let metrics = cluster.metrics(Service::EdgeAgent).unwrap();
-    metrics.sum(
-        "anyport_connections_closed_total",
-        &[("app", app), ("status", status)],
-    )
+    cluster.closed(app, status).unwrap()
 }
 
 /// Waits until an app has that many connections closed with a status.
@@ -257,6 +253,13 @@ apps:
   - {{ name: strict,   protocol: tcp/1003, edge_ips: [198.51.100.20], tls: strict, certificate: edge, origin_ca_file: ca.pem, origin_direct: ["tcp://10.0.2.2:7002"] }}
 "#
     )
+}
+
+/// The origins of [`modes`], which say back what they hear.
+fn echoes(cluster: &Cluster, authority: &Authority) {
+    serve(cluster, 0, 7001, None, echo);
+    let config = authority.issue(EDGE).server();
+    serve(cluster, 0, 7002, Some(config), echo);
 }
 
 #[test]
@@ -914,32 +917,14 @@ fn an_origin_that_speaks_first_is_heard_through_tls() {
     }
 }
 
-/// Resident bytes of a process.
-fn resident(pid: u32) -> f64 {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status
-        .lines()
-        .find(|line| line.starts_with("VmRSS:"))
-        .unwrap();
-    let kilobytes: f64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
-    kilobytes * 1024.0
-}
-
 #[test]
 fn an_idle_connection_in_tls_is_small() {
     const OPEN: usize = 500;
     let authority = Authority::new("test ca");
     let cluster = cluster(1, &authority);
-    serve(&cluster, 0, 7001, None, echo);
-    serve(
-        &cluster,
-        0,
-        7002,
-        Some(authority.issue(EDGE).server()),
-        echo,
-    );
+    echoes(&cluster, &authority);
     cluster.apply(&modes(&cluster, &authority)).unwrap();
-    let pid = cluster.pid(Service::EdgeAgent).unwrap();
+    let resident = || cluster.resident(Service::EdgeAgent).unwrap() as f64;
     let mut kept = Vec::new();
     for (door, most) in [(FLEXIBLE, 9.0), (STRICT, 15.0)] {
         let open = |count: usize| -> Vec<Tls> {
@@ -953,9 +938,9 @@ fn an_idle_connection_in_tls_is_small() {
         };
         // What is made once is not what is measured.
         kept.push(open(50));
-        let before = resident(pid);
+        let before = resident();
         let connections = open(OPEN);
-        let after = resident(pid);
+        let after = resident();
         let each = (after - before) / OPEN as f64 / 1024.0;
         assert!(each < most, "{each:.1} KiB for each connection");
         // What they had would make the next ones look smaller.
@@ -975,23 +960,16 @@ fn those_who_stop_in_the_middle_of_a_handshake_hold_up_nobody() {
     })
     .unwrap();
     fs::write(cluster.directory().join("ca.pem"), &authority.pem).unwrap();
-    serve(&cluster, 0, 7001, None, echo);
-    serve(
-        &cluster,
-        0,
-        7002,
-        Some(authority.issue(EDGE).server()),
-        echo,
-    );
+    echoes(&cluster, &authority);
     // Longer than anything here takes.
     let patient = "timeouts: { tls_handshake: 60s }";
     let manifest = modes(&cluster, &authority).replace("timeouts: { tls_handshake: 2s }", patient);
     cluster.apply(&manifest).unwrap();
-    let pid = cluster.pid(Service::EdgeAgent).unwrap();
+    let resident = || cluster.resident(Service::EdgeAgent).unwrap() as f64;
     // What is made once is not what is measured.
     let mut tls = shaken(&cluster, FLEXIBLE, authority.client(), EDGE).unwrap();
     says(&mut tls, b"before");
-    let before = resident(pid);
+    let before = resident();
     let config = Arc::new(authority.client());
     let stalled: Vec<TcpStream> = (0..STALLED)
         .map(|_| {
@@ -1007,7 +985,7 @@ fn those_who_stop_in_the_middle_of_a_handshake_hold_up_nobody() {
     for mut socket in &stalled {
         socket.read_exact(&mut [0; 5]).unwrap();
     }
-    let each = (resident(pid) - before) / STALLED as f64 / 1024.0;
+    let each = (resident() - before) / STALLED as f64 / 1024.0;
     assert!(each < 20.0, "{each:.1} KiB for each that has stalled");
     for door in [FLEXIBLE, FULL, STRICT] {
         let since = Instant::now();

@@ -7,14 +7,14 @@
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::num::{NonZeroU64, NonZeroUsize};
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyport_lab::cluster::{Cluster, PATIENCE, Plan, Service, Steering, eventually};
 use anyport_lab::load::datagram as load;
 use anyport_lab::load::serve::datagram::{self, Server};
 use anyport_lab::load::{Control, Load, Report, Who};
+use anyport_lab::servers::{Running, program};
 use anyport_netns::Namespace;
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -144,18 +144,6 @@ fn descriptors(cluster: &Cluster) -> usize {
     std::fs::read_dir(format!("/proc/{pid}/fd"))
         .unwrap()
         .count()
-}
-
-/// Resident memory of the edge, in bytes.
-fn resident(cluster: &Cluster) -> u64 {
-    let pid = cluster.pid(Service::EdgeAgent).unwrap();
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status
-        .lines()
-        .find(|line| line.starts_with("VmRSS:"))
-        .unwrap();
-    let kib: u64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
-    kib * 1024
 }
 
 fn asking(targets: &[&str], flows: usize, count: Option<u64>, pause: Duration) -> load::Plan {
@@ -641,9 +629,15 @@ fn a_flood_with_forged_sources_costs_known_flows_and_memory_nothing() {
         };
         // Fills the table, so that what is measured from here on is the flood alone.
         flood(0, 20_000);
-        let (memory, failed) = (resident(&cluster), control.failures());
+        let (memory, failed) = (
+            cluster.resident(Service::EdgeAgent).unwrap(),
+            control.failures(),
+        );
         flood(20_000, 60_000);
-        let grown = resident(&cluster).saturating_sub(memory);
+        let grown = cluster
+            .resident(Service::EdgeAgent)
+            .unwrap()
+            .saturating_sub(memory);
         assert!(grown < 8 << 20, "{grown} bytes more");
         let shed = dropped(&cluster, "sessions_full");
         // The rest found room that silent ones had to give.
@@ -658,36 +652,6 @@ fn a_flood_with_forged_sources_costs_known_flows_and_memory_nothing() {
     assert!(report.operations() > 1000, "{report}");
     // Whoever is new is served again as soon as the forged ones have been silent for a second.
     who(&client(&cluster, false), "198.51.100.10:77");
-}
-
-/// A program's file; where it is missing, the test fails.
-fn program(name: &str, package: &str) -> PathBuf {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let mut places: Vec<_> = std::env::split_paths(&path).collect();
-    places.push("/usr/sbin".into());
-    let found = places
-        .into_iter()
-        .map(|place| place.join(name))
-        .find(|file| file.is_file());
-    found.unwrap_or_else(|| panic!("{name} is not installed; on Debian: apt install {package}"))
-}
-
-/// A program that is killed when the test ends.
-struct Running(Child);
-
-impl Running {
-    fn start(command: &mut Command) -> Self {
-        let quiet = command.stdin(Stdio::null()).stdout(Stdio::null());
-        Self(quiet.spawn().unwrap())
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }
 
 fn said(command: &mut Command) -> String {
@@ -712,7 +676,7 @@ apps:
         .map(|n| format!("{n:x}").repeat(255))
         .chain(["f".repeat(170)])
         .collect();
-    let _dnsmasq = Running::start(
+    let _dnsmasq = Running::quietly(
         origin(&cluster, 0)
             .command(program("dnsmasq", "dnsmasq-base"))
             .args([
@@ -758,7 +722,7 @@ apps:
     }
 
     let iperf = program("iperf3", "iperf3");
-    let _server = Running::start(
+    let _server = Running::quietly(
         origin(&cluster, 0)
             .command(&iperf)
             .args(["-s", "-B", "10.0.2.2"]),

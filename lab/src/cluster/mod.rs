@@ -207,6 +207,22 @@ impl Cluster {
         Ok(self.running(service)?.pid())
     }
 
+    /// Resident bytes of a process.
+    ///
+    /// # Errors
+    ///
+    /// Where it does not run.
+    pub fn resident(&self, service: Service) -> Result<u64> {
+        let path = format!("/proc/{}/status", self.pid(service)?);
+        let failed = |source| Error::io(format!("reading {path}"), source);
+        let status = std::fs::read_to_string(&path).map_err(failed)?;
+        let line = status.lines().find(|line| line.starts_with("VmRSS:"));
+        let kilobytes = line.and_then(|line| line.split_whitespace().nth(1)?.parse().ok());
+        let kilobytes: Option<u64> = kilobytes;
+        let bytes = kilobytes.map(|kilobytes| kilobytes << 10);
+        bytes.ok_or_else(|| failed(std::io::ErrorKind::InvalidData.into()))
+    }
+
     /// Kills a process with SIGKILL, and waits until it is gone.
     ///
     /// # Errors
@@ -396,6 +412,17 @@ impl Cluster {
         let text = self.get(service, "/metrics")?;
         text.parse()
             .map_err(|source| Error::Metrics { service, source })
+    }
+
+    /// Connections of an app that the agent has counted as ended with this status.
+    ///
+    /// # Errors
+    ///
+    /// As [`metrics`](Self::metrics).
+    pub fn closed(&self, app: &str, status: &str) -> Result<f64> {
+        let labels = [("app", app), ("status", status)];
+        let metrics = self.metrics(Service::EdgeAgent)?;
+        Ok(metrics.sum("anyport_connections_closed_total", &labels))
     }
 
     /// What a service's admin server answers, if that is 200.

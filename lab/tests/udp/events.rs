@@ -205,7 +205,7 @@ fn names_are_resolved_for_flows_and_what_must_not_be_spoken_to_is_not() {
         "--port=5353",
         "--bind-interfaces",
     ]);
-    let _dnsmasq = Running::start(&mut dnsmasq);
+    let _dnsmasq = Running::quietly(&mut dnsmasq);
     let _server = echo(&cluster, 0, "one", &[7000]);
     cluster.apply(&format!("{PREFIXES}{APPS}")).unwrap();
 
