@@ -238,7 +238,9 @@ fn as_many_connections_are_let_in_as_each_limit_says(store: Store) {
     let _echo = echo(&cluster);
     let apply = |connections, of_source| {
         let apps = limited("tcp", connections, of_source);
-        cluster.apply(&format!("{PREFIXES}apps:\n{apps}")).unwrap();
+        let manifest = format!("{PREFIXES}apps:\n{apps}");
+        cluster.apply(&manifest).unwrap();
+        manifest
     };
     apply(20, 3);
     let mut turned_away = BTreeMap::new();
@@ -319,7 +321,18 @@ fn as_many_connections_are_let_in_as_each_limit_says(store: Store) {
         }
     });
     let more = all_at_once(&cluster, all, |from| enter(from, all));
-    assert_eq!(more.into_values().flatten().count(), 3);
+    let more: Vec<TcpStream> = more.into_values().flatten().collect();
+    assert_eq!(more.len(), 3);
+
+    // Those that the edge itself closes no longer count.
+    let manifest = apply(20, 3);
+    let disabled = manifest.replace("limits:", "disable: { close: now }, limits:");
+    cluster.apply(&disabled).unwrap();
+    all_are_gone(&cluster, "tcp-all");
+    apply(20, 3);
+    let again = all_at_once(&cluster, all, |from| enter(from, all));
+    assert_eq!(again.into_values().flatten().count(), 20);
+    drop((held, more));
     assert!(
         !cluster.log(Service::EdgeAgent).contains("limits."),
         "the log is flooded"

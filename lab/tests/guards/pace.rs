@@ -20,6 +20,15 @@ const TIME: Duration = Duration::from_secs(4);
 /// What may wait between a client and an origin.
 const BUFFERS: u64 = 2 << 20;
 
+/// An app at an origin's port, with as many bytes a second for each connection.
+fn app(transport: &str, name: &str, port: u16, origin: u16, rate: u64) -> String {
+    format!(
+        "  - {{ name: {name}, protocol: {transport}/{port}, edge_ips: [{V4}, \"{V6}\"], \
+         origin_direct: [\"{transport}://10.0.2.2:{origin}\"], \
+         limits: {{ bytes_per_second_per_connection: {rate} }} }}\n"
+    )
+}
+
 /// What part `bytes` are of all that may pass at a rate in this time.
 fn part_of(rate: u64, bytes: u64, time: Duration) -> f64 {
     bytes as f64 / (rate as f64 * (time.as_secs_f64() + 1.0))
@@ -113,17 +122,11 @@ fn a_connection_keeps_to_its_pace_and_others_to_theirs() {
         }
     });
     tls::serve(&cluster, 0, 7102, None, tls::echo);
-    let app = |name: &str, port: u16, origin: u16, rate: u64| {
-        format!(
-            "  - {{ name: {name}, protocol: tcp/{port}, edge_ips: [{V4}, \"{V6}\"], \
-             origin_direct: [\"tcp://10.0.2.2:{origin}\"], limits: {{ bytes_per_second_per_connection: {rate} }} }}\n"
-        )
-    };
     let apps = [
-        app("down", 3001, 7100, RATE),
-        app("up", 3002, 7101, RATE),
-        app("free", 3003, 7102, 0),
-        app("free-down", 3004, 7100, 0),
+        app("tcp", "down", 3001, 7100, RATE),
+        app("tcp", "up", 3002, 7101, RATE),
+        app("tcp", "free", 3003, 7102, 0),
+        app("tcp", "free-down", 3004, 7100, 0),
     ];
     cluster
         .apply(&format!("{PREFIXES}apps:\n{}", apps.concat()))
@@ -234,16 +237,10 @@ fn datagrams_beyond_the_pace_are_dropped_and_counted() {
     let cluster = cluster(Store::Embedded);
     let echo = datagram_echo(&cluster);
     answer_thrice(&cluster, at("10.0.2.2", 7200));
-    let app = |name: &str, port: u16, origin: u16, rate: u64| {
-        format!(
-            "  - {{ name: {name}, protocol: udp/{port}, edge_ips: [{V4}, \"{V6}\"], \
-             origin_direct: [\"udp://10.0.2.2:{origin}\"], limits: {{ bytes_per_second_per_connection: {rate} }} }}\n"
-        )
-    };
     let apps = [
-        app("paced", 3001, 7000, SLOW),
-        app("thrice", 3002, 7200, SLOW),
-        app("free", 3003, 7000, 0),
+        app("udp", "paced", 3001, 7000, SLOW),
+        app("udp", "thrice", 3002, 7200, SLOW),
+        app("udp", "free", 3003, 7000, 0),
     ];
     cluster
         .apply(&format!("{PREFIXES}apps:\n{}", apps.concat()))
