@@ -3,6 +3,7 @@
 mod account;
 mod buffers;
 mod connection;
+mod enter;
 mod identity;
 mod leg;
 mod relay;

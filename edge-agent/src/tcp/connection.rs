@@ -14,17 +14,15 @@ use std::{
 };
 
 use anyport_model::outcome::Status;
-use anyport_node::{
-    drain::DrainGuard,
-    telemetry::{TRACE_ONLY, current_trace_id},
-};
+use anyport_node::{drain::DrainGuard, telemetry::TRACE_ONLY};
 use arc_swap::ArcSwap;
 use tokio::net::TcpStream;
 use tracing::{Instrument, Span, field};
 
 use super::{
     account::{Account, Relayed, record},
-    identity::{self, Identity},
+    enter::Arriving,
+    identity,
     leg::Leg,
     relay::{Ended, relay},
     terminate::Terminate,
@@ -33,13 +31,13 @@ use super::{
 };
 use crate::{
     descriptors::{Budget, Pair},
-    events::{Connections, Details, EventKind, EventLog, Firewall, Reason},
-    live::{AppKey, Closing, Place, Windows},
+    events::{Connections, EventKind, EventLog, Reason},
+    live::{Place, Windows},
     origin::Held,
     shield::StreamPaces,
-    stats::{AppStats, Stats},
-    table::{AppEntry, Snapshot},
-    tls::{self, Arrived, ClientLeg, OriginLeg, Turned},
+    stats::Stats,
+    table::Snapshot,
+    tls::{Arrived, ClientLeg, OriginLeg, Turned},
 };
 
 /// What connections need of the agent.
@@ -172,57 +170,15 @@ async fn join(
     place: Place,
 ) -> Option<Taken<'_>> {
     let table = service.table.load_full();
-    let span = Span::current();
-    span.record("config_revision", table.revision.0);
-    let (candidates, first, only) = table.apps_at(destination)?;
-    let open = |stats: &Arc<AppStats>, place| {
-        let mut known = Details::new(stats.name().clone(), table.revision, peer);
-        if !first.app.access.is_open() {
-            known.firewall = Firewall::Unasked;
-        }
-        if !Span::current().is_disabled() {
-            known.trace_id = current_trace_id().map(Into::into);
-        }
-        Account::open(service, stats, place, destination, known)
+    let arriving = Arriving {
+        service,
+        table: &table,
+        peer,
+        destination,
     };
-    // Where the name in the ClientHello decides, the app is not known yet.
-    let mut account = match only {
-        Some(_) => Ok(open(&first.stats, place)),
-        None => Err(place),
-    };
-    // By the rules of now: the client may have let us wait through a change.
-    let admit = |account: &mut Account<'_>, app: &AppEntry, identity: &Option<Identity>| {
-        let client = identity.as_ref().map_or(peer, Identity::client);
-        let now = service.table.load();
-        let newer = (now.revision != table.revision).then(|| now.declared(app));
-        account.admit(newer.flatten().unwrap_or(&app.app), client)
-    };
-    let received = receive(service, first, &client, destination).await;
-    // Of who is not let in, nothing more is waited for.
-    let received = received.and_then(|identity| {
-        if let Ok(account) = &mut account {
-            admit(account, first, &identity).map_err(|refusal| Turned {
-                stats: Arc::clone(&first.stats),
-                status: Status::Denied,
-                reason: refusal.to_string(),
-                told: false,
-            })?;
-        }
-        Ok(identity)
-    });
-    let arrived = match received {
-        Ok(identity) => tls::arrive(&table, candidates, only, first, &client)
-            .await
-            .map(|arrived| (arrived, identity)),
-        Err(turned) => Err(turned),
-    };
-    let stats = match &arrived {
-        Ok((arrived, _)) => &arrived.target.app.stats,
-        Err(turned) => &turned.stats,
-    };
-    let mut account = account.unwrap_or_else(|place| open(stats, place));
-    let (Arrived { target, hello }, identity) = match arrived {
-        Ok(arrived) => arrived,
+    let (account, inside) = arriving.enter(&client, place).await?;
+    let (Arrived { target, hello }, identity) = match inside {
+        Ok(inside) => inside,
         Err(turned) => {
             if turned.told {
                 drop(client.release());
@@ -231,24 +187,7 @@ async fn join(
             return Some((account, Err(Refused { status, reason })));
         }
     };
-    if only.is_none() {
-        // Before its name was known, no order to close the app's connections
-        // could find this one.
-        let ordered = service.table.load();
-        let late = ordered.revision != table.revision
-            && ordered
-                .to_close()
-                .contains_key(&AppKey::of(&target.app.stats));
-        let refused = if late {
-            let (status, reason) = (Status::Closed, Closing::Disabled.as_str().to_owned());
-            Err(Refused { status, reason })
-        } else {
-            admit(&mut account, target.app, &identity).map_err(Refused::from)
-        };
-        if let Err(refused) = refused {
-            return Some((account, Err(refused)));
-        }
-    }
+    let span = Span::current();
     span.record("app", target.app.app.name.as_str());
     span.record("pool", target.pool.id.label());
     let pool = target.pool.id.clone();
@@ -282,43 +221,6 @@ async fn join(
             .map(|rate| Box::new(StreamPaces::new(rate))),
     });
     Some((account, joined))
-}
-
-/// Who the connection is from, where somebody else has to say so. Apps that
-/// share a place have the same trusted senders, so `first` stands for all.
-async fn receive(
-    service: &Service,
-    first: &AppEntry,
-    client: &TcpStream,
-    edge: SocketAddr,
-) -> Result<Option<Identity>, Turned> {
-    let Some(trusted) = &first.trusted_senders else {
-        return Ok(None);
-    };
-    let turned = |status, reason| Turned {
-        stats: Arc::clone(&first.stats),
-        status,
-        reason,
-        told: false,
-    };
-    // Asked for here, so that other connections do not carry it for hours.
-    let peer = client
-        .peer_addr()
-        .map_err(|error| turned(Status::of_client_error(error.kind()), error.to_string()))?;
-    // Boxed: apps of other kinds do not carry its memory.
-    let received = Box::pin(identity::receive(client, peer, edge, trusted)).await;
-    match received {
-        Ok(identity) => {
-            let claimed = field::display(identity.client());
-            Span::current().record("claimed_client", claimed);
-            Ok(Some(identity))
-        }
-        Err(refused) => {
-            let count = &service.stats.headers_refused;
-            count.with_label_values(&[refused.label()]).inc();
-            Err(turned(refused.status(), refused.to_string()))
-        }
-    }
 }
 
 async fn carry<C: Leg, O: Leg>(

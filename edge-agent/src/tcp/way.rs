@@ -19,7 +19,6 @@ use super::{
 use crate::{
     events::Connection,
     origin::{Dialled, Dialling, Held, Incoming, NoOrigin, Unbegun, resolved},
-    shield::Refusal,
     table::Target,
 };
 
@@ -27,15 +26,6 @@ use crate::{
 pub(super) struct Refused {
     pub(super) status: Status,
     pub(super) reason: String,
-}
-
-impl From<Refusal> for Refused {
-    fn from(refusal: Refusal) -> Self {
-        Self {
-            status: Status::Denied,
-            reason: refusal.to_string(),
-        }
-    }
 }
 
 /// What has to be done on a connection to an origin before it can be relayed to.
