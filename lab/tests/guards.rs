@@ -321,11 +321,20 @@ fn as_many_connections_are_let_in_as_each_limit_says(store: Store) {
         }
     });
     let more = all_at_once(&cluster, all, |from| enter(from, all));
-    let more: Vec<TcpStream> = more.into_values().flatten().collect();
+    let mut more: Vec<TcpStream> = more.into_values().flatten().collect();
     assert_eq!(more.len(), 3);
 
+    // As they do where the app is deleted, and declared again.
+    let pruned = cluster
+        .try_apply(PREFIXES, &["--prune", "--wait=30s"])
+        .unwrap();
+    assert_eq!(pruned.status, Some(0), "{pruned}");
+    let manifest = apply(12, 3);
+    let entered = all_at_once(&cluster, all, |from| enter(from, all));
+    more.extend(entered.into_values().flatten());
+    assert_eq!(held.len() + more.len(), 12);
+
     // Those that the edge itself closes no longer count.
-    let manifest = apply(20, 3);
     let disabled = manifest.replace("limits:", "disable: { close: now }, limits:");
     cluster.apply(&disabled).unwrap();
     all_are_gone(&cluster, "tcp-all");

@@ -1,7 +1,7 @@
 //! Whom access rules let in.
 
 use std::collections::BTreeSet;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 
 use anyport_lab::cluster::{Cluster, PATIENCE, Plan, Store, eventually};
@@ -195,15 +195,16 @@ fn said_of(event: &Value) -> (u64, bool, String) {
 fn a_client_that_a_header_names_is_the_client() {
     let cluster = cluster(Store::Embedded);
     let _echo = echo(&cluster);
-    cluster
-        .apply(&format!(
+    let manifest = |denied: &str| {
+        format!(
             "{PREFIXES}apps:\n  - name: behind\n    protocol: tcp/2003\n    edge_ips: [{V4}]\n    \
              origin_direct: [\"tcp://10.0.2.2:7000\"]\n    accept_proxy_protocol: [10.0.1.0/24]\n    \
-             access: {{ rules: [ {{ action: deny, source: 203.0.113.0/24 }}, \
+             access: {{ rules: [ {{ action: deny, source: {denied} }}, \
                {{ action: deny, source: 10.0.0.0/8 }} ] }}\n    \
              limits: {{ connections_per_source: 1 }}\n"
-        ))
-        .unwrap();
+        )
+    };
+    cluster.apply(&manifest("203.0.113.0/24")).unwrap();
     let claim = |client: &str, port: u16| {
         let header = format!("PROXY TCP4 {client} {V4} {port} 2003\r\n");
         let talk = || {
@@ -248,6 +249,29 @@ fn a_client_that_a_header_names_is_the_client() {
     drop(first);
     eventually(PATIENCE, "there is room again", || {
         claim("203.0.114.5", 5).ok_or("there is none")
+    });
+
+    // A header may take seconds; the rules of then are asked.
+    let connected = cluster
+        .topology()
+        .client()
+        .run(|| dial(address(0, at(V4, 1)), at(V4, 2003)));
+    let mut slow = connected.unwrap().unwrap();
+    slow.write_all(b"PROXY TCP4 203.0.115.5 ").unwrap();
+    cluster.apply(&manifest("203.0.115.0/24")).unwrap();
+    slow.write_all(format!("{V4} 6 2003\r\n").as_bytes())
+        .unwrap();
+    let error = slow.read(&mut [0]).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+    let reason = "access: deny by the rule for 203.0.115.0/24";
+    eventually(PATIENCE, "it is told of", || {
+        let told = events(&cluster, "behind", "clientFiltered");
+        let found = told.iter().any(|event| event["reason"] == reason);
+        if found {
+            Ok(())
+        } else {
+            Err(format!("{told:?}"))
+        }
     });
 }
 
