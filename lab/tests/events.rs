@@ -10,7 +10,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
-use anyport_lab::cluster::{Cluster, PATIENCE, Plan, Said, eventually};
+use anyport_lab::cluster::{Cluster, PATIENCE, Plan, eventually};
 use anyport_lab::network::{LOST, ip, nft};
 use anyport_lab::servers::Dnsmasq;
 use anyport_lab::tls::{self, Authority};
@@ -81,14 +81,6 @@ fn both_ends(cluster: &Cluster, listener: &TcpListener, target: &str) -> (TcpStr
     (client, origin)
 }
 
-fn lines(said: &Said) -> Vec<Value> {
-    assert_eq!(said.status, Some(0), "{said}");
-    let lines = said.out.lines();
-    lines
-        .map(|line| serde_json::from_str(line).unwrap())
-        .collect()
-}
-
 fn port_of(client: &TcpStream) -> u64 {
     client.local_addr().unwrap().port().into()
 }
@@ -113,7 +105,7 @@ fn events_where(cluster: &Cluster, app: &str, wanted: impl Fn(&Value) -> bool) -
         let said = cluster
             .anyport(&["events", "--app", app, "-o", "json"])
             .unwrap();
-        let mut events = lines(&said);
+        let mut events = said.objects().unwrap();
         events.retain(&wanted);
         let ended = events.iter().any(|event| event["event"] != "connect");
         if ended { Ok(events) } else { Err(said) }
@@ -146,7 +138,7 @@ fn a_connection_is_listed_while_it_is_open_and_told_of_when_it_ends() {
         let port = port_of(&client);
         let open = eventually(PATIENCE, "its bytes are told", || {
             let said = cluster.anyport(&["connections", "-o", "json"]).unwrap();
-            let [open] = &lines(&said)[..] else {
+            let [open] = &said.objects().unwrap()[..] else {
                 return Err(said);
             };
             let told = open["origin_bytes"] == 9 && open["client_bytes"] == 8;
@@ -174,7 +166,7 @@ fn a_connection_is_listed_while_it_is_open_and_told_of_when_it_ends() {
         );
         assert_eq!(open["config_revision"], 1);
         let of_another = cluster.anyport(&["connections", "--app", "plain", "-o", "json"]);
-        assert!(lines(&of_another.unwrap()).is_empty());
+        assert!(of_another.unwrap().objects().unwrap().is_empty());
         let shown = cluster.anyport(&["connections"]).unwrap();
         assert!(shown.out.contains("game/a"), "{shown}");
 
@@ -198,7 +190,7 @@ fn a_connection_is_listed_while_it_is_open_and_told_of_when_it_ends() {
         assert_eq!(disconnect["client_tcp_rtt"], 0);
         eventually(PATIENCE, "it is no longer listed", || {
             let said = cluster.anyport(&["connections", "-o", "json"]).unwrap();
-            if lines(&said).is_empty() {
+            if said.objects().unwrap().is_empty() {
                 Ok(())
             } else {
                 Err(said)
@@ -438,7 +430,11 @@ fn every_way_to_end_has_its_status() {
         sender.write_all(b"sent").unwrap();
         eventually(PATIENCE, "it is on its way", || {
             let said = cluster.anyport(&["connections", "-o", "json"]).unwrap();
-            let sent = lines(&said).iter().any(|open| open[field] == count);
+            let sent = said
+                .objects()
+                .unwrap()
+                .iter()
+                .any(|open| open[field] == count);
             if sent { Ok(()) } else { Err(said) }
         });
         ip(edge, &format!("route add unreachable {address}"));
@@ -448,7 +444,9 @@ fn every_way_to_end_has_its_status() {
     }
     // All that there are, but for what only a panic of the agent's own has.
     let said = cluster.anyport(&["events", "-o", "json"]).unwrap();
-    let statuses = lines(&said)
+    let statuses = said
+        .objects()
+        .unwrap()
         .into_iter()
         .map(|event| event["status"].as_u64());
     let seen: BTreeSet<u64> = statuses

@@ -410,20 +410,11 @@ fn is_edge(peer: &str) -> bool {
     peer.starts_with("10.0.2.1:") || peer.starts_with("[fd00:2::1]:")
 }
 
-/// What of the way back is in the kernel of the edge.
-fn return_path(cluster: &Cluster) -> String {
-    let script = "ip rule show table 65; ip -6 rule show table 65; ip route show table 65; \
-                  ip -6 route show table 65; nft list tables | grep return; true";
-    let mut command = cluster.topology().edge().command("sh");
-    let output = command.args(["-c", script]).output().unwrap();
-    String::from_utf8(output.stdout).unwrap()
-}
-
 anyport_lab::on_both_stores![origins_see_the_address_and_the_port_of_the_client_itself];
 
 fn origins_see_the_address_and_the_port_of_the_client_itself(store: Store) {
     let cluster = Cluster::start(Plan::on(store)).unwrap();
-    assert_eq!(return_path(&cluster), "");
+    assert_eq!(cluster.return_path().unwrap(), "");
     cluster.apply(TRANSPARENT).unwrap();
     let origin = &cluster.topology().origins()[0].namespace;
     peer_server(origin);
@@ -524,10 +515,10 @@ fn origins_see_the_address_and_the_port_of_the_client_itself(store: Store) {
         writeln!(stream, "again {number}").unwrap();
         assert_eq!(line(stream), format!("again {number}"));
     }
-    assert_ne!(return_path(&cluster), "");
+    assert_ne!(cluster.return_path().unwrap(), "");
     drop((streams, stream));
     eventually(PATIENCE, "nothing is left of the way back", || {
-        let left = return_path(&cluster);
+        let left = cluster.return_path().unwrap();
         if left.is_empty() { Ok(()) } else { Err(left) }
     });
     let metrics = cluster.metrics(Service::EdgeAgent).unwrap();

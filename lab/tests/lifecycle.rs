@@ -769,16 +769,6 @@ fn an_earlier_agent_that_dies_or_hangs_holds_up_nobody() {
     assert_eq!(old[1].end_within(LONG).unwrap(), Some(0));
 }
 
-/// What of the way back of transparent connections is in the kernel of the edge.
-fn return_path(cluster: &Cluster) -> String {
-    let mut command = cluster.topology().edge().command("ip");
-    let output = command
-        .args(["rule", "show", "table", "65"])
-        .output()
-        .unwrap();
-    String::from_utf8(output.stdout).unwrap()
-}
-
 #[test]
 fn the_way_back_stays_as_long_as_an_earlier_agent_needs_it() {
     let mut cluster = cluster();
@@ -796,10 +786,10 @@ fn the_way_back_stays_as_long_as_an_earlier_agent_needs_it() {
         std::thread::sleep(Duration::from_secs(1));
         echoes(&mut held);
     }
-    assert_ne!(return_path(&cluster), "");
+    assert_ne!(cluster.return_path().unwrap(), "");
     drop(held);
     eventually(PATIENCE, "it goes with the last of them", || {
-        let left = return_path(&cluster);
+        let left = cluster.return_path().unwrap();
         left.is_empty().then_some(()).ok_or(left)
     });
     for agent in &mut old {

@@ -177,21 +177,9 @@ apps:
   - { name: tcp,   protocol: tcp/53,        edge_ips: [198.51.100.11], origin_direct: ["tcp://10.0.2.2:7000"] }
 "#;
 
-mod datagrams_go_there_and_answers_come_from_where_they_were_asked {
-    use super::Steering;
+anyport_lab::under_both_steerings![datagrams_go_there_and_answers_come_from_where_they_were_asked];
 
-    #[test]
-    fn under_tproxy() {
-        super::there_and_back(Steering::Tproxy);
-    }
-
-    #[test]
-    fn under_sk_lookup() {
-        super::there_and_back(Steering::SkLookup);
-    }
-}
-
-fn there_and_back(steering: Steering) {
+fn datagrams_go_there_and_answers_come_from_where_they_were_asked(steering: Steering) {
     let cluster = steered_by(steering, 1, ECHO_APPS);
     let _server = echo(&cluster, 0, "one", &[7000, 7001, 7003, 7010]);
     let (v4, v6) = (client(&cluster, false), client(&cluster, true));

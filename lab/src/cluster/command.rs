@@ -24,6 +24,21 @@ pub struct Said {
     pub err: String,
 }
 
+impl Said {
+    /// The lines of its output as objects.
+    ///
+    /// # Errors
+    ///
+    /// Itself, where its exit status is not 0 or a line is no JSON.
+    pub fn objects(&self) -> std::result::Result<Vec<serde_json::Value>, &Self> {
+        let lines = self.out.lines().map(serde_json::from_str);
+        match (self.status, lines.collect()) {
+            (Some(0), Ok(objects)) => Ok(objects),
+            _ => Err(self),
+        }
+    }
+}
+
 impl fmt::Display for Said {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.status {

@@ -13,3 +13,17 @@ macro_rules! on_both_stores {
         }
     };
 }
+
+/// Makes a test of each scenario, a function of a [`Steering`](crate::cluster::Steering), for each of
+/// the ways to steer: `under_tproxy::scenario` and `under_sk_lookup::scenario`.
+#[macro_export]
+macro_rules! under_both_steerings {
+    ($($scenario:ident),+ $(,)?) => {
+        mod under_tproxy {
+            $(#[test] fn $scenario() { super::$scenario($crate::cluster::Steering::Tproxy); })+
+        }
+        mod under_sk_lookup {
+            $(#[test] fn $scenario() { super::$scenario($crate::cluster::Steering::SkLookup); })+
+        }
+    };
+}

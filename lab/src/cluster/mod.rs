@@ -188,6 +188,21 @@ impl Cluster {
         Ok(bpf_fs.join("anyport").join(namespace.ino().to_string()))
     }
 
+    /// What of the way back of transparent connections is in the kernel of the edge; empty, where
+    /// nothing is.
+    ///
+    /// # Errors
+    ///
+    /// Where the kernel cannot be asked.
+    pub fn return_path(&self) -> Result<String> {
+        let script = "ip rule show table 65; ip -6 rule show table 65; ip route show table 65; \
+                      ip -6 route show table 65; nft list tables | grep return; true";
+        let mut command = self.topology.edge().command("sh");
+        let output = command.args(["-c", script]).output();
+        let output = output.map_err(|source| Error::io("asking for the way back", source))?;
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
     /// The config service's replicas.
     pub fn replicas(&self) -> &'static [Replica] {
         self.plan.store.replicas()

@@ -3,7 +3,7 @@
 use std::net::UdpSocket;
 use std::process::Command;
 
-use anyport_lab::cluster::{Cluster, PATIENCE, Plan, Said, Store, eventually};
+use anyport_lab::cluster::{Cluster, PATIENCE, Plan, Store, eventually};
 use serde_json::Value;
 
 use super::{PREFIXES, Running, at, client, dropped, echo, edge_metric, origin, program, who};
@@ -28,21 +28,13 @@ apps:
   - { name: itself,  protocol: udp/8, edge_ips: [198.51.100.10], origin_direct: ["udp://127.0.0.1:7420"] }
 "#;
 
-fn lines(said: &Said) -> Vec<Value> {
-    assert_eq!(said.status, Some(0), "{said}");
-    let lines = said.out.lines();
-    lines
-        .map(|line| serde_json::from_str(line).unwrap())
-        .collect()
-}
-
 /// The events of this client of an app, once there are `count`.
 fn events(cluster: &Cluster, app: &str, client: &UdpSocket, count: usize) -> Vec<Value> {
     let port = client.local_addr().unwrap().port();
     eventually(PATIENCE, "its events are told", || {
         let said = cluster.anyport(&["events", "--app", app, "-o", "json"]);
         let said = said.unwrap();
-        let mut events = lines(&said);
+        let mut events = said.objects().unwrap();
         events.retain(|event| event["client_port"] == port);
         if events.len() == count {
             Ok(events)
@@ -76,7 +68,7 @@ fn a_flow_is_listed_while_it_is_open_and_told_of_when_it_ends(store: Store) {
             who(&socket, &to.to_string());
             let said = cluster.anyport(&["connections", "--app", "idle", "-o", "json"]);
             let said = said.unwrap();
-            match &lines(&said)[..] {
+            match &said.objects().unwrap()[..] {
                 [open] if open["client_bytes"] != 0 => Ok(open.clone()),
                 _ => Err(said),
             }
@@ -99,7 +91,7 @@ fn a_flow_is_listed_while_it_is_open_and_told_of_when_it_ends(store: Store) {
         ];
         assert_is(&open, &what_it_is);
         let of_another = cluster.anyport(&["connections", "--app", "stays", "-o", "json"]);
-        assert!(lines(&of_another.unwrap()).is_empty());
+        assert!(of_another.unwrap().objects().unwrap().is_empty());
 
         let told = events(&cluster, "idle", &socket, 2);
         assert_is(
@@ -169,7 +161,9 @@ fn a_flow_is_listed_while_it_is_open_and_told_of_when_it_ends(store: Store) {
     eventually(PATIENCE, "it ends", || {
         let said = cluster.anyport(&["events", "--app", "idle", "-o", "json"]);
         let said = said.unwrap();
-        let ended = lines(&said)
+        let ended = said
+            .objects()
+            .unwrap()
             .into_iter()
             .any(|event| event["client_port"] == port && event["status"] == 495);
         if ended { Ok(()) } else { Err(said) }

@@ -42,21 +42,9 @@ pub(super) fn lost_anywhere(cluster: &Cluster) -> [[u64; 2]; 3] {
     [topology.client(), topology.edge(), origin(cluster, 0)].map(lost_in)
 }
 
-mod of_10_000_flows_all_are_answered_and_none_is_torn {
-    use super::Steering;
+anyport_lab::under_both_steerings![of_10_000_flows_all_are_answered_and_none_is_torn];
 
-    #[test]
-    fn under_tproxy() {
-        super::none_is_lost_or_torn(Steering::Tproxy);
-    }
-
-    #[test]
-    fn under_sk_lookup() {
-        super::none_is_lost_or_torn(Steering::SkLookup);
-    }
-}
-
-fn none_is_lost_or_torn(steering: Steering) {
+fn of_10_000_flows_all_are_answered_and_none_is_torn(steering: Steering) {
     const ROUNDS: usize = 20;
     const FLOWS: usize = 500;
     let cluster = steered_by(steering, 1, APPS);

@@ -73,20 +73,11 @@ fn is_edge(peer: SocketAddr) -> bool {
     ["10.0.2.1", "fd00:2::1"].contains(&peer.ip().to_string().as_str())
 }
 
-/// What of the way back is in the kernel of the edge.
-fn return_path(cluster: &Cluster) -> String {
-    let script = "ip rule show table 65; ip -6 rule show table 65; ip route show table 65; \
-                  ip -6 route show table 65; nft list tables | grep return; true";
-    let mut command = cluster.topology().edge().command("sh");
-    let output = command.args(["-c", script]).output().unwrap();
-    String::from_utf8(output.stdout).unwrap()
-}
-
 anyport_lab::on_both_stores![origins_see_the_address_and_the_port_of_the_client_itself];
 
 fn origins_see_the_address_and_the_port_of_the_client_itself(store: Store) {
     let cluster = Cluster::start(Plan::on(store)).unwrap();
-    assert_eq!(return_path(&cluster), "");
+    assert_eq!(cluster.return_path().unwrap(), "");
     cluster.apply(APPS).unwrap();
     let _server = echo(&cluster, 0, "one", &[7000, 7001, 7002, 7003, 7004]);
 
@@ -153,7 +144,7 @@ fn origins_see_the_address_and_the_port_of_the_client_itself(store: Store) {
     }
     let now = edge_metric(&cluster, "anyport_connections_transparent_open", &[]);
     assert_eq!(now, before + 200);
-    assert!(return_path(&cluster).contains("anyport_return"));
+    assert!(cluster.return_path().unwrap().contains("anyport_return"));
 
     // What is taken back leaves open flows alone, and nothing of it when they are gone.
     cluster
@@ -164,9 +155,9 @@ fn origins_see_the_address_and_the_port_of_the_client_itself(store: Store) {
     for (number, socket) in sockets.iter().enumerate() {
         assert_eq!(who(socket, &target(number)).peer, own(socket));
     }
-    assert_ne!(return_path(&cluster), "");
+    assert_ne!(cluster.return_path().unwrap(), "");
     eventually(PATIENCE * 3, "nothing is left of the way back", || {
-        let left = return_path(&cluster);
+        let left = cluster.return_path().unwrap();
         if left.is_empty() { Ok(()) } else { Err(left) }
     });
     let metrics = cluster.metrics(Service::EdgeAgent).unwrap();

@@ -65,19 +65,7 @@ fn answered(socket: &UdpSocket) -> Option<SocketAddr> {
     Some(who.peer)
 }
 
-mod flows_that_begin_in_an_upgrade_are_whole {
-    use super::Steering;
-
-    #[test]
-    fn under_tproxy() {
-        super::flows_that_begin_in_an_upgrade_are_whole(Steering::Tproxy);
-    }
-
-    #[test]
-    fn under_sk_lookup() {
-        super::flows_that_begin_in_an_upgrade_are_whole(Steering::SkLookup);
-    }
-}
+anyport_lab::under_both_steerings![flows_that_begin_in_an_upgrade_are_whole];
 
 fn flows_that_begin_in_an_upgrade_are_whole(steering: Steering) {
     let mut cluster = steered_by(steering, 1, APPS);
