@@ -245,6 +245,20 @@ fn without_the_balancer_the_edge_goes_on_with_the_last_weights(store: Store) {
     cluster.apply(&manifest(["1", "1", "1"])).unwrap();
     // Nobody listens at the third, which only the balancer knows.
     balancer_says(&cluster, [1.0, 1.0, 0.0]);
+    // And now the edge: of all weights, it says only when it has the first.
+    let said = |cluster: &Cluster| {
+        let log = cluster.log(Service::EdgeAgent);
+        log.matches("following the balancer's weights").count()
+    };
+    let before = said(&cluster);
+    cluster.kill9(Service::EdgeAgent).unwrap();
+    cluster.restart(Service::EdgeAgent).unwrap();
+    eventually(PATIENCE, "the edge has the weights", || {
+        let now = said(&cluster);
+        (now > before)
+            .then_some(())
+            .ok_or(format!("{now}, {before} before"))
+    });
     answered_by(&cluster, &["a", "b"]);
     let traffic = Traffic::start(&cluster);
     cluster.kill9(Service::Balancer).unwrap();
