@@ -972,6 +972,46 @@ async fn explain_names_the_access_rule_that_decided_and_the_limits() {
 }
 
 #[tokio::test]
+async fn explain_tells_a_trusted_sender_from_a_client() {
+    let behind = GUARDED.replace(
+        "    access:",
+        "    accept_proxy_protocol: [10.0.1.0/24]\n    access:",
+    );
+    let (_fake, server) = Fake::start().await;
+    anyport(server, &["apply", "-f", "-"], &behind).await;
+    let rules = "  access   deny by default, and by 2 rules; which one decides is a matter of the PROXY header";
+    for (from, code, lines) in [
+        // Whom the rules allow is no trusted sender for that.
+        (
+            "203.0.113.7",
+            1,
+            &[
+                "  client   203.0.113.7 is no trusted sender, so its connection is reset, status 403, \
+                 with a PROXY header or without; trusted are 10.0.1.0/24",
+            ][..],
+        ),
+        // Nor do the rules hold whom a trusted sender speaks for.
+        (
+            "10.0.1.2",
+            0,
+            &[
+                "  client   10.0.1.2 is a trusted sender: its connection has to start with a PROXY \
+                 header, or is reset; rules and limits are applied to the client that the header names",
+                rules,
+            ],
+        ),
+    ] {
+        let words = ["explain", "tcp/198.51.100.7:22", "--from", from];
+        let ran = anyport(server, &words, "").await;
+        assert_eq!(ran.code, code, "{from}: {}{}", ran.out, ran.err);
+        for line in lines {
+            assert!(ran.out.lines().any(|found| found == *line), "{}", ran.out);
+        }
+        assert!(!ran.out.contains("  source"), "{}", ran.out);
+    }
+}
+
+#[tokio::test]
 async fn explain_goes_on_to_the_fallback_of_a_pool_that_is_down() {
     let (fake, server) = Fake::start().await;
     let manifest = GAME.replace(

@@ -2,6 +2,7 @@
 //! go. Decided by the same table that edges look connections up in.
 
 mod guards;
+mod identity;
 
 use std::{
     collections::BTreeMap,
@@ -13,7 +14,6 @@ use std::{
 
 use anyport_model::{
     access::Action,
-    identity::{ClientIp, ProxyProtocol},
     names::OriginName,
     pick::{Candidate, Draw, Load, Wheel},
     resource::{App, Disable, Origin, OriginChoice, Policy, Pool, Resource, Transport, Weight},
@@ -25,6 +25,7 @@ use anyport_model::{
 use anyport_proto::{convert::read_resource, v1};
 use ipnet::IpNet;
 
+use self::identity::Sender;
 use super::{
     Context,
     pools::{self, PoolHealth},
@@ -39,7 +40,8 @@ pub struct Args {
     /// Where the connection goes to: tcp/198.51.100.10:25565, udp/[2001:db8::1]:53
     #[arg(value_name = "tcp|udp/ADDR:PORT")]
     destination: Destination,
-    /// The client's address
+    /// Where the connection comes from: the client's address, or that of a proxy
+    /// in front of the edge
     #[arg(long, value_name = "ADDR")]
     from: Option<IpAddr>,
     /// The name in the client's ClientHello, where apps are told apart by it
@@ -156,23 +158,30 @@ impl World {
             ))?;
             return Err(Failure::refused(format_args!("{title} would be refused")));
         }
-        let denied = |from: &IpAddr| route.app.access.decide(*from).action == Action::Deny;
-        if from.as_ref().is_some_and(denied) {
+        let sender = from.map(|from| Sender::of(route.app, from));
+        let client = sender.and_then(Sender::client);
+        let denied = |client: IpAddr| route.app.access.decide(client).action == Action::Deny;
+        let untrusted = matches!(sender, Some(Sender::Untrusted(_)));
+        if untrusted || client.is_some_and(denied) {
             let refused = console.paint("refused", Mood::Bad);
             let name = &route.app.name;
             console.line(format_args!("{title}: {refused} by app {name}"))?;
             self.explain_claims(console, args.destination, route.app)?;
-            guards::explain_access(console, route.app, from)?;
+            identity::explain_sender(console, route.app, sender)?;
+            if client.is_some() {
+                guards::explain_access(console, route.app, client)?;
+            }
             return Err(Failure::refused(format_args!("{title} would be refused")));
         }
         let name = console.paint(&route.app.name, Mood::Good);
         console.line(format_args!("{title}: app {name}"))?;
         self.explain_claims(console, args.destination, route.app)?;
-        guards::explain_access(console, route.app, from)?;
+        identity::explain_sender(console, route.app, sender)?;
+        guards::explain_access(console, route.app, client)?;
         guards::explain_limits(console, &route.app.limits)?;
         explain_tls(console, route.app)?;
-        explain_identity(console, route.app)?;
-        self.explain_origins(console, route.app, address.port(), from, now)
+        identity::explain_told(console, route.app)?;
+        self.explain_origins(console, route.app, address.port(), client, now)
     }
 
     fn explain_refusal(
@@ -290,7 +299,7 @@ impl World {
         console: &mut Console,
         app: &App,
         edge_port: u16,
-        from: Option<IpAddr>,
+        client: Option<IpAddr>,
         now: SystemTime,
     ) -> Result<(), Failure> {
         let (first, port) = match &app.origin {
@@ -333,11 +342,11 @@ impl World {
             "  goes to  pool {} ({state}), {policy}",
             pool.name
         ))?;
-        if let (Policy::Hash, Some(from)) = (pool.policy, from)
-            && let Some(origin) = origin_of(pool, health, from)
+        if let (Policy::Hash, Some(client)) = (pool.policy, client)
+            && let Some(origin) = origin_of(pool, health, client)
         {
             let origin = console.paint(origin, Mood::Good);
-            let line = format!("  always   {from} goes to {origin}, on every edge");
+            let line = format!("  always   {client} goes to {origin}, on every edge");
             console.line(line)?;
         }
         let rows = health.origins.iter().map(|origin| {
@@ -374,33 +383,6 @@ impl World {
         }
         chain
     }
-}
-
-/// Who the client is taken to be, and what its origin is told.
-fn explain_identity(console: &mut Console, app: &App) -> Result<(), Failure> {
-    let identity = &app.identity;
-    if !identity.trusted_senders.is_empty() {
-        let senders: Vec<_> = identity
-            .trusted_senders
-            .iter()
-            .map(IpNet::to_string)
-            .collect();
-        console.line(format_args!(
-            "  client   is who a PROXY header says, and a connection without one, or not from {}, \
-             is refused",
-            senders.join(", ")
-        ))?;
-    }
-    if identity.proxy_protocol != ProxyProtocol::Off {
-        let form = identity.proxy_protocol.as_str();
-        console.line(format_args!(
-            "  tells    the origin by PROXY protocol {form}"
-        ))?;
-    }
-    if identity.client_ip == ClientIp::Transparent {
-        console.line("  shows    the origin the client's own address")?;
-    }
-    Ok(())
 }
 
 /// Where TLS passes through by name or ends.

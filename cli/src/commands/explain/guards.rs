@@ -22,8 +22,13 @@ pub(super) fn explain_access(
         if access.is_open() {
             return Ok(());
         }
+        let which = if app.identity.trusted_senders.is_empty() {
+            "--from ADDR says which one decides"
+        } else {
+            "which one decides is a matter of the PROXY header"
+        };
         return Ok(console.line(format_args!(
-            "  access   {} by default, and by {} rules; --from ADDR says which one decides",
+            "  access   {} by default, and by {} rules; {which}",
             access.default_action(),
             access.rules().len(),
         ))?);
