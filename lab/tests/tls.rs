@@ -20,7 +20,7 @@ use anyport_lab::cluster::{Cluster, PATIENCE, Plan, Service, eventually};
 use anyport_lab::servers::Dnsmasq;
 use anyport_lab::tls::{Authority, Talker, Tls, echo, serve, shaken};
 use rustls::pki_types::ServerName;
-use rustls::{ClientConnection, ServerConnection};
+use rustls::{ClientConfig, ClientConnection, ServerConnection};
 
 /// The edge's own, on most ports.
 const EDGE: &str = "edge.example.com";
@@ -338,10 +338,7 @@ fn a_client_that_does_not_shake_hands_is_gone(cluster: &Cluster, authority: &Aut
     let stranger = Authority::new("somebody else").client();
     assert!(shaken(cluster, FLEXIBLE, stranger, EDGE).is_err());
     // One that says nothing, half a hello, something else, or a hello and no more.
-    let name = ServerName::try_from(EDGE).unwrap();
-    let mut client = ClientConnection::new(Arc::new(authority.client()), name).unwrap();
-    let mut hello = Vec::new();
-    client.write_tls(&mut hello).unwrap();
+    let hello = hello(&Arc::new(authority.client()));
     let start = Instant::now();
     let mut sockets = Vec::new();
     for bytes in [&b""[..], &hello[..100], b"EHLO mail\r\n", &hello] {
@@ -354,7 +351,8 @@ fn a_client_that_does_not_shake_hands_is_gone(cluster: &Cluster, authority: &Aut
     says(&mut other, b"hello");
     for mut socket in sockets {
         // With the answer to its hello, or without.
-        let _ = socket.read_to_end(&mut Vec::new());
+        let error = socket.read_to_end(&mut Vec::new()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ConnectionReset);
     }
     assert!(
         start.elapsed() < Duration::from_secs(10),
@@ -948,6 +946,29 @@ fn an_idle_connection_in_tls_is_small() {
     }
 }
 
+/// So many that send their ClientHello, get an answer and say no more.
+fn stalled(cluster: &Cluster, authority: &Authority, count: usize) -> Vec<TcpStream> {
+    let config = Arc::new(authority.client());
+    let begun = (0..count).map(|_| {
+        let mut socket = cluster.dial(FLEXIBLE.parse().unwrap()).unwrap();
+        socket.write_all(&hello(&config)).unwrap();
+        socket
+    });
+    let begun: Vec<TcpStream> = begun.collect();
+    for mut socket in &begun {
+        socket.read_exact(&mut [0; 5]).unwrap();
+    }
+    begun
+}
+
+fn hello(config: &Arc<ClientConfig>) -> Vec<u8> {
+    let name = ServerName::try_from(EDGE).unwrap();
+    let mut client = ClientConnection::new(Arc::clone(config), name).unwrap();
+    let mut hello = Vec::new();
+    client.write_tls(&mut hello).unwrap();
+    hello
+}
+
 /// Thousands that send their ClientHello, get an answer and say no more, on one worker: whoever is
 /// new shakes hands as ever.
 #[test]
@@ -970,21 +991,7 @@ fn those_who_stop_in_the_middle_of_a_handshake_hold_up_nobody() {
     let mut tls = shaken(&cluster, FLEXIBLE, authority.client(), EDGE).unwrap();
     says(&mut tls, b"before");
     let before = resident();
-    let config = Arc::new(authority.client());
-    let stalled: Vec<TcpStream> = (0..STALLED)
-        .map(|_| {
-            let name = ServerName::try_from(EDGE).unwrap();
-            let mut client = ClientConnection::new(Arc::clone(&config), name).unwrap();
-            let mut hello = Vec::new();
-            client.write_tls(&mut hello).unwrap();
-            let mut socket = cluster.dial(FLEXIBLE.parse().unwrap()).unwrap();
-            socket.write_all(&hello).unwrap();
-            socket
-        })
-        .collect();
-    for mut socket in &stalled {
-        socket.read_exact(&mut [0; 5]).unwrap();
-    }
+    let _stalled = stalled(&cluster, &authority, STALLED);
     let each = (resident() - before) / STALLED as f64 / 1024.0;
     assert!(each < 20.0, "{each:.1} KiB for each that has stalled");
     for door in [FLEXIBLE, FULL, STRICT] {
@@ -995,6 +1002,54 @@ fn those_who_stop_in_the_middle_of_a_handshake_hold_up_nobody() {
         assert!(took < Duration::from_secs(3), "{door}: after {took:?}");
     }
     says(&mut tls, b"after");
+}
+
+/// Those that stall are reset at their deadline, all of them and nobody else, and leave nothing.
+#[test]
+fn those_who_stop_in_the_middle_of_a_handshake_are_reset_at_its_deadline() {
+    const STALLED: usize = 200;
+    let deadline = Duration::from_secs(8);
+    let authority = Authority::new("test ca");
+    let cluster = cluster(1, &authority);
+    echoes(&cluster, &authority);
+    let manifest = modes(&cluster, &authority).replace("tls_handshake: 2s", "tls_handshake: 8s");
+    cluster.apply(&manifest).unwrap();
+    let mut open = shaken(&cluster, FLEXIBLE, authority.client(), EDGE).unwrap();
+    says(&mut open, b"before");
+    let descriptors = || {
+        fs::read_dir(format!(
+            "/proc/{}/fd",
+            cluster.pid(Service::EdgeAgent).unwrap()
+        ))
+        .unwrap()
+        .count()
+    };
+    let (before, fresh) = (cluster.resident(Service::EdgeAgent).unwrap(), descriptors());
+    let refused = closed(&cluster, "flexible", "443");
+    let start = Instant::now();
+    let stalled = stalled(&cluster, &authority, STALLED);
+    let each = (cluster.resident(Service::EdgeAgent).unwrap() as f64 - before as f64)
+        / STALLED as f64
+        / 1024.0;
+    assert!(each < 20.0, "{each:.1} KiB for each that has stalled");
+    // Others are served to their end meanwhile.
+    while start.elapsed() < deadline / 2 {
+        says(&mut open, b"meanwhile");
+        let mut other = shaken(&cluster, FLEXIBLE, authority.client(), EDGE).unwrap();
+        says(&mut other, b"all of it");
+        other.end();
+    }
+    for mut socket in stalled {
+        let error = socket.read_to_end(&mut Vec::new()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+        assert!(start.elapsed() >= deadline, "{:?}", start.elapsed());
+    }
+    await_closed(&cluster, "flexible", "443", refused + STALLED as f64);
+    eventually(PATIENCE, "nothing of them is left", || {
+        let now = descriptors();
+        (now <= fresh).then_some(()).ok_or(now)
+    });
+    says(&mut open, b"after");
 }
 
 #[test]

@@ -1,6 +1,10 @@
 //! A client that nobody has answered yet.
 
-use std::{mem::ManuallyDrop, ops::Deref, ptr};
+use std::{
+    mem::ManuallyDrop,
+    ops::{Deref, DerefMut},
+    ptr,
+};
 
 use tokio::net::TcpStream;
 
@@ -31,6 +35,12 @@ impl<L: Leg> Deref for Unanswered<L> {
 
     fn deref(&self) -> &L {
         &self.0
+    }
+}
+
+impl<L: Leg> DerefMut for Unanswered<L> {
+    fn deref_mut(&mut self) -> &mut L {
+        &mut self.0
     }
 }
 

@@ -31,12 +31,16 @@ pub async fn accept(
         }
     };
     let session = UnbufferedServerConnection::new(config).map_err(io::Error::other)?;
-    // Who is in the middle of a handshake cannot take any end for an answer,
-    // and a reset would take the alert from one whose handshake failed.
-    let mut leg = TlsLeg::new(client.release(), session);
+    let mut leg = Unanswered::new(TlsLeg::new(client.release(), session));
     let shaken = timeout(patience, shake(&mut leg)).await;
-    shaken.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))?;
-    Ok(Unanswered::new(leg))
+    match shaken.map_err(|_| io::ErrorKind::TimedOut)? {
+        Ok(()) => Ok(leg),
+        Err(error) => {
+            // A reset would take the alert with it.
+            drop(leg.release());
+            Err(error)
+        }
+    }
 }
 
 /// All that costs, key agreement and signature, is done with the ClientHello,
