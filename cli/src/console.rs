@@ -163,6 +163,17 @@ fn styled(cell: comfy_table::Cell, mood: Mood) -> comfy_table::Cell {
     }
 }
 
+/// Says on standard error what users should know besides.
+pub fn warn(what: impl Display) {
+    let label = if colours_on_stderr() {
+        "\u{1b}[33mwarning:\u{1b}[0m"
+    } else {
+        "warning:"
+    };
+    let what = printable(&what.to_string());
+    eprintln!("{label} {what}");
+}
+
 /// Standard error in colours? <https://no-color.org>
 pub fn colours_on_stderr() -> bool {
     io::stderr().is_terminal() && colours_wanted()

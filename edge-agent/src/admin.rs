@@ -16,7 +16,7 @@ use tonic::{Request, Response, Status};
 use crate::{
     control::{Balancer, Progress},
     drain::{Drainer, Wanted},
-    earlier::Earlier,
+    earlier::{Answer, Earlier},
     events::{Connection, Connections, EventLog, Writer},
     stats::Stats,
 };
@@ -61,7 +61,14 @@ impl Admin {
             page_token,
             ..request
         };
-        let mut page = self.earlier.list(number, request).await.unwrap_or_default();
+        let mut page = match self.earlier.list(number, request).await {
+            Answer::Said(page) => page,
+            Answer::Ended => v1::ListConnectionsResponse::default(),
+            Answer::Missing(agent) => v1::ListConnectionsResponse {
+                missing: vec![agent],
+                ..Default::default()
+            },
+        };
         page.next_page_token = match page.next_page_token.as_str() {
             "" => self.first_page_after(number),
             token => format!("{number}/{token}"),
@@ -144,6 +151,7 @@ impl EdgeService for Admin {
                 Some(id) => id.to_string(),
                 None => self.first_page_after(0),
             },
+            missing: Vec::new(),
         }))
     }
 

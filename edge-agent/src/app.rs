@@ -216,8 +216,12 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
         generations = departing.gone().await;
         phases.taking.cancel();
     }
-    let (directory, ordered) = (config.state_dir.clone(), live.ordered());
-    control.spawn(earlier.clone().follow(directory, ordered));
+    let follow = earlier.clone().follow(
+        config.state_dir.clone(),
+        generations.clone(),
+        live.ordered(),
+    );
+    control.spawn(follow);
     let offering = if config.hand_over {
         let standstill = Standstill {
             configuring,

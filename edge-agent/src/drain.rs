@@ -33,7 +33,7 @@ pub use stage::{Stage, Wanted};
 
 use crate::{
     kernel::Kernel,
-    live::{Live, NamedWindows},
+    live::{Begins, Live, NamedWindows},
     tcp::Service,
 };
 
@@ -163,7 +163,7 @@ impl<K: Kernel> Duty<K> {
     pub fn start(self) -> (Drainer, impl Future<Output = ()>) {
         if *self.stage.borrow() == Stage::Left {
             // There may be earlier agents that are yet to hear it.
-            self.close_what_is_open();
+            self.close_what_is_open(Begins::Before);
         }
         let (orders, ordered) = mpsc::channel(1);
         let stage = self.stage.subscribe();
@@ -222,18 +222,18 @@ impl<K: Kernel> Duty<K> {
         // First the kernel, so that nobody is accepted only to be reset.
         self.gate.shut().await;
         self.service.drained.store(true, Relaxed);
-        self.close_what_is_open();
+        self.close_what_is_open(Begins::Now);
         let open = self.service.stats.open_connections();
         tracing::info!(open, "this edge is out of service and closes what is open");
     }
 
-    fn close_what_is_open(&self) {
+    fn close_what_is_open(&self, begins: Begins) {
         let windows = self.service.drain_windows(self.limit);
         let named = NamedWindows {
             of_apps: self.service.table.load().named_drain_windows(),
             limit: self.limit,
         };
-        self.live.drain(windows, named);
+        self.live.drain(windows, named, begins);
     }
 
     async fn serve(&self) {

@@ -8,8 +8,10 @@
 //! counts them, and passes on every order. A socket that nobody listens at is
 //! that of an agent that died.
 
+mod ask;
 mod finish;
 mod follow;
+mod obeyed;
 
 use std::{
     io,
@@ -17,13 +19,14 @@ use std::{
 };
 
 pub use finish::Finishing;
-pub use follow::Earlier;
+pub use follow::{Answer, Earlier};
 
 const PREFIX: &str = "earlier-";
 const SUFFIX: &str = ".sock";
 
-fn socket_of_this_process(directory: &Path) -> PathBuf {
-    directory.join(format!("{PREFIX}{}{SUFFIX}", std::process::id()))
+/// By its process.
+fn socket_of(directory: &Path, number: u32) -> PathBuf {
+    directory.join(format!("{PREFIX}{number}{SUFFIX}"))
 }
 
 /// All that are in the directory, each with the number that names it.

@@ -7,9 +7,11 @@
 //! that is closed is dropped where it stands, and so resets both of its sides:
 //! neither can take what it has got for all there is.
 
+mod ordered;
+
 use std::{
     cell::RefCell,
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     sync::Arc,
     time::Duration,
 };
@@ -21,6 +23,8 @@ use tokio::{
     task::{AbortHandle, JoinSet},
     time::Instant,
 };
+
+pub use ordered::{Begins, Drained, NamedWindows, OrderId, Ordered};
 
 use crate::stats::AppStats;
 
@@ -68,23 +72,6 @@ pub enum Order {
 /// What one worker is told.
 pub type Orders = mpsc::UnboundedReceiver<Order>;
 
-/// All that is ordered now, for agents that know other apps, or know them as
-/// they were.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Ordered {
-    /// Whose connections are closed at once.
-    pub close: BTreeSet<AppName>,
-    /// While the edge is drained.
-    pub drain: Option<NamedWindows>,
-}
-
-/// As [`Windows`], by name.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct NamedWindows {
-    pub of_apps: BTreeMap<AppName, Duration>,
-    pub limit: Option<Duration>,
-}
-
 /// Reaches the open connections of all workers, and tells those who reach
 /// others what is ordered.
 #[derive(Debug, Clone)]
@@ -97,7 +84,7 @@ impl Live {
     /// Of `count` workers, each of which has to [`obey`].
     pub fn of_workers(count: usize) -> (Self, Vec<Orders>) {
         let (workers, orders) = (0..count).map(|_| mpsc::unbounded_channel()).unzip();
-        let ordered = watch::Sender::default();
+        let ordered = watch::Sender::new(Ordered::nothing());
         (Self { workers, ordered }, orders)
     }
 
@@ -109,26 +96,23 @@ impl Live {
     /// Closes whatever is open of these apps, at once, and of none else.
     pub fn close(&self, apps: HashMap<AppKey, AppName>) {
         let (keys, names): (HashSet<_>, BTreeSet<_>) = apps.into_iter().unzip();
-        self.ordered.send_if_modified(|ordered| {
-            let is_new = ordered.close != names;
-            ordered.close = names;
-            is_new
-        });
+        self.ordered
+            .send_if_modified(|ordered| ordered.close(names));
         if !keys.is_empty() {
             self.order(&Order::Close(Arc::new(keys)));
         }
     }
 
     /// Closes what is open as its windows end.
-    pub fn drain(&self, windows: Windows, named: NamedWindows) {
+    pub fn drain(&self, windows: Windows, named: NamedWindows, begins: Begins) {
         self.ordered
-            .send_modify(|ordered| ordered.drain = Some(named));
+            .send_modify(|ordered| ordered.drain(named, begins));
         self.order(&Order::Drain(Arc::new(windows)));
     }
 
     /// What a drain has not closed yet goes on.
     pub fn undrain(&self) {
-        self.ordered.send_modify(|ordered| ordered.drain = None);
+        self.ordered.send_modify(Ordered::undrain);
         self.order(&Order::Undrain);
     }
 
@@ -387,12 +371,12 @@ mod tests {
             tokio::spawn(obey(orders, mpsc::unbounded_channel().0));
         }
         let (told_a, mut told_b) = (open(&a), open(&b));
-        live.drain(windows(), NamedWindows::default());
+        live.drain(windows(), NamedWindows::default(), Begins::Now);
         assert_eq!(told_a.await.unwrap(), Some(Closing::Drained));
         live.undrain();
         tokio::time::sleep(Duration::from_millis(600)).await;
         assert!(told_b.try_recv().is_err());
-        live.drain(windows(), NamedWindows::default());
+        live.drain(windows(), NamedWindows::default(), Begins::Now);
         assert_eq!(told_b.await.unwrap(), Some(Closing::Drained));
     }
 

@@ -592,6 +592,16 @@ fn listed(cluster: &Cluster) -> Vec<String> {
     apps
 }
 
+/// Waits until these are listed.
+fn are_listed(cluster: &Cluster, wanted: &[&str]) {
+    eventually(LONG, "the open connections are listed", || {
+        let listed = listed(cluster);
+        (listed == wanted)
+            .then_some(())
+            .ok_or(format!("{listed:?}"))
+    });
+}
+
 /// A command that follows the events of an app.
 struct Events {
     command: Child,
@@ -687,12 +697,7 @@ fn what_earlier_agents_finish_is_listed_and_obeys(steering: Steering) {
         3,
         "{remembered}"
     );
-    eventually(PATIENCE, "only the other app is listed", || {
-        let listed = listed(&cluster);
-        (listed == ["new", "new", "new"])
-            .then_some(())
-            .ok_or(format!("{listed:?}"))
-    });
+    are_listed(&cluster, &["new", "new", "new"]);
     new.iter_mut().for_each(echoes);
     // The next one tells them all that stands, and that closes nothing.
     old.push(upgrade(&mut cluster));
@@ -748,16 +753,26 @@ fn an_earlier_agent_that_dies_or_hangs_holds_up_nobody() {
     assert_eq!(listed(&cluster).len(), 2);
     old[0].signal(Signal::SIGKILL).unwrap();
     old[0].end_within(PATIENCE).unwrap();
-    eventually(PATIENCE, "it is forgotten", || {
-        let listed = listed(&cluster);
-        (listed.len() == 1)
-            .then_some(())
-            .ok_or(format!("{listed:?}"))
-    });
+    are_listed(&cluster, &["held"]);
     old[1].signal(Signal::SIGSTOP).unwrap();
     let began = Instant::now();
     assert_eq!(listed(&cluster).len(), 0);
     assert!(began.elapsed() < PATIENCE);
+    // What is missing is said, and the rest is there.
+    let mut own = cluster.dial(at(NEW)).unwrap();
+    echoes(&mut own);
+    let missing = |what| {
+        format!(
+            "the {what} of an earlier agent (process {}) are missing",
+            old[1].pid()
+        )
+    };
+    for what in ["connections", "events"] {
+        let said = cluster.anyport(&[what]).unwrap();
+        assert_eq!(said.status, Some(0), "{said}");
+        assert!(said.err.contains(&missing(what)), "{said}");
+        assert!(said.out.contains("new"), "{said}");
+    }
     cluster
         .apply(&manifest(
             "timeouts: { drain: 1h }, disable: { close: now }",
@@ -767,6 +782,69 @@ fn an_earlier_agent_that_dies_or_hangs_holds_up_nobody() {
     old[1].signal(Signal::SIGCONT).unwrap();
     is_reset(&mut held[1]);
     assert_eq!(old[1].end_within(LONG).unwrap(), Some(0));
+}
+
+#[test]
+fn orders_reach_each_earlier_agent_whatever_another_does() {
+    let window = Duration::from_secs(4);
+    let mut cluster = cluster();
+    let _origin = cluster.echo(0, "a", [7000]).unwrap();
+    cluster.apply(&manifest("timeouts: { drain: 1h }")).unwrap();
+    let mut held = Vec::new();
+    let mut old = Vec::new();
+    for _ in 0..2 {
+        let mut stream = cluster.dial(at(HELD)).unwrap();
+        echoes(&mut stream);
+        held.push(stream);
+        old.push(upgrade(&mut cluster));
+    }
+    are_listed(&cluster, &["held", "held"]);
+    settled_descriptors(&cluster);
+    cluster.apply(&manifest("timeouts: { drain: 4s }")).unwrap();
+    old[0].signal(Signal::SIGSTOP).unwrap();
+    for line in [
+        &["drain", "edge", "edge1", "--grace", "0s"][..],
+        &["undrain", "edge", "edge1"],
+    ] {
+        let said = cluster.anyport(line).unwrap();
+        assert_eq!(said.status, Some(0), "{said}");
+    }
+    std::thread::sleep(window + Duration::from_secs(1));
+    echoes(&mut held[1]);
+    // What it hears late it hears whole.
+    old[0].signal(Signal::SIGCONT).unwrap();
+    are_listed(&cluster, &["held", "held"]);
+    std::thread::sleep(window + Duration::from_secs(1));
+    held.iter_mut().for_each(echoes);
+    drop(held);
+    for agent in &mut old {
+        assert_eq!(agent.end_within(LONG).unwrap(), Some(0));
+    }
+}
+
+#[test]
+fn an_earlier_agent_is_found_whenever_it_listens() {
+    let mut cluster = cluster();
+    let _origin = cluster.echo(0, "a", [7000]).unwrap();
+    cluster.apply(&manifest("timeouts: { drain: 1h }")).unwrap();
+    let mut held = cluster.dial(at(HELD)).unwrap();
+    echoes(&mut held);
+    let mut old = upgrade(&mut cluster);
+    are_listed(&cluster, &["held"]);
+    let state = cluster.directory().join("edge-agent");
+    let socket = state.join(format!("earlier-{}.sock", old.pid()));
+    let aside = state.join("aside.sock");
+    std::fs::rename(&socket, &aside).unwrap();
+    // The next one knows of it by its socket alone.
+    cluster.kill9(EDGE).unwrap();
+    cluster.restart(EDGE).unwrap();
+    assert_eq!(listed(&cluster).len(), 0);
+    std::fs::rename(&aside, &socket).unwrap();
+    are_listed(&cluster, &["held"]);
+    let closed = manifest("timeouts: { drain: 1h }, disable: { close: now }");
+    cluster.apply(&closed).unwrap();
+    is_reset(&mut held);
+    assert_eq!(old.end_within(LONG).unwrap(), Some(0));
 }
 
 #[test]

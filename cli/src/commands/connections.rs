@@ -6,7 +6,7 @@ use anyport_proto::{event_log::ConnectionLine, v1};
 
 use super::{
     Context,
-    edges::{self, Edge, Found},
+    edges::{self, Edge, Found, warn_of_missing},
     events::{LineFormat, address, size},
 };
 use crate::{
@@ -79,6 +79,9 @@ async fn list(edge: &Edge, app: &str, to: &mut Vec<v1::Connection>) -> Result<()
         let page = limited(client.list_connections(request)).await;
         let page = page.map_err(|status| edge.failure(WHAT, &status))?;
         to.extend(page.connections);
+        for agent in &page.missing {
+            warn_of_missing(&edge.name, "connections", agent);
+        }
         page_token = page.next_page_token;
         if page_token.is_empty() {
             return Ok(());

@@ -6,7 +6,10 @@ use anyport_proto::v1::{self, edge_service_client::EdgeServiceClient};
 use tonic::Status;
 
 use super::Context;
-use crate::failure::{Exit, Failure};
+use crate::{
+    console::warn,
+    failure::{Exit, Failure},
+};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct EdgeArgs {
@@ -40,6 +43,14 @@ impl Edge {
     pub(super) fn failure(&self, what: &str, status: &Status) -> Failure {
         Failure::of_edge(what, &self.name, &self.url, status)
     }
+}
+
+/// Tells of an earlier agent of an edge whose `what` are not among the others'.
+pub(super) fn warn_of_missing(edge: &str, what: &str, agent: &v1::MissingAgent) {
+    let v1::MissingAgent { pid, reason } = agent;
+    warn(format_args!(
+        "edge {edge}: the {what} of an earlier agent (process {pid}) are missing: {reason}"
+    ));
 }
 
 impl EdgeArgs {

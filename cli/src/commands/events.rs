@@ -11,10 +11,10 @@ use tonic::Status;
 
 use super::{
     Context, connections,
-    edges::{self, Edge, Found},
+    edges::{self, Edge, Found, warn_of_missing},
 };
 use crate::{
-    console::{Console, Mood, colours_on_stderr},
+    console::{Console, Mood, warn},
     failure::Failure,
 };
 
@@ -58,6 +58,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 enum Said {
     Event(Box<v1::Event>),
     Lost(String, u64),
+    Missing(String, v1::MissingAgent),
     /// It is gone, and tried again.
     Gone(String, Status),
     Failed(Failure),
@@ -88,6 +89,7 @@ pub async fn run(args: Args, mut context: Context) -> Result<(), Failure> {
                     "edge {edge}: {count} events came too fast and are missing"
                 ));
             }
+            Said::Missing(edge, agent) => warn_of_missing(&edge, "events", &agent),
             Said::Gone(edge, status) => {
                 let why = status.message();
                 warn(format_args!("edge {edge} is gone, and tried again: {why}"));
@@ -107,16 +109,6 @@ pub async fn run(args: Args, mut context: Context) -> Result<(), Failure> {
         printer.print(&mut context.console, &event)?;
     }
     failed.map_or(Ok(()), Err)
-}
-
-fn warn(what: impl std::fmt::Display) {
-    let label = if colours_on_stderr() {
-        "\u{1b}[33mwarning:\u{1b}[0m"
-    } else {
-        "warning:"
-    };
-    let what = crate::console::printable(&what.to_string());
-    eprintln!("{label} {what}");
 }
 
 /// Reads one edge to the end of its stream, or, following it, again and again.
@@ -168,6 +160,10 @@ impl Reader {
             if message.lost > 0 {
                 let lost = Said::Lost(self.edge.name.clone(), message.lost);
                 let _ = self.to.send(lost).await;
+            }
+            if let Some(agent) = message.missing {
+                let missing = Said::Missing(self.edge.name.clone(), agent);
+                let _ = self.to.send(missing).await;
             }
             let Some(event) = message.event else {
                 continue;

@@ -11,7 +11,7 @@ use tokio::{
 use tonic::{Status, Streaming};
 
 use super::{Admin, is_of};
-use crate::events::Next;
+use crate::{earlier::Answer, events::Next};
 
 /// An earlier agent sends what it remembers at once.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -34,11 +34,24 @@ impl Admin {
         let mut number = 0;
         while let Some(next) = self.earlier.next(number) {
             number = next;
-            let stream = self.earlier.events(number, request.clone()).await;
-            if let Some(stream) = stream
-                && let Some(stream) = send_remembered(stream, to).await?
-            {
-                followed.spawn(pass_on(stream, to.clone()));
+            let answer = match self.earlier.events(number, request.clone()).await {
+                Answer::Said(stream) => match send_remembered(stream, to).await? {
+                    Ok(goes_on) => {
+                        if let Some(stream) = goes_on {
+                            followed.spawn(pass_on(stream, to.clone()));
+                        }
+                        continue;
+                    }
+                    Err(reason) => self.earlier.missing(number, &reason),
+                },
+                other => other,
+            };
+            if let Answer::Missing(agent) = answer {
+                let told = v1::StreamEventsResponse {
+                    missing: Some(agent),
+                    ..Default::default()
+                };
+                to.send(Ok(told)).await?;
             }
         }
         self.send_own_events(request, to).await
@@ -52,7 +65,7 @@ impl Admin {
         let message = |event: &_| {
             Ok(v1::StreamEventsResponse {
                 event: Some(self.writer.event(event)),
-                lost: 0,
+                ..Default::default()
             })
         };
         let (log, app) = (&self.events, &request.application);
@@ -79,7 +92,10 @@ impl Admin {
                 }
                 Next::Event(_) => {}
                 Next::Lost(lost) => {
-                    let told = v1::StreamEventsResponse { event: None, lost };
+                    let told = v1::StreamEventsResponse {
+                        lost,
+                        ..Default::default()
+                    };
                     to.send(Ok(told)).await?;
                 }
                 Next::End => return Ok(()),
@@ -88,20 +104,24 @@ impl Admin {
     }
 }
 
-/// Gives the stream back where it goes on; one that breaks off or says nothing
-/// holds up nobody.
+/// Gives the stream back where it goes on. One that breaks off or says nothing
+/// holds up nobody; then gives why.
 async fn send_remembered(
     mut from: Streaming<v1::StreamEventsResponse>,
     to: &Sender,
-) -> Result<Option<Streaming<v1::StreamEventsResponse>>, Gone> {
-    while let Ok(Ok(Some(message))) = timeout(PATIENCE, from.message()).await {
-        // All that it remembers is sent.
-        if message == v1::StreamEventsResponse::default() {
-            return Ok(Some(from));
+) -> Result<Result<Option<Streaming<v1::StreamEventsResponse>>, String>, Gone> {
+    loop {
+        match timeout(PATIENCE, from.message()).await {
+            Ok(Ok(None)) => return Ok(Ok(None)),
+            // All that it remembers is sent.
+            Ok(Ok(Some(message))) if message == v1::StreamEventsResponse::default() => {
+                return Ok(Ok(Some(from)));
+            }
+            Ok(Ok(Some(message))) => to.send(Ok(message)).await?,
+            Ok(Err(status)) => return Ok(Err(status.message().to_owned())),
+            Err(_) => return Ok(Err("it does not go on".to_owned())),
         }
-        to.send(Ok(message)).await?;
     }
-    Ok(None)
 }
 
 async fn pass_on(mut from: Streaming<v1::StreamEventsResponse>, to: Sender) {

@@ -1,7 +1,6 @@
 //! The side of the agent that finishes.
 
 use std::{
-    collections::BTreeSet,
     fs, io,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
@@ -22,10 +21,13 @@ use tokio::{net::UnixListener, task::AbortHandle};
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::{Request, Response, Status, transport};
 
-use super::socket_of_this_process;
+use super::{
+    obeyed::{Change, Obeyed},
+    socket_of,
+};
 use crate::{
     admin::Admin,
-    live::{Live, NamedWindows, Windows},
+    live::{Begins, Drained, Live, NamedWindows, OrderId, Ordered, Windows},
     tcp::Service,
 };
 
@@ -43,7 +45,7 @@ impl Finishing {
         live: Live,
         service: Arc<Service>,
     ) -> io::Result<Self> {
-        let path = socket_of_this_process(directory);
+        let path = socket_of(directory, std::process::id());
         match fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
@@ -53,11 +55,11 @@ impl Finishing {
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
         listener.set_nonblocking(true)?;
         let incoming = UnixListenerStream::new(UnixListener::from_std(listener)?);
-        let is_drained = live.ordered().borrow().drain.is_some();
+        let obeyed = Obeyed::own(&live.ordered().borrow());
         let obedient = Obedient {
             live,
             service,
-            is_drained: Mutex::new(is_drained),
+            obeyed: Mutex::new(obeyed),
         };
         let obedient = FinishingServiceServer::new(obedient);
         let server = transport::Server::builder()
@@ -87,7 +89,8 @@ impl Drop for Finishing {
 struct Obedient {
     live: Live,
     service: Arc<Service>,
-    is_drained: Mutex<bool>,
+    /// Held while an order is carried out: they come at any time, in any order.
+    obeyed: Mutex<Obeyed>,
 }
 
 #[tonic::async_trait]
@@ -96,54 +99,59 @@ impl FinishingService for Obedient {
         &self,
         request: Request<v1::ObeyRequest>,
     ) -> Result<Response<v1::ObeyResponse>, Status> {
-        let v1::ObeyRequest { close, drain } = request.into_inner();
-        let close = close.iter().map(|name| name.parse());
-        let close: BTreeSet<AppName> = close.collect::<Result<_, _>>().map_err(unreadable)?;
-        let drain = drain.map(read_windows).transpose()?;
+        let Ordered { id, close, drain } = read_orders(request.into_inner())?;
+        let mut obeyed = self.obeyed.lock().unwrap_or_else(PoisonError::into_inner);
+        let change = obeyed.take(id, drain.as_ref().map(|drain| drain.since));
+        let change = change.map_err(|late| Status::aborted(late.to_string()))?;
         let table = self.service.table.load();
         let to_close = table.apps().filter(|(name, _)| close.contains(*name));
         self.live
             .close(to_close.map(|(name, key)| (key, name.clone())).collect());
-        let mut is_drained = self
-            .is_drained
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        match drain {
-            // Told again after a further upgrade, its time goes on.
-            Some(named) if !*is_drained => {
-                let of_apps = table.apps().filter_map(|(name, key)| {
-                    let window = named.of_apps.get(name)?;
-                    Some((key, *window))
-                });
-                let windows = Windows {
-                    of_apps: of_apps.collect(),
-                    limit: named.limit,
-                };
-                *is_drained = true;
-                self.live.drain(windows, named);
-            }
-            None if *is_drained => {
-                *is_drained = false;
-                self.live.undrain();
-            }
-            _ => {}
+        if matches!(change, Change::End | Change::BeginAnew) {
+            self.live.undrain();
+        }
+        if matches!(change, Change::Begin | Change::BeginAnew) {
+            let named = drain.unwrap_or_default().windows;
+            let of_apps = table.apps().filter_map(|(name, key)| {
+                let window = named.of_apps.get(name)?;
+                Some((key, *window))
+            });
+            let windows = Windows {
+                of_apps: of_apps.collect(),
+                limit: named.limit,
+            };
+            self.live.drain(windows, named, Begins::Now);
         }
         Ok(Response::new(v1::ObeyResponse {}))
     }
 }
 
-fn read_windows(wire: v1::DrainWindows) -> Result<NamedWindows, Status> {
-    let v1::DrainWindows { apps, limit } = wire;
+fn read_orders(wire: v1::ObeyRequest) -> Result<Ordered, Status> {
+    let v1::ObeyRequest { close, drain, id } = wire;
+    let close = close.iter().map(|name| name.parse());
+    Ok(Ordered {
+        id: OrderId(id),
+        close: close.collect::<Result<_, _>>().map_err(unreadable)?,
+        drain: drain.map(read_drain).transpose()?,
+    })
+}
+
+fn read_drain(wire: v1::DrainWindows) -> Result<Drained, Status> {
+    let v1::DrainWindows { apps, limit, since } = wire;
     let of_app = |(name, window): (String, _)| {
         let name: AppName = name.parse().map_err(unreadable)?;
         Ok((name, read_duration(window).map_err(unreadable)?))
     };
-    Ok(NamedWindows {
+    let windows = NamedWindows {
         of_apps: apps
             .into_iter()
             .map(of_app)
             .collect::<Result<_, Status>>()?,
         limit: limit.map(read_duration).transpose().map_err(unreadable)?,
+    };
+    Ok(Drained {
+        since: (since != 0).then_some(OrderId(since)),
+        windows,
     })
 }
 

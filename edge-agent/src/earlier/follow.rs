@@ -1,35 +1,25 @@
 //! The side of the agent that serves.
 
 use std::{
-    collections::BTreeMap,
-    fs, io,
-    os::unix::net::UnixStream,
+    collections::{BTreeMap, BTreeSet},
+    io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use anyport_proto::{
-    convert::write_duration,
-    v1::{
-        self, edge_service_client::EdgeServiceClient,
-        finishing_service_client::FinishingServiceClient,
-    },
-};
-use futures_util::future::join_all;
-use tokio::{sync::watch, time::timeout};
-use tonic::{
-    Status, Streaming,
-    transport::{Channel, Endpoint},
-};
+use anyport_proto::v1::{self, edge_service_client::EdgeServiceClient};
+use tokio::{sync::watch, task::JoinSet};
+use tonic::{Status, Streaming, transport::Channel};
 
-use super::sockets;
-use crate::live::{NamedWindows, Ordered};
+use super::{
+    ask::{Has, channel, has, is_gone, limited, order},
+    socket_of, sockets,
+};
+use crate::{handover::Generations, live::Ordered};
 
-/// How often each is asked what it still has.
+/// How often they are looked for, and each is asked what it still has.
 const LOOK: Duration = Duration::from_secs(1);
-/// They are on this host and have little to do.
-const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Those that still run. Clones share them.
 #[derive(Clone, Default)]
@@ -37,9 +27,14 @@ pub struct Earlier(Arc<Mutex<State>>);
 
 #[derive(Default)]
 struct State {
-    /// Not found yet: the one before still serves, or this one has just started.
+    /// Not looked for yet: the one before still serves, or this one has just
+    /// started.
     expected: bool,
+    /// The processes of those that handed over to this one or to one before it.
+    generations: Generations,
     agents: BTreeMap<u32, Agent>,
+    /// They were heard and listen no more; their processes end in a moment.
+    ended: BTreeSet<u32>,
 }
 
 struct Agent {
@@ -47,16 +42,29 @@ struct Agent {
     channel: Channel,
     /// What it last said that it has; none: it has not said it.
     has: Option<Has>,
-    /// What it was last told.
-    told: Option<Ordered>,
     /// It did not answer last, which was said.
     is_silent: bool,
 }
 
-#[derive(Clone, Copy)]
-struct Has {
-    open: u64,
-    transparent: u64,
+/// What one of them says.
+pub enum Answer<T> {
+    Said(T),
+    /// It has nothing any more.
+    Ended,
+    /// It has, and does not say what.
+    Missing(v1::MissingAgent),
+}
+
+impl State {
+    /// It listens no more. One that was never heard may be yet to, as long as its
+    /// process runs.
+    fn has_ended(&self, number: u32) -> bool {
+        self.agents.get(&number).is_none_or(|agent| {
+            let may_listen_yet =
+                agent.has.is_none() && self.generations.processes().contains(&number);
+            !may_listen_yet && is_gone(&agent.path)
+        })
+    }
 }
 
 impl Earlier {
@@ -96,176 +104,227 @@ impl Earlier {
         later.next().map(|(number, _)| *number)
     }
 
-    /// A page of the connections of one of them; none where it cannot be asked,
-    /// which it may have ended over.
+    /// A page of the connections of one of them.
     pub async fn list(
         &self,
         number: u32,
         request: v1::ListConnectionsRequest,
-    ) -> Option<v1::ListConnectionsResponse> {
-        let channel = self.lock().agents.get(&number)?.channel.clone();
+    ) -> Answer<v1::ListConnectionsResponse> {
+        let Some(channel) = self.channel(number) else {
+            return Answer::Ended;
+        };
         let mut client = EdgeServiceClient::new(channel);
-        match limited(client.list_connections(request)).await {
-            Ok(page) => Some(page),
-            Err(status) => {
-                tracing::warn!(
-                    agent = number,
-                    reason = status.message(),
-                    "its connections are not listed"
-                );
-                None
-            }
-        }
+        self.answer(number, limited(client.list_connections(request)).await)
     }
 
-    /// The events of one of them, in the same way.
+    /// The events of one of them.
     pub async fn events(
         &self,
         number: u32,
         request: v1::StreamEventsRequest,
-    ) -> Option<Streaming<v1::StreamEventsResponse>> {
-        let channel = self.lock().agents.get(&number)?.channel.clone();
+    ) -> Answer<Streaming<v1::StreamEventsResponse>> {
+        let Some(channel) = self.channel(number) else {
+            return Answer::Ended;
+        };
         let mut client = EdgeServiceClient::new(channel);
-        match limited(client.stream_events(request)).await {
-            Ok(stream) => Some(stream),
-            Err(status) => {
+        self.answer(number, limited(client.stream_events(request)).await)
+    }
+
+    fn answer<T>(&self, number: u32, said: Result<T, Status>) -> Answer<T> {
+        match said {
+            Ok(said) => Answer::Said(said),
+            Err(status) => self.missing(number, status.message()),
+        }
+    }
+
+    /// What stands for an answer that one of them did not give, or not whole.
+    pub fn missing<T>(&self, number: u32, reason: &str) -> Answer<T> {
+        if self.lock().has_ended(number) {
+            return Answer::Ended;
+        }
+        tracing::warn!(
+            agent = number,
+            reason,
+            "what an earlier agent has is not told"
+        );
+        Answer::Missing(v1::MissingAgent {
+            pid: number,
+            reason: reason.to_owned(),
+        })
+    }
+
+    /// Finds those that listen in `directory`, whenever they begin to, and those
+    /// of `generations`, which will. Asks each what it has and tells it what is
+    /// ordered, until it has ended; one that hangs holds up no other. To be
+    /// called once everything is this agent's.
+    pub async fn follow(
+        self,
+        directory: PathBuf,
+        generations: Generations,
+        ordered: watch::Receiver<Ordered>,
+    ) {
+        self.lock().generations = generations;
+        let mut followed = JoinSet::new();
+        let mut is_blind = false;
+        loop {
+            let found = self.find(&directory);
+            if let (Err(error), false) = (&found, is_blind) {
+                tracing::error!(%error, "earlier agents are not found: what they still have is neither listed nor closed");
+            }
+            is_blind = found.is_err();
+            for number in found.unwrap_or_default() {
+                let one = self.clone().follow_one(number, ordered.clone());
+                followed.spawn(one);
+            }
+            tokio::time::sleep(LOOK).await;
+            while followed.try_join_next().is_some() {}
+        }
+    }
+
+    /// Those that are new.
+    fn find(&self, directory: &Path) -> io::Result<Vec<u32>> {
+        let listening = sockets(directory)?;
+        let mut state = self.lock();
+        let running = state.generations.processes();
+        state.ended.retain(|number| running.contains(number));
+        let mut found: BTreeMap<u32, PathBuf> = BTreeMap::new();
+        for number in running.difference(&state.ended) {
+            found.insert(*number, socket_of(directory, *number));
+        }
+        for (number, path) in listening {
+            if !state.agents.contains_key(&number) && !is_gone(&path) {
+                found.insert(number, path);
+            }
+        }
+        found.retain(|number, _| !state.agents.contains_key(number));
+        for (number, path) in &found {
+            let agent = Agent {
+                channel: channel(path)?,
+                path: path.clone(),
+                has: None,
+                is_silent: false,
+            };
+            state.agents.insert(*number, agent);
+        }
+        state.expected = false;
+        Ok(found.into_keys().collect())
+    }
+
+    /// An order is repeated until it is acknowledged, or there is a newer one,
+    /// which waits for nothing.
+    async fn follow_one(self, number: u32, mut ordered: watch::Receiver<Ordered>) {
+        let Some(channel) = self.channel(number) else {
+            return;
+        };
+        let mut obeyed = None;
+        loop {
+            let wanted = ordered.borrow_and_update().clone();
+            let visit = async {
+                if obeyed != Some(wanted.id) {
+                    order(channel.clone(), &wanted).await?;
+                    obeyed = Some(wanted.id);
+                }
+                has(channel.clone()).await
+            };
+            let changed = tokio::select! {
+                visited = visit => {
+                    if !self.hear(number, visited) {
+                        return;
+                    }
+                    tokio::select! {
+                        changed = ordered.changed() => changed,
+                        () = tokio::time::sleep(LOOK) => Ok(()),
+                    }
+                }
+                changed = ordered.changed() => changed,
+            };
+            if changed.is_err() {
+                return;
+            }
+        }
+    }
+
+    fn channel(&self, number: u32) -> Option<Channel> {
+        let state = self.lock();
+        state.agents.get(&number).map(|agent| agent.channel.clone())
+    }
+
+    /// False where it has ended.
+    fn hear(&self, number: u32, said: Result<Has, Status>) -> bool {
+        let mut state = self.lock();
+        if said.is_err() && state.has_ended(number) {
+            state.agents.remove(&number);
+            state.ended.insert(number);
+        }
+        let Some(agent) = state.agents.get_mut(&number) else {
+            return false;
+        };
+        match said {
+            Ok(has) => {
+                agent.has = Some(has);
+                agent.is_silent = false;
+            }
+            // It is slow to let go, or about to end.
+            Err(_) if is_gone(&agent.path) => {}
+            Err(status) if !agent.is_silent => {
+                agent.is_silent = true;
                 tracing::warn!(
                     agent = number,
                     reason = status.message(),
-                    "its events are missing"
+                    "an earlier agent cannot be asked; it is asked again"
                 );
-                None
             }
-        }
-    }
-
-    /// Finds those in `directory` that there are now, then asks them what they
-    /// have and tells them what is ordered, until the last has ended. To be
-    /// called once everything is this agent's.
-    pub async fn follow(self, directory: PathBuf, mut ordered: watch::Receiver<Ordered>) {
-        if let Err(error) = self.find(&directory) {
-            tracing::error!(%error, "earlier agents are not found: what they still have is neither listed nor closed");
-        }
-        loop {
-            let wanted = ordered.borrow_and_update().clone();
-            let numbers: Vec<u32> = self.lock().agents.keys().copied().collect();
-            if numbers.is_empty() {
-                return;
-            }
-            join_all(numbers.iter().map(|number| self.visit(*number, &wanted))).await;
-            tokio::select! {
-                changed = ordered.changed() => if changed.is_err() { return },
-                () = tokio::time::sleep(LOOK) => {}
-            }
-        }
-    }
-
-    fn find(&self, directory: &Path) -> io::Result<()> {
-        let mut agents = BTreeMap::new();
-        for (number, path) in sockets(directory)? {
-            if is_gone(&path) {
-                continue;
-            }
-            let agent = Agent {
-                channel: channel(&path)?,
-                path,
-                has: None,
-                told: None,
-                is_silent: false,
-            };
-            agents.insert(number, agent);
-        }
-        *self.lock() = State {
-            expected: false,
-            agents,
-        };
-        Ok(())
-    }
-
-    async fn visit(&self, number: u32, wanted: &Ordered) {
-        let Some((channel, path, obeys)) = self.lock().agents.get(&number).map(|agent| {
-            let obeys = agent.told.as_ref() == Some(wanted);
-            (agent.channel.clone(), agent.path.clone(), obeys)
-        }) else {
-            return;
-        };
-        let visited = visit(channel, (!obeys).then_some(wanted)).await;
-        let is_gone = visited.is_err() && is_gone(&path);
-        let mut state = self.lock();
-        if is_gone {
-            state.agents.remove(&number);
-        }
-        let Some(agent) = state.agents.get_mut(&number) else {
-            return;
-        };
-        match &visited {
-            Ok(has) => {
-                agent.told = Some(wanted.clone());
-                agent.has = Some(*has);
-            }
-            Err(status) if !agent.is_silent => tracing::warn!(
-                agent = number,
-                reason = status.message(),
-                "an earlier agent cannot be asked; it is asked again"
-            ),
             Err(_) => {}
         }
-        agent.is_silent = visited.is_err();
+        true
     }
 }
 
-/// Tells an agent what is ordered, if that is new to it, and asks it what it has.
-async fn visit(channel: Channel, order: Option<&Ordered>) -> Result<Has, Status> {
-    if let Some(ordered) = order {
-        let mut client = FinishingServiceClient::new(channel.clone());
-        limited(client.obey(write_orders(ordered))).await?;
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use std::process::Command;
+
+    fn pass(earlier: &Earlier, number: u32) -> bool {
+        earlier.hear(number, Err(Status::unavailable("nobody is there")))
     }
-    let mut client = EdgeServiceClient::new(channel);
-    let status = limited(client.get_status(v1::GetStatusRequest {})).await?;
-    Ok(Has {
-        open: status.open_connections,
-        transparent: status.transparent_connections,
-    })
-}
 
-async fn limited<T>(
-    call: impl Future<Output = Result<tonic::Response<T>, Status>>,
-) -> Result<T, Status> {
-    let answer = timeout(PATIENCE, call).await;
-    let answer = answer.map_err(|_| Status::deadline_exceeded("it does not answer"))?;
-    Ok(answer?.into_inner())
-}
-
-fn channel(path: &Path) -> io::Result<Channel> {
-    let endpoint = Endpoint::from_shared(format!("unix:{}", path.display()));
-    Ok(endpoint.map_err(io::Error::other)?.connect_lazy())
-}
-
-/// Nobody listens there any more, and then it is no longer there.
-fn is_gone(path: &Path) -> bool {
-    match UnixStream::connect(path) {
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            let _ = fs::remove_file(path);
-            true
+    #[tokio::test]
+    async fn one_that_is_slow_to_let_go_is_expected_until_it_has_ended() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut slow = Command::new("sleep").arg("60").spawn().unwrap();
+        let number = slow.id();
+        let earlier = Earlier::expected();
+        assert!(earlier.may_be_transparent());
+        let generations = Generations::default();
+        generations.add_peer(number.try_into().unwrap()).unwrap();
+        earlier.lock().generations = generations.clone();
+        assert_eq!(earlier.find(directory.path()).unwrap(), [number]);
+        assert!(earlier.find(directory.path()).unwrap().is_empty());
+        for _ in 0..2 {
+            assert!(pass(&earlier, number));
+            assert_eq!((earlier.open(), earlier.may_be_transparent()), (1, true));
         }
-        Err(error) => error.kind() == io::ErrorKind::NotFound,
-        Ok(_) => false,
-    }
-}
-
-fn write_orders(ordered: &Ordered) -> v1::ObeyRequest {
-    v1::ObeyRequest {
-        close: ordered.close.iter().map(ToString::to_string).collect(),
-        drain: ordered.drain.as_ref().map(write_windows),
-    }
-}
-
-fn write_windows(windows: &NamedWindows) -> v1::DrainWindows {
-    let apps = windows.of_apps.iter();
-    v1::DrainWindows {
-        apps: apps
-            .map(|(name, window)| (name.to_string(), write_duration(*window)))
-            .collect(),
-        limit: windows.limit.map(write_duration),
+        // Once it was heard, that it listens no more is its end.
+        let has = Has {
+            open: 7,
+            transparent: 0,
+        };
+        assert!(earlier.hear(number, Ok(has)));
+        assert_eq!((earlier.open(), earlier.may_be_transparent()), (7, false));
+        assert!(!pass(&earlier, number));
+        assert!(earlier.find(directory.path()).unwrap().is_empty());
+        assert_eq!(earlier.open(), 0);
+        // Another one that ends without ever having listened.
+        earlier.lock().ended.clear();
+        assert_eq!(earlier.find(directory.path()).unwrap(), [number]);
+        slow.kill().unwrap();
+        slow.wait().unwrap();
+        while !generations.processes().is_empty() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert!(!pass(&earlier, number));
+        assert_eq!(earlier.next(0), None);
     }
 }

@@ -1,7 +1,7 @@
 //! Earlier agents that handed over and still finish their connections.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io,
     os::fd::OwnedFd,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -47,6 +47,14 @@ impl Generations {
         let lock = self.lock();
         lock.iter()
             .map(|(pid, fd)| (*pid, Arc::clone(fd)))
+            .collect()
+    }
+
+    pub fn processes(&self) -> BTreeSet<u32> {
+        let lock = self.lock();
+        // None is negative.
+        lock.keys()
+            .filter_map(|pid| u32::try_from(*pid).ok())
             .collect()
     }
 
