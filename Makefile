@@ -13,7 +13,7 @@ endif
 
 PROGRAMS := $(or $(CARGO_TARGET_DIR),target)/release
 
-.PHONY: help demo test lint bench fuzz build bpf
+.PHONY: help demo test lint bench swarm fuzz build bpf
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,12 @@ bench: ## beside HAProxy and nginx, and beside plain routing, as ratios (5 minut
 	@echo "building (a few minutes the first time)"
 	@cargo build --release --locked --quiet --workspace --bins
 	@$(ROOT) $(PROGRAMS)/anyport-bench
+
+swarm: ## a fleet of up to 1,000 simulated edges and 100,000 apps on two replicas and etcd (20 minutes, once built)
+	@scripts/setup build swarm
+	@echo "building (a few minutes the first time)"
+	@cargo build --release --locked --quiet --workspace --bins
+	@$(ROOT) $(PROGRAMS)/anyport-swarm $(SWARM)
 
 fuzz: ## every parser for FUZZ_SECONDS (600) each, from the committed corpus on
 	@scripts/setup build fuzz

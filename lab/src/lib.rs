@@ -7,4 +7,5 @@ pub mod load;
 pub mod network;
 pub mod relay;
 pub mod servers;
+pub mod swarm;
 pub mod tls;

@@ -10,7 +10,10 @@ use anyport_proto::{
     convert::{write_reference, write_resource},
     v1,
 };
-use prost::{Message, bytes::Bytes};
+use prost::{
+    Message,
+    bytes::{BufMut, Bytes, BytesMut},
+};
 use tokio::sync::OnceCell;
 
 use crate::{
@@ -33,7 +36,7 @@ pub struct Held {
 /// An update, ready to be sent.
 #[derive(Debug, Clone)]
 pub struct Frame {
-    /// A `SyncResponse`.
+    /// A `SyncResponse`, as a message of a gRPC stream.
     pub bytes: Bytes,
     /// What a subscriber holds that took it.
     pub leads_to: Held,
@@ -147,10 +150,24 @@ fn encode(to: &Snapshot, update: v1::Update) -> Frame {
         update: Some(update),
     };
     Frame {
-        bytes: response.encode_to_vec().into(),
+        bytes: message(&response),
         leads_to: held(to),
         full,
     }
+}
+
+/// A message with what goes before it in a gRPC stream: one byte that says
+/// whether it is compressed, and its length, most significant byte first.
+fn message(response: &v1::SyncResponse) -> Bytes {
+    const PREFIX: usize = 5;
+    let length = response.encoded_len();
+    let mut bytes = BytesMut::with_capacity(PREFIX + length);
+    bytes.put_u8(0);
+    // Admission keeps every state below 64 MiB.
+    bytes.put_u32(u32::try_from(length).unwrap_or(u32::MAX));
+    // Cannot fail: a buffer that grows has room.
+    let _ = response.encode(&mut bytes);
+    bytes.freeze()
 }
 
 /// Balancers have no use for where an app answers, and private keys go to

@@ -83,7 +83,7 @@ impl Push {
     }
 
     /// Serves one subscriber. Its updates come out of the receiver, each an
-    /// encoded `SyncResponse`; dropping the receiver ends it.
+    /// encoded message of a gRPC stream; dropping the receiver ends it.
     pub fn sync<S>(&self, requests: S) -> mpsc::Receiver<Result<Bytes, Status>>
     where
         S: Stream<Item = Result<v1::SyncRequest, Status>> + Send + Unpin + 'static,
@@ -470,7 +470,11 @@ mod tests {
             .unwrap();
         scene.places.split(1);
         let bytes = next(&mut scene).await.unwrap().unwrap();
-        let update = v1::SyncResponse::decode(bytes).unwrap().update.unwrap();
+        // What goes before every message of a gRPC stream.
+        let update = v1::SyncResponse::decode(bytes.slice(5..))
+            .unwrap()
+            .update
+            .unwrap();
         assert_eq!((update.revision, update.full), (1, true));
     }
 }

@@ -1,23 +1,27 @@
 //! `DiscoveryService` on the wire.
 //!
 //! In place of the generated server, which would encode every update once per
-//! subscriber: for a thousand edges that is the same megabytes a thousand times
-//! over. Here the answer is bytes that were encoded before.
+//! subscriber, and keep the buffer that it was encoded into: for a thousand edges
+//! that is the same megabytes a thousand times over. Here the body of the answer
+//! is bytes that were encoded before and are shared by all who are sent them.
 
 use std::{
     convert::Infallible,
-    task::{Context, Poll},
+    pin::Pin,
+    task::{Context, Poll, ready},
 };
 
 use anyport_proto::v1::{SyncRequest, discovery_service_server::SERVICE_NAME};
-use prost::bytes::{BufMut, Bytes};
-use tokio_stream::wrappers::ReceiverStream;
+use http_body::{Body as HttpBody, Frame};
+use prost::bytes::Bytes;
+use tokio::sync::mpsc;
 use tonic::{
-    Request, Response, Status, Streaming,
+    Status, Streaming,
     body::Body,
-    codec::{BufferSettings, Codec, EncodeBuf, Encoder},
+    codec::BufferSettings,
     codegen::{BoxFuture, Service, http},
-    server::{Grpc, NamedService, StreamingService},
+    metadata::GRPC_CONTENT_TYPE,
+    server::NamedService,
 };
 use tonic_prost::ProstDecoder;
 
@@ -28,6 +32,10 @@ const SYNC: &str = "/anyport.v1.DiscoveryService/Sync";
 /// Largest message from a subscriber, in bytes: a balancer reports the health
 /// of some ten thousand origins at once.
 const REQUEST_MAX: usize = 16 << 20;
+
+/// What a message from a subscriber is read into at first: most are an
+/// acknowledgement of a hundred bytes.
+const REQUEST_USUAL: usize = 512;
 
 /// The service, to be offered.
 #[derive(Debug, Clone)]
@@ -55,56 +63,67 @@ impl Service<http::Request<Body>> for DiscoveryServer {
     }
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
-        let push = self.push.clone();
-        Box::pin(async move {
-            if request.uri().path() != SYNC {
-                return Ok(Status::unimplemented("DiscoveryService has only Sync").into_http());
-            }
-            let mut grpc = Grpc::new(SharedBytes).max_decoding_message_size(REQUEST_MAX);
-            Ok(grpc.streaming(Sync { push }, request).await)
-        })
+        let answer = self.answer(request);
+        Box::pin(std::future::ready(Ok(answer)))
     }
 }
 
-struct Sync {
-    push: Push,
-}
-
-impl StreamingService<SyncRequest> for Sync {
-    type Response = Bytes;
-    type ResponseStream = ReceiverStream<Result<Bytes, Status>>;
-    type Future = BoxFuture<Response<Self::ResponseStream>, Status>;
-
-    fn call(&mut self, request: Request<Streaming<SyncRequest>>) -> Self::Future {
-        let updates = self.push.sync(request.into_inner());
-        Box::pin(async move { Ok(Response::new(ReceiverStream::new(updates))) })
+impl DiscoveryServer {
+    fn answer(&self, request: http::Request<Body>) -> http::Response<Body> {
+        if request.uri().path() != SYNC {
+            return Status::unimplemented("DiscoveryService has only Sync").into_http();
+        }
+        if let Some(encoding) = request.headers().get("grpc-encoding")
+            && encoding != "identity"
+        {
+            let said = format!("grpc-encoding: {encoding:?} is not taken; right is identity");
+            return Status::unimplemented(said).into_http();
+        }
+        // The second is for those who encode.
+        let buffer = BufferSettings::new(REQUEST_USUAL, 0);
+        let decoder = ProstDecoder::<SyncRequest>::new(buffer);
+        let body = request.into_body();
+        let requests = Streaming::new_request(decoder, body, None, Some(REQUEST_MAX));
+        let updates = Updates {
+            updates: self.push.sync(requests),
+            ended: false,
+        };
+        let mut response = http::Response::new(Body::new(updates));
+        let headers = response.headers_mut();
+        headers.insert(http::header::CONTENT_TYPE, GRPC_CONTENT_TYPE);
+        response
     }
 }
 
-/// Sends bytes as they are; reads messages as ever.
-struct SharedBytes;
-
-impl Codec for SharedBytes {
-    type Encode = Bytes;
-    type Decode = SyncRequest;
-    type Encoder = Self;
-    type Decoder = ProstDecoder<SyncRequest>;
-
-    fn encoder(&mut self) -> Self {
-        SharedBytes
-    }
-
-    fn decoder(&mut self) -> Self::Decoder {
-        ProstDecoder::new(BufferSettings::default())
-    }
+/// The body of an answer: updates as they come, then how it ended.
+struct Updates {
+    updates: mpsc::Receiver<Result<Bytes, Status>>,
+    ended: bool,
 }
 
-impl Encoder for SharedBytes {
-    type Item = Bytes;
+impl HttpBody for Updates {
+    type Data = Bytes;
     type Error = Status;
 
-    fn encode(&mut self, bytes: Bytes, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        buffer.put(bytes);
-        Ok(())
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        if self.ended {
+            return Poll::Ready(None);
+        }
+        let end = match ready!(self.updates.poll_recv(cx)) {
+            Some(Ok(message)) => return Poll::Ready(Some(Ok(Frame::data(message)))),
+            Some(Err(status)) => status,
+            None => Status::ok(""),
+        };
+        self.ended = true;
+        let mut trailers = http::HeaderMap::new();
+        end.add_header(&mut trailers)?;
+        Poll::Ready(Some(Ok(Frame::trailers(trailers))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.ended
     }
 }

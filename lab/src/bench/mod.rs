@@ -49,7 +49,7 @@ pub use plan::Plan;
 pub use programs::Programs;
 pub use results::{Factor, Results, Sample};
 pub use setting::Setting;
-pub use table::table;
+pub use table::{STYLE, table};
 
 use results::Round;
 use stage::Stage;

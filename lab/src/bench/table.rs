@@ -10,7 +10,8 @@ use super::results::Results;
 const ALIKE: f64 = 0.05;
 
 const LINE: LineStyle = LineStyle::none().fill('─').junction('─');
-const STYLE: TableStyle = TableStyle::new()
+/// Lines above, below and under the head.
+pub const STYLE: TableStyle = TableStyle::new()
     .top_border(LINE)
     .header_separator(LINE)
     .bottom_border(LINE);

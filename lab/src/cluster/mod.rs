@@ -76,6 +76,9 @@ pub struct Plan {
     /// Environment of every process, for example of the exporter of traces. They inherit nothing
     /// of the kind from the test's own.
     pub environment: Vec<(String, String)>,
+    /// Neither balancer nor agent: nodes are the test's, in the client's namespace, and the config
+    /// service listens where they can reach it.
+    pub without_nodes: bool,
 }
 
 impl Plan {
@@ -103,6 +106,7 @@ impl Default for Plan {
             workers: WORKERS,
             open_files: None,
             environment: Vec::new(),
+            without_nodes: false,
         }
     }
 }
@@ -149,7 +153,7 @@ impl Cluster {
             .prefix("anyport-lab-")
             .tempdir()
             .map_err(|source| Error::io("making a directory for the cluster", source))?;
-        let services = Service::all_of(plan.store);
+        let services = Service::all_of(&plan);
         let mut cluster = Self {
             processes: BTreeMap::new(),
             directory,
@@ -165,7 +169,9 @@ impl Cluster {
         for service in services {
             cluster.wait_until_ready(*service)?;
         }
-        cluster.wait_until_listed()?;
+        if services.contains(&Service::EdgeAgent) {
+            cluster.wait_until_listed()?;
+        }
         Ok(cluster)
     }
 
@@ -487,7 +493,7 @@ impl Cluster {
 impl Drop for Cluster {
     fn drop(&mut self) {
         if thread::panicking() {
-            for service in Service::all_of(self.plan.store) {
+            for service in Service::all_of(&self.plan) {
                 let running = if self.processes.contains_key(service) {
                     "running"
                 } else {

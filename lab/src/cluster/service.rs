@@ -4,6 +4,8 @@ use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 
+use anyport_netns::topology::EDGE_TO_CLIENT_V4;
+
 use super::Plan;
 
 /// A process of the cluster, in the order in which they are started.
@@ -81,11 +83,17 @@ impl Replica {
     pub fn url(self) -> String {
         format!("http://127.0.0.1:{}", self.port())
     }
+
+    /// Its gRPC URL, inside the client's namespace, where the plan is
+    /// [`without_nodes`](Plan::without_nodes).
+    pub fn url_for_clients(self) -> String {
+        format!("http://{EDGE_TO_CLIENT_V4}:{}", self.port())
+    }
 }
 
 impl Service {
-    pub(super) fn all_of(store: Store) -> &'static [Self] {
-        match store {
+    pub(super) fn all_of(plan: &Plan) -> &'static [Self] {
+        let all: &[Self] = match plan.store {
             Store::Embedded => &[
                 Self::ConfigService(Replica::First),
                 Self::Balancer,
@@ -98,6 +106,11 @@ impl Service {
                 Self::Balancer,
                 Self::EdgeAgent,
             ],
+        };
+        let nodes = [Self::Balancer, Self::EdgeAgent];
+        match plan.without_nodes {
+            true => &all[..all.len() - nodes.len()],
+            false => all,
         }
     }
 
@@ -176,7 +189,12 @@ impl Service {
                 ]
             }
         };
-        arguments.push(flag("listen", &self.listen()));
+        let mut listen = self.listen();
+        if plan.without_nodes {
+            listen.set_ip(Ipv4Addr::UNSPECIFIED.into());
+            arguments.push("--insecure".to_owned());
+        }
+        arguments.push(flag("listen", &listen));
         arguments.push(flag("admin", &self.admin()));
         arguments
     }
