@@ -9,6 +9,7 @@
 //! says it to every client alike.
 
 mod bytes;
+mod duration;
 mod fields;
 mod near;
 mod node;
@@ -17,7 +18,7 @@ mod read;
 mod words;
 mod write;
 
-pub use anyport_model::duration::{parse_duration, write_duration};
+pub use duration::{DurationError, parse_duration, write_duration};
 pub use place::{ManifestFault, Place};
 pub use read::{Declared, Manifest};
 pub use words::{Word, word};

@@ -6,10 +6,9 @@ use std::{fs::File, io::Read, path::Path, sync::Arc};
 use anyport_proto::convert;
 
 use super::{
-    bytes,
+    bytes, duration,
     near::nearest,
     node::{Key, Node, Value},
-    parse_duration,
     place::{ManifestFault, Place},
     words::Word,
 };
@@ -205,7 +204,7 @@ impl<'n> Fields<'n, '_> {
 
     pub(super) fn duration(&mut self, name: &'static str) -> Option<prost_types::Duration> {
         self.read(name, |value| match value {
-            Value::Text(text) => match parse_duration(text) {
+            Value::Text(text) => match duration::parse_duration(text) {
                 Ok(duration) => Ok(convert::write_duration(duration)),
                 Err(error) => Err(error.to_string()),
             },
@@ -213,7 +212,7 @@ impl<'n> Fields<'n, '_> {
                 "{number} has no unit; right is {number}ms, {number}s, {number}m or {number}h"
             )),
             other => Err(format!(
-                "is {}; right is 500ms, 2s, 5m, 1h or 30d",
+                "is {}; right is 500ms, 2s, 5m or 1h",
                 other.describe()
             )),
         })

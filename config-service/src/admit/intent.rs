@@ -7,14 +7,12 @@ use std::{
 };
 
 use anyport_model::{
-    fault::StateFault,
+    fault::{Fault, StateFault},
     names::Revision,
     resource::{Kind, Resource, ResourceRef},
     state::{Resources, State},
     validate,
 };
-
-use super::{deletion::MassDeletion, limits};
 
 /// What a write asks for.
 #[derive(Debug, Clone)]
@@ -61,9 +59,6 @@ pub struct Plan {
     pub resources: Resources,
     /// By kind and name.
     pub changes: Vec<Change>,
-    /// What it deletes without naming it, where that is so much that it may be
-    /// an accident.
-    pub mass_deletion: Option<MassDeletion>,
 }
 
 /// What becomes of one resource.
@@ -87,10 +82,6 @@ pub enum Refusal {
         resource: ResourceRef,
         users: Vec<User>,
     },
-    #[error(
-        "this would delete {0}; if that is meant, say so: allow_mass_deletion, in the command --allow-mass-deletion"
-    )]
-    MassDeletion(MassDeletion),
 }
 
 /// A field that refers to what was to be deleted.
@@ -180,12 +171,10 @@ fn apply(present: &Resources, request: &ApplyRead, prune: bool) -> Result<Plan, 
     for (reference, (_, resource)) in &request.resources {
         resources.insert(reference.clone(), resource.clone());
     }
-    let mut violations = request.violations.clone();
-    violations.extend(limits::exceeded(request, resources.len()));
-    if violations.is_empty() {
+    if request.violations.is_empty() {
         let resources = fitting(resources, |fault| path_in(request, fault))?;
         let named = |reference: &ResourceRef| request.resources.contains_key(reference);
-        return Ok(plan(present, resources, named).judged(present));
+        return Ok(plan(present, resources, named));
     }
     // It will be refused; now find the other faults, judging nothing by the old
     // version of what is to be replaced.
@@ -196,6 +185,7 @@ fn apply(present: &Resources, request: &ApplyRead, prune: bool) -> Result<Plan, 
         resources.insert(resource.reference(), resource.clone());
     }
     let faults = validate::faults(&resources, &request.unreadable);
+    let mut violations = request.violations.clone();
     violations.extend(
         faults
             .iter()
@@ -227,7 +217,7 @@ fn delete(present: &Resources, reference: &ResourceRef) -> Result<Plan, Refusal>
 
 fn rollback(present: &Resources, target: &Resources) -> Result<Plan, Refusal> {
     let resources = fitting(target.clone(), path_outside)?;
-    Ok(plan(present, resources, |_| false).judged(present))
+    Ok(plan(present, resources, |_| false))
 }
 
 /// The resources, if they fit each other.
@@ -270,26 +260,12 @@ fn plan(present: &Resources, resources: Resources, named: impl Fn(&ResourceRef) 
         .filter(|(reference, _)| !resources.contains_key(reference));
     changes.extend(gone.map(|(_, resource)| Change::Deleted(resource.clone())));
     changes.sort_by_key(Change::reference);
-    Plan {
-        resources,
-        changes,
-        mass_deletion: None,
-    }
-}
-
-impl Plan {
-    /// Of a write that does not name what it deletes.
-    fn judged(self, present: &Resources) -> Self {
-        Self {
-            mass_deletion: MassDeletion::of(present, &self.resources),
-            ..self
-        }
-    }
+    Plan { resources, changes }
 }
 
 fn path_in(request: &ApplyRead, fault: &StateFault) -> String {
     match request.resources.get(&fault.resource) {
-        Some((index, _)) => path_of(*index, Some(fault.resource.kind()), &fault.fault.field),
+        Some((index, _)) => path_of(*index, Some(fault.resource.kind()), &fault.fault),
         None => path_outside(fault),
     }
 }
@@ -302,12 +278,12 @@ fn path_outside(fault: &StateFault) -> String {
 }
 
 /// `resources[3].app.edge_ips[0]`.
-pub(super) fn path_of(index: usize, kind: Option<Kind>, field: &str) -> String {
+pub(super) fn path_of(index: usize, kind: Option<Kind>, fault: &Fault) -> String {
     let this = match kind {
         Some(kind) => format!("resources[{index}].{}", kind.singular()),
         None => format!("resources[{index}]"),
     };
-    with_field(this, field)
+    with_field(this, &fault.field)
 }
 
 fn with_field(this: String, field: &str) -> String {
