@@ -6,13 +6,12 @@
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::os::fd::AsRawFd;
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
 use anyport_lab::cluster::{Cluster, PATIENCE, Plan, eventually};
-use anyport_lab::network::{LOST, ip, nft};
+use anyport_lab::network::{LOST, await_acknowledged, ip, nft};
 use anyport_lab::servers::Dnsmasq;
 use anyport_lab::tls::{self, Authority};
 use anyport_model::outcome::Status;
@@ -337,12 +336,7 @@ fn every_way_to_end_has_its_status() {
         origin.read_exact(&mut [0]).unwrap();
         // An acknowledgement that is lost with what the network is about to lose
         // makes the client say it again, and what the network said be forgotten.
-        eventually(PATIENCE, "all is acknowledged", || {
-            match unacknowledged(&client) {
-                0 => Ok(()),
-                some => Err(format!("{some} bytes are not")),
-            }
-        });
+        await_acknowledged(&client);
         (client, origin)
     };
     let plain = "198.51.100.10:1000";
@@ -516,13 +510,4 @@ fn how_tls_ends(cluster: &Cluster, listener: &TcpListener, authority: &Authority
         (&last["event"], &last["status"]),
         (&"disconnect".into(), &490.into())
     );
-}
-
-/// Bytes that were sent and not acknowledged yet (`SIOCOUTQ` of tcp(7)).
-fn unacknowledged(stream: &TcpStream) -> libc::c_int {
-    let mut bytes = 0;
-    // SAFETY: the kernel writes an int to `bytes`, which is alive during the call.
-    let failed = unsafe { libc::ioctl(stream.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
-    assert_eq!(failed, 0);
-    bytes
 }

@@ -6,6 +6,9 @@
 //! stream is a message (close_notify), and a stream that ends without it was
 //! cut short, by whom nobody knows: a side in TLS gets all that came and no
 //! close_notify either, and a plain one, which could not tell, a reset.
+//!
+//! What a side had sent before it failed is carried on first, at the pace of
+//! its direction, as long as the other side takes it.
 
 use std::{
     future::poll_fn,
@@ -155,18 +158,34 @@ impl<C: Leg, O: Leg> Legs<C, O> {
         let (client, origin) = (&mut self.client, &mut self.origin);
         let last = self.down.state == State::Ended;
         let sent = match self.up.pump(cx, client, origin, last, up) {
-            Poll::Ready(Err(fault)) => return Poll::Ready(fault.of(Ended::Client, Ended::Origin)),
+            Poll::Ready(Err(Fault::Reading(error))) => return Poll::Ready(Ended::Client(error)),
+            Poll::Ready(Err(Fault::Writing(error))) => {
+                self.up.lose(&mut self.down, error);
+                true
+            }
             Poll::Ready(Ok(())) => true,
             Poll::Pending => false,
         };
         let last = self.up.state == State::Ended;
         let received = match self.down.pump(cx, origin, client, last, down) {
-            Poll::Ready(Err(fault)) => return Poll::Ready(fault.of(Ended::Origin, Ended::Client)),
+            Poll::Ready(Err(Fault::Reading(error))) => return Poll::Ready(Ended::Origin(error)),
+            Poll::Ready(Err(Fault::Writing(error))) => {
+                self.down.lose(&mut self.up, error);
+                // It may have had its turn.
+                cx.waker().wake_by_ref();
+                true
+            }
             Poll::Ready(Ok(())) => true,
             Poll::Pending => false,
         };
         if !(sent && received) {
             return Poll::Pending;
+        }
+        if let Some(error) = self.up.fault.take() {
+            return Poll::Ready(Ended::Client(error));
+        }
+        if let Some(error) = self.down.fault.take() {
+            return Poll::Ready(Ended::Origin(error));
         }
         // A client that has its answer often says no more, and is not blamed.
         Poll::Ready(if self.up.cut && !self.up.cut_last {
@@ -195,10 +214,12 @@ impl<C: Leg, O: Leg> Legs<C, O> {
 
     /// What shows only when it is looked for.
     fn look(&mut self, silence: &mut Silence) -> Option<Ended> {
-        if let Some(error) = self.up.unread_fault(&self.client, &self.origin) {
+        let sent = self.up.moved_since_look();
+        if let Some(error) = self.up.unread_fault(&self.client, &self.origin, sent) {
             return Some(Ended::Client(error));
         }
-        if let Some(error) = self.down.unread_fault(&self.origin, &self.client) {
+        let received = self.down.moved_since_look();
+        if let Some(error) = self.down.unread_fault(&self.origin, &self.client, received) {
             return Some(Ended::Origin(error));
         }
         // Short connections, which end before the first look, are spared the
@@ -210,8 +231,7 @@ impl<C: Leg, O: Leg> Legs<C, O> {
                 }
             }
         }
-        let moved = self.up.moved_since_look() + self.down.moved_since_look();
-        silence.is_over(moved == 0).then_some(Ended::Idle)
+        silence.is_over(sent + received == 0).then_some(Ended::Idle)
     }
 
     fn total(&self) -> Moved {
@@ -279,15 +299,6 @@ enum Fault {
     Writing(io::Error),
 }
 
-impl Fault {
-    fn of(self, reader: fn(io::Error) -> Ended, writer: fn(io::Error) -> Ended) -> Ended {
-        match self {
-            Fault::Reading(error) => reader(error),
-            Fault::Writing(error) => writer(error),
-        }
-    }
-}
-
 /// One direction.
 #[derive(Default)]
 struct Half {
@@ -296,8 +307,10 @@ struct Half {
     cut: bool,
     /// And this direction was the last.
     cut_last: bool,
-    /// It has moved as much as it may for now.
+    /// It has moved as much as it may for now. Nothing is pending then.
     waits: bool,
+    /// The sender has failed, and what it had sent before is being carried on.
+    fault: Option<io::Error>,
     pending: Pending,
     /// Read from the sender.
     bytes: u64,
@@ -345,6 +358,8 @@ enum State {
     SenderDone,
     /// The receiver was told the end of stream.
     Ended,
+    /// The receiver has failed: nothing moves any more.
+    Lost,
 }
 
 impl Half {
@@ -358,6 +373,9 @@ impl Half {
         last: bool,
         mut pace: Option<&mut StreamPace>,
     ) -> Poll<Result<(), Fault>> {
+        if self.state == State::Lost {
+            return Poll::Ready(Ok(()));
+        }
         let mut moved = 0;
         loop {
             ready!(self.write_pending(cx, to)).map_err(Fault::Writing)?;
@@ -365,7 +383,7 @@ impl Half {
                 ready!(Pin::new(&mut *to).poll_flush(cx)).map_err(Fault::Writing)?;
             }
             match self.state {
-                State::Ended => return Poll::Ready(Ok(())),
+                State::Ended | State::Lost => return Poll::Ready(Ok(())),
                 State::SenderDone if last && T::CLOSE_ENDS => self.state = State::Ended,
                 State::SenderDone => {
                     let ended = if self.cut {
@@ -428,6 +446,11 @@ impl Half {
             }
             let bytes = buffer.filled();
             if bytes.is_empty() {
+                // The end of what there was before the fault, which a socket
+                // tells of once.
+                if let Some(fault) = self.fault.take() {
+                    return Poll::Ready(Err(Fault::Reading(fault)));
+                }
                 self.state = State::SenderDone;
                 return Poll::Ready(Ok(0));
             }
@@ -449,6 +472,9 @@ impl Half {
     /// tell is told in any case: nobody vouches for an answer that may not be
     /// whole.
     fn cut_short<T: Leg>(&mut self, error: io::Error, last: bool) -> Result<usize, Fault> {
+        if let Some(fault) = self.fault.take() {
+            return Err(Fault::Reading(fault));
+        }
         if error.kind() != io::ErrorKind::UnexpectedEof || !(last || T::CAN_BE_CUT) {
             return Err(Fault::Reading(error));
         }
@@ -461,12 +487,29 @@ impl Half {
     /// The sender is not being read: the receiver does not take what there
     /// is, it was too fast, or it is done. Its reset is not seen by itself then.
     fn is_blind<T: Leg>(&self, to: &T) -> bool {
-        self.waits || !self.pending.is_empty() || self.state != State::Open || to.holds()
+        let unread = self.waits || !self.pending.is_empty() || to.holds();
+        unread || self.state != State::Open || self.fault.is_some()
     }
 
-    fn unread_fault<F: Leg, T: Leg>(&self, from: &F, to: &T) -> Option<io::Error> {
-        let blind = self.is_blind(to);
-        blind.then(|| from.socket().take_error().ok().flatten())?
+    /// The sender's fault, where nothing that came before it was `moved` for a
+    /// while.
+    fn unread_fault<F: Leg, T: Leg>(&mut self, from: &F, to: &T, moved: u64) -> Option<io::Error> {
+        if self.fault.is_none() && self.is_blind(to) {
+            self.fault = from.socket().take_error().ok().flatten();
+        }
+        if self.waits || moved > 0 {
+            return None;
+        }
+        self.fault.take()
+    }
+
+    /// The receiver has failed: what there is of `back`, the direction that it
+    /// is the sender of, is all that is carried on.
+    fn lose(&mut self, back: &mut Half, error: io::Error) {
+        self.state = State::Lost;
+        self.waits = false;
+        self.pending = Pending::default();
+        back.fault.get_or_insert(error);
     }
 
     fn untold(&self) -> u64 {
@@ -806,19 +849,66 @@ mod tests {
         assert!(matches!(within(ended).await.unwrap().0, Ended::Done));
     }
 
+    /// Reads up to a reset.
+    async fn before_reset(stream: &mut TcpStream) -> Vec<u8> {
+        let mut rest = Vec::new();
+        let error = within(stream.read_to_end(&mut rest)).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+        rest
+    }
+
     #[tokio::test]
-    async fn a_reset_is_seen_though_its_sender_has_used_up_what_it_may() {
-        let Lines {
-            mut client,
-            mut origin,
-            ended,
-        } = paced(HOUR, Some(10)).await;
-        client.write_all(&[7; 1000]).await.unwrap();
-        within(origin.read_exact(&mut [0; 10])).await.unwrap();
-        client.set_zero_linger().unwrap();
-        drop(client);
-        assert!(is_reset(&mut origin).await);
-        assert!(matches!(within(ended).await.unwrap().0, Ended::Client(_)));
+    async fn what_came_before_a_reset_is_carried_on_at_its_pace_whoever_resets() {
+        let sent: Vec<u8> = (0..3000u32).map(|n| (n % 251) as u8).collect();
+        for by_client in [true, false] {
+            let lines = paced(HOUR, Some(1000)).await;
+            let (mut sender, mut receiver) = match by_client {
+                true => (lines.client, lines.origin),
+                false => (lines.origin, lines.client),
+            };
+            let start = std::time::Instant::now();
+            sender.write_all(&sent).await.unwrap();
+            sender.set_zero_linger().unwrap();
+            drop(sender);
+            assert_eq!(before_reset(&mut receiver).await, sent);
+            // The first second's worth is free.
+            let took = start.elapsed();
+            assert!(took >= Duration::from_millis(1900), "{took:?}");
+            let (ended, _) = within(lines.ended).await.unwrap();
+            match by_client {
+                true => assert!(matches!(ended, Ended::Client(_)), "{ended:?}"),
+                false => assert!(matches!(ended, Ended::Origin(_)), "{ended:?}"),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn what_a_side_said_before_it_failed_is_heard_though_more_is_sent_to_it() {
+        for (rate, by_client) in [None, Some(1000)]
+            .into_iter()
+            .flat_map(|rate| [(rate, true), (rate, false)])
+        {
+            let lines = paced(HOUR, rate).await;
+            let (mut fails, mut talks) = match by_client {
+                true => (lines.client, lines.origin),
+                false => (lines.origin, lines.client),
+            };
+            let mut told = [0];
+            talks.write_all(b"x").await.unwrap();
+            within(fails.read_exact(&mut told)).await.unwrap();
+            // All of it is there before the relay has a turn.
+            let answer = [7; 1500];
+            fails.write_all(&answer).await.unwrap();
+            fails.set_zero_linger().unwrap();
+            drop(fails);
+            talks.write_all(b"more").await.unwrap();
+            assert_eq!(before_reset(&mut talks).await, answer);
+            let (ended, _) = within(lines.ended).await.unwrap();
+            match by_client {
+                true => assert!(matches!(ended, Ended::Client(_)), "{ended:?}"),
+                false => assert!(matches!(ended, Ended::Origin(_)), "{ended:?}"),
+            }
+        }
     }
 
     #[tokio::test]

@@ -1,12 +1,13 @@
 //! How fast a connection may move bytes.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use anyport_lab::cluster::{Cluster, PATIENCE, Service, Store, eventually};
+use anyport_lab::network::await_acknowledged;
 use anyport_lab::tls;
 
 use super::{PREFIXES, V4, V6, at, cluster, datagram_echo, metric};
@@ -233,6 +234,53 @@ fn a_connection_keeps_to_its_pace_and_others_to_theirs() {
             taken => Err(format!("{taken} of {sent}")),
         }
     });
+}
+
+/// One that answers and then resets, since it leaves unread what it is sent, or is killed. What it
+/// had said has come to the edge by then, and waits there for its turn.
+#[test]
+fn what_an_origin_said_before_it_reset_arrives_at_the_pace() {
+    const ANSWER: u64 = 3 * RATE;
+    let cluster = cluster(Store::Embedded);
+    let origin = &cluster.topology().origins()[0].namespace;
+    let listener = origin.run(|| TcpListener::bind(("0.0.0.0", 7300)));
+    let listener = listener.unwrap().unwrap();
+    let apps = app("tcp", "resets", 3001, 7300, RATE);
+    cluster.apply(&format!("{PREFIXES}apps:\n{apps}")).unwrap();
+    let numbered = |from: u64, count: u64| (from..from + count).map(|n| (n % 251) as u8);
+    std::thread::spawn(move || {
+        let answer: Vec<u8> = numbered(0, ANSWER).collect();
+        for mut client in listener.incoming().map_while(Result::ok) {
+            client.write_all(&answer).unwrap();
+            await_acknowledged(&client);
+            let client = socket2::SockRef::from(&client);
+            client.set_linger(Some(Duration::ZERO)).unwrap();
+        }
+    });
+    // Somebody who only listens, and somebody who goes on talking to an origin that is gone.
+    for (door, talks) in [(V4, false), (V6, true)] {
+        let start = Instant::now();
+        let mut client = cluster.dial(at(door, 3001)).unwrap();
+        let (mut got, mut buffer) = (0, vec![0; 1 << 16]);
+        let error = loop {
+            match client.read(&mut buffer) {
+                Ok(0) => panic!("{door}: it ended as if {got} bytes were all"),
+                Ok(count) => {
+                    let right = numbered(got, count as u64).eq(buffer[..count].iter().copied());
+                    assert!(right, "{door}: other bytes after {got}");
+                    got += count as u64;
+                }
+                Err(error) => break error,
+            }
+            if talks && got < ANSWER / 2 {
+                client.write_all(b"more").unwrap();
+            }
+        };
+        assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{door}");
+        assert_eq!(got, ANSWER, "{door}");
+        let part = part_of(RATE, got, start.elapsed());
+        assert!((LEAST..=MOST).contains(&part), "{door}: {part}");
+    }
 }
 
 #[test]
