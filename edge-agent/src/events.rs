@@ -12,6 +12,7 @@ mod log;
 mod open;
 mod shard;
 mod tcp_info;
+mod told;
 mod wire;
 
 pub use connection::{ClientTls, Connection, Details, Firewall, OriginTls, Reason};
@@ -21,4 +22,5 @@ pub use open::{Connections, Open};
 pub use tcp_info::rtt;
 #[cfg(test)]
 pub use tcp_info::segments_sent;
+pub use told::Told;
 pub use wire::Writer;

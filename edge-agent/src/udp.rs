@@ -29,7 +29,6 @@ mod header;
 mod poll;
 mod sessions;
 mod sockets;
-mod told;
 mod worker;
 
 pub use worker::{Limits, Taking, serve};

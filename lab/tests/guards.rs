@@ -10,7 +10,7 @@ mod deadlines;
 #[path = "guards/pace.rs"]
 mod pace;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::num::NonZeroUsize;
@@ -19,6 +19,7 @@ use std::time::Instant;
 
 use anyport_lab::cluster::{Cluster, PATIENCE, Plan, Service, Store, eventually};
 use anyport_lab::load::serve::datagram;
+use anyport_model::limits::Source;
 use anyport_netns::{link, route, topology};
 use serde_json::Value;
 use socket2::{Domain, Protocol, Socket, Type};
@@ -193,7 +194,8 @@ fn events(cluster: &Cluster, app: &str, kind: &str) -> Vec<Value> {
         .collect()
 }
 
-/// Those that say who was turned away, once there are `count`.
+/// Those that say who was turned away, once there are `count`: over TCP, one of each source in a
+/// minute.
 fn filtered(cluster: &Cluster, app: &str, count: usize) -> Vec<Value> {
     eventually(PATIENCE, "who was turned away is in the event log", || {
         let events = events(cluster, app, "clientFiltered");
@@ -284,7 +286,13 @@ fn as_many_connections_are_let_in_as_each_limit_says(store: Store) {
         note("tcp-new", "new_connections_per_source", counts.iter().sum());
     }
     for (app, (cause, count)) in &turned_away {
-        assert_told(&cluster, app, cause, *count);
+        let told = events(&cluster, app, "clientFiltered");
+        assert_said(&told, cause);
+        let of = told.iter().map(source).collect::<BTreeSet<Source>>();
+        assert_eq!(of.len(), told.len(), "{app}: one is told of twice");
+        // Of what an app has in all, one source may have got as much as it wanted.
+        let least = 2 * (SOURCES - usize::from(*cause == "connections"));
+        assert!((least..=2 * SOURCES).contains(&told.len()), "{app}: {told:?}");
         assert_eq!(refused(&cluster, app, cause), *count as u64, "{app}");
         let status = [("app", *app), ("status", "403")];
         let closed = metric(&cluster, "anyport_connections_closed_total", &status);
@@ -348,9 +356,15 @@ fn as_many_connections_are_let_in_as_each_limit_says(store: Store) {
     );
 }
 
-/// Each that was turned away has its event.
-fn assert_told(cluster: &Cluster, app: &str, cause: &str, count: usize) {
-    for event in filtered(cluster, app, count) {
+/// Where an event says that the client is.
+fn source(event: &Value) -> Source {
+    let client: IpAddr = event["client_ip"].as_str().unwrap().parse().unwrap();
+    client.into()
+}
+
+/// Events of clients that were turned away say why.
+fn assert_said(told: &[Value], cause: &str) {
+    for event in told {
         let reason = event["reason"].as_str().unwrap();
         assert!(reason.starts_with(&format!("limits.{cause}: ")), "{event}");
         assert_eq!(
@@ -373,7 +387,7 @@ fn as_many_flows_are_let_in_as_each_limit_says(store: Store) {
             let before = turned_away.entry(app).or_default();
             let counts = flows(&cluster, app, at(door, port), *before);
             *before += CLIENTS * ATTEMPTS - counts.iter().sum::<usize>();
-            assert_told(&cluster, app, cause, *before);
+            assert_said(&filtered(&cluster, app, *before), cause);
             let count = *before as u64;
             eventually(PATIENCE, "all that was turned away is counted", || {
                 let (reason, metrics) = (

@@ -6,16 +6,17 @@ use std::{
         Arc, Mutex, PoisonError, RwLock,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
-    time::SystemTime,
+    time::{Instant, SystemTime},
 };
 
-use anyport_model::outcome::Status;
+use anyport_model::{limits::Source, names::AppName, outcome::Status};
 use prometheus::IntCounter;
 use tokio::sync::broadcast::{self, error::RecvError};
 
 use super::{
     connection::Connection,
     shard::{SHARDS, mine},
+    told::Told,
 };
 
 /// What happened to a connection.
@@ -55,6 +56,8 @@ pub struct EventLog {
     /// None once it is closed.
     sender: RwLock<Option<broadcast::Sender<Event>>>,
     lost: IntCounter,
+    /// Connections that were turned away.
+    told: Mutex<Told<(AppName, Source)>>,
 }
 
 #[derive(Default)]
@@ -94,6 +97,7 @@ impl EventLog {
             following: AtomicUsize::new(0),
             sender: RwLock::new(Some(broadcast::Sender::new(BEHIND))),
             lost,
+            told: Mutex::default(),
         }
     }
 
@@ -131,6 +135,15 @@ impl EventLog {
                 let _ = sender.send(event);
             }
         }
+    }
+
+    /// Whether to record that `app` turned a connection of `source` away; it is
+    /// taken for recorded then. Every connection has a port of its own, so that
+    /// the port says nothing of who tries again.
+    pub fn is_news(&self, app: &AppName, source: Source, now: Instant) -> bool {
+        let told = self.told.lock();
+        let mut told = told.unwrap_or_else(PoisonError::into_inner);
+        told.is_news(&(app.clone(), source), now)
     }
 
     /// What is kept, the oldest first.

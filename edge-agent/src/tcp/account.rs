@@ -97,6 +97,13 @@ impl<'a> Account<'a> {
         }
     }
 
+    /// Whether the event log is told that it was turned away.
+    fn is_news(&self) -> bool {
+        let client = self.open.learn(|details| details.client.ip());
+        let (app, now) = (self.app.name(), Instant::now());
+        self.events.is_news(app, client.into(), now)
+    }
+
     pub(super) fn close(mut self, kind: EventKind, status: Status, reason: Reason) {
         if !reason.is_none() {
             self.open.learn(|details| details.reason = reason);
@@ -147,7 +154,9 @@ impl Drop for Account<'_> {
             (EventKind::Disconnect, status)
         });
         self.app.closed(status, self.start.elapsed());
-        self.events.record(kind, Some(status), self.open.shared());
+        if kind != EventKind::ClientFiltered || self.is_news() {
+            self.events.record(kind, Some(status), self.open.shared());
+        }
     }
 }
 
@@ -179,29 +188,34 @@ mod tests {
     use anyport_model::names::Revision;
     use prometheus::{IntCounter, Registry};
 
-    #[tokio::test]
-    async fn a_panic_is_told_as_our_own_fault() {
+    fn service() -> Arc<Service> {
         let stats = Arc::new(Stats::new(&Registry::new()).unwrap());
         let lost = IntCounter::new("lost", "lost").unwrap();
-        let service = Arc::new(Service {
+        Arc::new(Service {
             table: TableWriter::new(Arc::clone(&stats)).reader(),
             stats,
             connections: Arc::new(Connections::default()),
             events: Arc::new(EventLog::new(lost)),
             descriptors: Arc::new(Budget::of_process(1)),
             drained: Default::default(),
-        });
+        })
+    }
+
+    /// Of a connection from `client` to the app of this name.
+    fn account<'a>(service: &'a Service, app: &str, client: &str) -> Account<'a> {
+        let name: anyport_model::names::AppName = app.parse().unwrap();
+        let edge = "198.51.100.1:80".parse().unwrap();
+        let known = Details::new(name.clone(), Revision(1), client.parse().unwrap());
+        let app = service.stats.app(&name);
+        Account::open(service, &app, Place::take(), edge, known)
+    }
+
+    #[tokio::test]
+    async fn a_panic_is_told_as_our_own_fault() {
+        let service = service();
         let serving = Arc::clone(&service);
         let served = tokio::spawn(async move {
-            let name: anyport_model::names::AppName = "app".parse().unwrap();
-            let edge = "198.51.100.1:80".parse().unwrap();
-            let known = Details::new(
-                name.clone(),
-                Revision(1),
-                "203.0.113.1:1000".parse().unwrap(),
-            );
-            let app = serving.stats.app(&name);
-            let _account = Account::open(&serving, &app, Place::take(), edge, known);
+            let _account = account(&serving, "app", "203.0.113.1:1000");
             tokio::task::yield_now().await;
             panic!("as planned");
         });
@@ -210,5 +224,43 @@ mod tests {
             panic!("one event");
         };
         assert_eq!(event.status, Some(Status::Internal));
+    }
+
+    #[test]
+    fn who_is_turned_away_again_is_not_told_of_again() {
+        let service = service();
+        let turn_away = |app: &str, client: &str| {
+            let account = account(&service, app, client);
+            account.close(EventKind::ClientFiltered, Status::Denied, Reason::None);
+        };
+        for (app, client) in [
+            ("a", "203.0.113.1:1000"),
+            ("a", "203.0.113.1:1001"),
+            ("a", "203.0.113.2:1000"),
+            ("b", "203.0.113.1:1000"),
+            ("a", "[2001:db8::1]:1000"),
+            ("a", "[2001:db8::2]:1000"),
+        ] {
+            turn_away(app, client);
+        }
+        let told = service.events.recent();
+        let told: Vec<_> = told.iter().map(|event| event.connection.details()).collect();
+        let told: Vec<_> = told
+            .iter()
+            .map(|details| (details.app.as_str(), details.client.to_string()))
+            .collect();
+        let expected = [
+            ("a", "203.0.113.1:1000"),
+            ("a", "203.0.113.2:1000"),
+            ("b", "203.0.113.1:1000"),
+            ("a", "[2001:db8::1]:1000"),
+        ];
+        assert_eq!(told, expected.map(|(app, client)| (app, client.to_owned())));
+        // Other ends are told of however often they come.
+        for _ in 0..2 {
+            let account = account(&service, "a", "203.0.113.1:1000");
+            account.close(EventKind::Disconnect, Status::Closed, Reason::None);
+        }
+        assert_eq!(service.events.recent().len(), expected.len() + 2);
     }
 }

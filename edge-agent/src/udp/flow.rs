@@ -16,11 +16,10 @@ use super::{
     header::Header,
     sessions::Key,
     sockets,
-    told::Told,
 };
 use crate::{
     descriptors::Pair,
-    events::Reason,
+    events::{Reason, Told},
     live::AppKey,
     origin::{Candidate, Candidates, NoOrigin, transparent},
     shield::{self, DatagramPaces, Refusal},
@@ -86,7 +85,7 @@ impl Flow {
         key: &Key,
         first: &[u8],
         service: Pair<Service>,
-        (told, now): (&mut Told, Instant),
+        (told, now): (&mut Told<Key>, Instant),
     ) -> Result<Opened, NoFlow> {
         let target = table
             .target(Transport::Udp, key.edge)

@@ -24,11 +24,10 @@ use super::{
     poll::{Events, Left, Poll},
     sessions::{Caps, Id, Key, Sessions, Shed},
     sockets,
-    told::Told,
 };
 use crate::{
     descriptors::Pair,
-    events::Reason,
+    events::{Reason, Told},
     live::{AppKey, Closing, Order, Orders, Windows},
     stats::DropReason,
     tcp::Service,
@@ -175,7 +174,7 @@ struct Worker {
     moved: usize,
     complained: Option<Instant>,
     /// Refusals that were told of.
-    told: Told,
+    told: Told<Key>,
 }
 
 /// What an event is about.

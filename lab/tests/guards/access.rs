@@ -6,11 +6,12 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 
 use anyport_lab::cluster::{Cluster, PATIENCE, Plan, Store, eventually};
 use anyport_lab::tls::{self, Authority};
+use anyport_model::limits::Source;
 use serde_json::Value;
 
 use super::{
     CLIENTS, PREFIXES, V4, V6, address, at, cluster, datagram_echo, dial, echo, enter, events,
-    filtered, metric, refused,
+    filtered, metric, refused, source,
 };
 
 anyport_lab::on_both_stores![the_longest_rule_decides_who_is_let_in];
@@ -75,7 +76,11 @@ fn the_longest_rule_decides_who_is_let_in(store: Store) {
         let says = format!("the access rule for {rule} says {action}");
         assert!(told.out.contains(&says), "{told}");
     }
-    assert_told(&filtered(&cluster, "tcp", denied.len()), &denied);
+    // One of each source: of a /64, of whoever came first.
+    let sources: BTreeSet<Source> = denied.iter().map(|ip| source_of(ip)).collect();
+    let told = filtered(&cluster, "tcp", sources.len());
+    assert_eq!(told.iter().map(source).collect::<BTreeSet<_>>(), sources);
+    assert_said(&told);
     assert_eq!(refused(&cluster, "tcp", "access"), denied.len() as u64);
     for event in events(&cluster, "tcp", "connect") {
         assert_eq!(
@@ -115,7 +120,10 @@ fn the_longest_rule_decides_who_is_let_in(store: Store) {
         assert_eq!(socket.recv(&mut [0]).is_ok(), is_let_in, "{from}");
     }
     assert_eq!(refused(&cluster, "udp", "access"), denied.len() as u64);
-    assert_told(&filtered(&cluster, "udp", denied.len()), &denied);
+    let told = filtered(&cluster, "udp", denied.len());
+    let of: BTreeSet<String> = told.iter().map(|event| text(event, "client_ip")).collect();
+    assert_eq!(of, denied);
+    assert_said(&told);
     // Who goes on is told of once.
     for (_, socket) in &asked {
         socket.send(b"x").unwrap();
@@ -149,11 +157,19 @@ fn the_longest_rule_decides_who_is_let_in(store: Store) {
         let to = stream.peer_addr().unwrap();
         assert!(client.run(|| enter(*from, to)).unwrap().is_none());
     }
-    let told = filtered(&cluster, "tcp", denied.len() + held.len());
-    assert_eq!(
-        text(told.last().unwrap(), "reason"),
-        "access: deny by default"
-    );
+    let all = (denied.len() + held.len()) as u64;
+    assert_eq!(refused(&cluster, "tcp", "access"), all);
+    // One of them shares its source with somebody who was told of.
+    eventually(PATIENCE, "one is told of that was let in before", || {
+        let told = events(&cluster, "tcp", "clientFiltered");
+        let by_default = |event: &&Value| event["reason"] == "access: deny by default";
+        let from: Vec<_> = told.iter().filter(by_default).map(source).collect();
+        if from.contains(&source_of("10.0.1.12")) {
+            Ok(())
+        } else {
+            Err(format!("{told:?}"))
+        }
+    });
     for (from, socket) in &asked {
         if decided(*from).0 == "allow" {
             socket.send(b"y").unwrap();
@@ -162,10 +178,12 @@ fn the_longest_rule_decides_who_is_let_in(store: Store) {
     }
 }
 
-/// Each that was denied has its event, which says by which rule.
-fn assert_told(told: &[Value], denied: &BTreeSet<String>) {
-    let of: BTreeSet<String> = told.iter().map(|event| text(event, "client_ip")).collect();
-    assert_eq!(&of, denied);
+fn source_of(client: &str) -> Source {
+    client.parse::<IpAddr>().unwrap().into()
+}
+
+/// The event of a client that was denied says by which rule.
+fn assert_said(told: &[Value]) {
     for event in told {
         let (_, rule) = decided(text(event, "client_ip").parse().unwrap());
         let reason = format!("access: deny by the rule for {rule}");
