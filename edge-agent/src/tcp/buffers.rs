@@ -27,20 +27,26 @@ pub fn with_scratch<T>(use_it: impl FnOnce(&mut [u8]) -> T) -> T {
     SCRATCH_BUFFER.with_borrow_mut(|scratch| use_it(scratch))
 }
 
-/// Bytes that were read and could not be written yet.
+/// Bytes that were read and could not be written yet. Most connections have
+/// none at most times.
 #[derive(Default)]
-pub struct Pending {
+pub struct Pending(Option<Box<Kept>>);
+
+#[derive(Default)]
+struct Kept {
     bytes: Vec<u8>,
     written: usize,
 }
 
 impl Pending {
     pub fn is_empty(&self) -> bool {
-        self.bytes.is_empty()
+        self.0.is_none()
     }
 
     pub fn unwritten(&self) -> &[u8] {
-        self.bytes.get(self.written..).unwrap_or_default()
+        let kept = self.0.as_deref();
+        let unwritten = kept.and_then(|kept| kept.bytes.get(kept.written..));
+        unwritten.unwrap_or_default()
     }
 
     /// Keeps bytes, after those that are kept already.
@@ -48,20 +54,23 @@ impl Pending {
         if bytes.is_empty() {
             return;
         }
-        if self.bytes.capacity() == 0
-            && let Some(spare) = SPARE_BUFFERS.with_borrow_mut(Vec::pop)
-        {
-            self.bytes = spare;
-        }
-        self.bytes.extend_from_slice(bytes);
+        let kept = self.0.get_or_insert_with(|| {
+            let spare = SPARE_BUFFERS.with_borrow_mut(Vec::pop);
+            let bytes = spare.unwrap_or_default();
+            Box::new(Kept { bytes, written: 0 })
+        });
+        kept.bytes.extend_from_slice(bytes);
     }
 
     /// Notes that the first `count` unwritten bytes were written.
     pub fn wrote(&mut self, count: usize) {
-        self.written += count;
-        if self.written >= self.bytes.len() {
-            self.written = 0;
-            let mut empty = std::mem::take(&mut self.bytes);
+        let Some(kept) = &mut self.0 else {
+            return;
+        };
+        kept.written += count;
+        if kept.written >= kept.bytes.len() {
+            let mut empty = std::mem::take(&mut kept.bytes);
+            self.0 = None;
             empty.clear();
             SPARE_BUFFERS.with_borrow_mut(|spare| {
                 if spare.len() < SPARE {
@@ -95,6 +104,7 @@ mod tests {
         let mut pending = Pending::default();
         pending.keep(&[0; 4096]);
         pending.wrote(4096);
-        assert_eq!(pending.bytes.capacity(), 0);
+        assert_eq!(size_of_val(&pending), size_of::<usize>());
+        assert!(pending.0.is_none());
     }
 }

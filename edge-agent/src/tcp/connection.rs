@@ -269,6 +269,6 @@ mod tests {
     #[test]
     fn a_connection_fits_its_memory_budget() {
         let size = size_of_result(serve);
-        assert!(size <= 1336, "{size} bytes");
+        assert!(size <= 1304, "{size} bytes");
     }
 }
