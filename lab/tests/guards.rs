@@ -292,7 +292,10 @@ fn as_many_connections_are_let_in_as_each_limit_says(store: Store) {
         assert_eq!(of.len(), told.len(), "{app}: one is told of twice");
         // Of what an app has in all, one source may have got as much as it wanted.
         let least = 2 * (SOURCES - usize::from(*cause == "connections"));
-        assert!((least..=2 * SOURCES).contains(&told.len()), "{app}: {told:?}");
+        assert!(
+            (least..=2 * SOURCES).contains(&told.len()),
+            "{app}: {told:?}"
+        );
         assert_eq!(refused(&cluster, app, cause), *count as u64, "{app}");
         let status = [("app", *app), ("status", "403")];
         let closed = metric(&cluster, "anyport_connections_closed_total", &status);
