@@ -10,6 +10,7 @@
 mod pace;
 mod sources;
 mod tally;
+mod waiting;
 
 use std::{fmt, net::IpAddr, sync::Arc, time::Instant};
 
@@ -22,6 +23,7 @@ use crate::stats::AppStats;
 
 pub use pace::{DatagramPaces, StreamPace, StreamPaces};
 pub use tally::Tally;
+pub use waiting::{Crowded, wait_for_name};
 
 /// Why a client is turned away.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,15 +32,13 @@ pub enum Refusal {
     Limit(Reached),
 }
 
-impl Refusal {
-    /// The label `cause` of `anyport_connections_refused_total`.
-    pub const CAUSES: [&str; 4] = [
-        ACCESS,
-        Limit::Connections.as_str(),
-        Limit::ConnectionsPerSource.as_str(),
-        Limit::NewConnectionsPerSource.as_str(),
-    ];
+/// All there can be in the label `cause` of `anyport_connections_refused_total`.
+pub fn causes() -> impl Iterator<Item = &'static str> {
+    let limits = Limit::ALL.into_iter().map(Limit::as_str);
+    limits.chain([ACCESS, Crowded::CAUSE])
+}
 
+impl Refusal {
     pub fn cause(&self) -> &'static str {
         match self {
             Refusal::Access(_) => ACCESS,
@@ -79,7 +79,7 @@ pub fn admit(
         let entered = app.tally.enter(limits, client.into(), Instant::now());
         entered.map_err(Refusal::Limit)
     };
-    let source = entered.inspect_err(|refusal| app.refused(refusal))?;
+    let source = entered.inspect_err(|refusal| app.refused(refusal.cause()))?;
     let app = Arc::clone(app);
     Ok(Inside { app, source })
 }

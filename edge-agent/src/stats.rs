@@ -29,7 +29,7 @@ use prometheus::{
 
 use crate::{
     origin::{DnsStats, Rest},
-    shield::{Refusal, Tally},
+    shield::{self, Refusal, Tally},
 };
 
 /// All metrics of one agent.
@@ -231,6 +231,9 @@ pub struct AppStats {
     refused: IntCounterVec,
     /// What limits count.
     pub tally: Tally,
+    /// Connections of which it is not known yet whether they are for this app or
+    /// for one that shares its place.
+    pub waiting: Tally,
     /// Of `closed`, by position of the status, as they come to be needed.
     closed_with: [OnceLock<IntCounter>; Status::ALL.len()],
 }
@@ -450,6 +453,7 @@ impl Stats {
                 sessions: self.families.sessions.clone(),
                 refused: self.families.refused.clone(),
                 tally: Tally::default(),
+                waiting: Tally::default(),
                 closed_with: Default::default(),
             })
         };
@@ -517,7 +521,7 @@ impl Stats {
         for why in Forbidden::WORDS {
             let _ = families.blocked.remove_label_values(&[app, why]);
         }
-        for cause in Refusal::CAUSES {
+        for cause in shield::causes() {
             let _ = families.refused.remove_label_values(&[app, cause]);
         }
         for direction in ["in", "out"] {
@@ -635,8 +639,8 @@ impl AppStats {
     }
 
     /// A client was not let in.
-    pub fn refused(&self, why: &Refusal) {
-        let labels = &[self.name.as_str(), why.cause()];
+    pub fn refused(&self, cause: &'static str) {
+        let labels = &[self.name.as_str(), cause];
         self.refused.with_label_values(labels).inc();
     }
 

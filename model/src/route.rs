@@ -12,12 +12,14 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     net::{IpAddr, SocketAddr},
+    num::NonZeroU32,
     sync::Arc,
 };
 
 use ipnet::IpNet;
 
 use crate::{
+    access::Action,
     ports::PortRange,
     resource::{App, Transport},
     server_name::{ByName, NamePattern, ServerName},
@@ -50,8 +52,30 @@ struct Place {
     /// The one without names.
     any: Option<u32>,
     /// `None` where no app has names.
-    names: Option<Box<ByName<u32>>>,
+    names: Option<Box<Named>>,
 }
+
+/// Of a place whose apps are told apart by name.
+#[derive(Debug, Clone)]
+struct Named {
+    apps: ByName<u32>,
+    /// One app for each of their different access rules: whom these turn away,
+    /// all do. Empty where one of them lets everyone in.
+    rules: Vec<u32>,
+    waiting_per_source: NonZeroU32,
+}
+
+/// Where there are more different access rules at one place, they are asked
+/// once the name is known: before that, it would cost too much.
+const RULES_MAX: usize = 16;
+
+/// So many connections of one source may wait at one place until it is known
+/// which app they ask for, or as many as the largest `connections_per_source`
+/// there says.
+const WAITING_MIN: NonZeroU32 = NonZeroU32::new(64).unwrap();
+
+/// So many where an app there has no such limit.
+const WAITING_UNLIMITED: NonZeroU32 = NonZeroU32::new(1024).unwrap();
 
 /// The apps that share a destination.
 #[derive(Debug, Clone, Copy)]
@@ -247,6 +271,10 @@ impl Place {
         let index = |(_, index): &(PortRange, usize)| u32::try_from(*index).ok();
         let mut any = None;
         let mut names = ByName::default();
+        let served = || {
+            let apps = sharing.iter().map(|(_, index)| (*index, &*apps[*index]));
+            apps.filter(|(_, app)| app.disable.is_none())
+        };
         for claim in sharing {
             let index = index(claim)?;
             let sni = apps[index as usize].tls.sni();
@@ -260,9 +288,41 @@ impl Place {
         Some(Self {
             first: sharing.first().and_then(index)?,
             any,
-            names: (!names.is_empty()).then(|| Box::new(names)),
+            names: (!names.is_empty()).then(|| {
+                Box::new(Named {
+                    apps: names,
+                    rules: different_rules(served()),
+                    waiting_per_source: waiting_per_source(served().map(|(_, app)| app)),
+                })
+            }),
         })
     }
+}
+
+fn different_rules<'a>(apps: impl Iterator<Item = (usize, &'a App)>) -> Vec<u32> {
+    let mut different: Vec<(u32, &App)> = Vec::new();
+    for (index, app) in apps {
+        if different
+            .iter()
+            .any(|(_, known)| known.access == app.access)
+        {
+            continue;
+        }
+        match u32::try_from(index) {
+            Ok(index) if !app.access.is_open() && different.len() < RULES_MAX => {
+                different.push((index, app));
+            }
+            _ => return Vec::new(),
+        }
+    }
+    different.into_iter().map(|(index, _)| index).collect()
+}
+
+fn waiting_per_source<'a>(mut apps: impl Iterator<Item = &'a App>) -> NonZeroU32 {
+    let largest = apps.try_fold(WAITING_MIN, |largest, app| {
+        Some(app.limits.connections_per_source?.max(largest))
+    });
+    largest.unwrap_or(WAITING_UNLIMITED)
 }
 
 impl<'a> Candidates<'a> {
@@ -293,8 +353,27 @@ impl<'a> Candidates<'a> {
     /// The app for a connection that asks for `name`, or for none.
     pub fn of_name(self, name: Option<&ServerName>) -> Option<Route<'a>> {
         let names = self.place.names.as_deref();
-        let named = names.zip(name).and_then(|(names, name)| names.get(name));
+        let named = names
+            .zip(name)
+            .and_then(|(names, name)| names.apps.get(name));
         named.map(|&index| self.route(index)).or_else(|| self.any())
+    }
+
+    /// Where the name decides and no app lets `client` in, whatever it asks for:
+    /// one of them.
+    pub fn denied(self, client: IpAddr) -> Option<Route<'a>> {
+        let rules = &self.place.names.as_deref()?.rules;
+        let mut apps = rules.iter().map(|&index| self.route(index));
+        let first = apps.next()?;
+        let denies = |route: Route<'_>| route.app.access.decide(client).action == Action::Deny;
+        (denies(first) && apps.all(denies)).then_some(first)
+    }
+
+    /// Where the name decides: how many connections of one source may wait at a
+    /// time until it is known.
+    pub fn waiting_per_source(self) -> Option<NonZeroU32> {
+        let names = self.place.names.as_deref()?;
+        Some(names.waiting_per_source)
     }
 }
 
@@ -348,7 +427,8 @@ fn push(segments: &mut Vec<Segment>, first: u32, last: u32, place: usize) {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::resource::OriginChoice;
+    use crate::access::Rule;
+    use crate::resource::{Disable, OriginChoice};
     use crate::tls::Tls;
     use proptest::prelude::*;
     use std::net::Ipv4Addr;
@@ -469,6 +549,82 @@ mod tests {
         ] {
             assert_eq!(taken_by(port, name).as_deref(), app, "{port} {name:?}");
         }
+    }
+
+    fn change(app: &Arc<App>, change: impl FnOnce(&mut App)) -> Arc<App> {
+        let mut app = App::clone(app);
+        change(&mut app);
+        Arc::new(app)
+    }
+
+    fn deny(app: &Arc<App>, sources: &[&str]) -> Arc<App> {
+        change(app, |app| {
+            for source in sources {
+                let source = IpNet::from(source.parse::<IpAddr>().unwrap());
+                let action = Action::Deny;
+                app.access.add(Rule { action, source }).unwrap();
+            }
+        })
+    }
+
+    #[test]
+    fn whom_all_apps_of_a_place_turn_away_is_known_before_the_name() {
+        let apps = [
+            named("a", "443", &["a.example.com"]),
+            named("b", "443", &["b.example.com"]),
+            named("c", "443", &[]),
+        ];
+        let (nobody, one, both) = ("203.0.113.1", "203.0.113.2", "203.0.113.3");
+        let is_denied = |apps: &[Arc<App>], client: &str| {
+            let table = RouteTable::new(apps.to_vec());
+            let to = "198.51.100.1:443".parse().unwrap();
+            let candidates = table.candidates(Transport::Tcp, to).unwrap();
+            candidates.denied(client.parse().unwrap()).is_some()
+        };
+        let [a, b, c] = &apps;
+        let guarded = [
+            deny(a, &[one, both]),
+            deny(b, &[both]),
+            deny(c, &[one, both]),
+        ];
+        for (client, expected) in [(nobody, false), (one, false), (both, true)] {
+            assert_eq!(is_denied(&guarded, client), expected, "{client}");
+        }
+        // One that lets everyone in, and one that takes nobody.
+        let [a, b, c] = &guarded;
+        let open = [a.clone(), b.clone(), apps[2].clone()];
+        assert!(!is_denied(&open, both));
+        let disabled = change(&apps[2], |app| app.disable = Some(Disable::KeepOpen));
+        assert!(is_denied(&[a.clone(), b.clone(), disabled], both));
+        let disabled = change(b, |app| app.disable = Some(Disable::KeepOpen));
+        assert!(is_denied(&[a.clone(), disabled, c.clone()], one));
+        // More rules than are asked of each connection.
+        let many: Vec<_> = (0..=RULES_MAX)
+            .map(|n| {
+                let app = named(&format!("n{n}"), "443", &[&format!("n{n}.example.com")]);
+                deny(&app, &[both, &format!("198.18.0.{n}")])
+            })
+            .collect();
+        assert!(!is_denied(&many, both));
+        assert!(is_denied(&many[1..], both));
+    }
+
+    #[test]
+    fn as_many_wait_as_the_largest_limit_of_a_place_says() {
+        let waiting = |limits: &[u32]| {
+            let apps = limits.iter().enumerate().map(|(n, limit)| {
+                let app = named(&format!("n{n}"), "443", &[&format!("n{n}.example.com")]);
+                let limit = NonZeroU32::new(*limit);
+                change(&app, |app| app.limits.connections_per_source = limit)
+            });
+            let table = RouteTable::new(apps.collect());
+            let to = "198.51.100.1:443".parse().unwrap();
+            let candidates = table.candidates(Transport::Tcp, to).unwrap();
+            candidates.waiting_per_source().unwrap().get()
+        };
+        assert_eq!(waiting(&[1, 10]), 64);
+        assert_eq!(waiting(&[1, 5000, 10]), 5000);
+        assert_eq!(waiting(&[1, 0]), 1024);
     }
 
     #[test]

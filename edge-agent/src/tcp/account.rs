@@ -9,6 +9,7 @@ use std::{
 };
 
 use anyport_model::{
+    access::Verdict,
     outcome::Status,
     resource::{App, Transport},
 };
@@ -68,14 +69,26 @@ impl<'a> Account<'a> {
 
     /// Asks the access rules and limits of its app about the client.
     pub(super) fn admit(&mut self, app: &App, client: SocketAddr) -> Result<(), Refusal> {
+        let verdict = self.ask(app, client);
+        let admitted = shield::admit(verdict, &app.limits, &self.app, client.ip());
+        self.inside = Some(admitted?);
+        Ok(())
+    }
+
+    /// Turns away a client that the access rules of its app are against.
+    pub(super) fn deny(&self, app: &App, client: SocketAddr) -> Refusal {
+        let refusal = Refusal::Access(self.ask(app, client));
+        self.app.refused(refusal.cause());
+        refusal
+    }
+
+    fn ask(&self, app: &App, client: SocketAddr) -> Verdict {
         let verdict = app.access.decide(client.ip());
         self.open.learn(|details| {
             details.client = client;
             details.firewall = Firewall::of(&app.access, verdict);
         });
-        let admitted = shield::admit(verdict, &app.limits, &self.app, client.ip());
-        self.inside = Some(admitted?);
-        Ok(())
+        verdict
     }
 
     /// Both legs are up.
@@ -244,7 +257,10 @@ mod tests {
             turn_away(app, client);
         }
         let told = service.events.recent();
-        let told: Vec<_> = told.iter().map(|event| event.connection.details()).collect();
+        let told: Vec<_> = told
+            .iter()
+            .map(|event| event.connection.details())
+            .collect();
         let told: Vec<_> = told
             .iter()
             .map(|details| (details.app.as_str(), details.client.to_string()))

@@ -1,8 +1,8 @@
 //! From an accepted connection to the app that lets it in.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{fmt, net::SocketAddr, sync::Arc};
 
-use anyport_model::outcome::Status;
+use anyport_model::{outcome::Status, route::Candidates};
 use anyport_node::telemetry::current_trace_id;
 use tokio::net::TcpStream;
 use tracing::{Span, field};
@@ -15,8 +15,9 @@ use super::{
 use crate::{
     events::{Details, Firewall},
     live::{AppKey, Closing, Place},
+    shield::wait_for_name,
     stats::AppStats,
-    table::{AppEntry, Snapshot},
+    table::{AppEntry, Snapshot, Target},
     tls::{self, Arrived, Turned},
 };
 
@@ -27,6 +28,13 @@ pub(super) struct Arriving<'s, 't> {
     pub(super) peer: SocketAddr,
     /// What the client dialled.
     pub(super) destination: SocketAddr,
+}
+
+/// The apps of which one takes a connection, and the first of them.
+#[derive(Clone, Copy)]
+struct First<'t> {
+    app: &'t AppEntry,
+    candidates: Candidates<'t>,
 }
 
 /// A connection that an app has let in, and what a trusted sender said of it.
@@ -40,41 +48,139 @@ impl<'s, 't> Arriving<'s, 't> {
         client: &TcpStream,
         place: Place,
     ) -> Option<(Account<'s>, Result<Entered<'t>, Turned>)> {
-        let table = self.table;
-        Span::current().record("config_revision", table.revision.0);
-        let (candidates, first, only) = table.apps_at(self.destination)?;
-        // Where the name in the ClientHello decides, the app is not known yet.
-        let mut account = match only {
-            Some(_) => Ok(self.account(first, &first.stats, place)),
-            None => Err(place),
+        Span::current().record("config_revision", self.table.revision.0);
+        let (candidates, first, only) = self.table.apps_at(self.destination)?;
+        let first = First {
+            app: first,
+            candidates,
         };
-        let mut received = receive(self.service, first, client, self.destination).await;
+        Some(match only {
+            Some(only) => {
+                let mut account = self.account(first.app, &first.app.stats, place);
+                let inside = self.into(only, first, &mut account, client).await;
+                (account, inside)
+            }
+            None => self.enter_by_name(first, client, place).await,
+        })
+    }
+
+    /// Into the one app that there is.
+    async fn into(
+        &self,
+        only: Target<'t>,
+        first: First<'t>,
+        account: &mut Account<'_>,
+        client: &TcpStream,
+    ) -> Result<Entered<'t>, Turned> {
+        let identity = self.receive(first.app, client).await?;
         // Of who is not let in, nothing more is waited for.
-        if let (Ok(account), Ok(identity)) = (&mut account, &received)
-            && let Err(turned) = self.admit(account, first, identity)
+        self.admit(account, only.app, &identity)?;
+        let arrived = self.arrive(Some(only), first, client).await?;
+        Ok((arrived, identity))
+    }
+
+    /// Where the name in the ClientHello decides, the app is not known before.
+    async fn enter_by_name(
+        &self,
+        first: First<'t>,
+        client: &TcpStream,
+        place: Place,
+    ) -> (Account<'s>, Result<Entered<'t>, Turned>) {
+        let received = self.receive(first.app, client).await;
+        if let Ok(identity) = &received
+            && let Some(app) = self.denied(first.candidates, identity)
         {
-            received = Err(turned);
+            let account = self.account(app, &app.stats, place);
+            let refusal = account.deny(&app.app, self.client(identity));
+            return (account, Err(denied(app, refusal)));
         }
         let arrived = match received {
-            Ok(identity) => tls::arrive(table, candidates, only, first, client)
-                .await
-                .map(|arrived| (arrived, identity)),
+            Ok(identity) => self.wait(first, identity, client).await,
             Err(turned) => Err(turned),
         };
         let stats = match &arrived {
             Ok((arrived, _)) => &arrived.target.app.stats,
             Err(turned) => &turned.stats,
         };
-        let mut account = account.unwrap_or_else(|place| self.account(first, stats, place));
+        let mut account = self.account(first.app, stats, place);
         let inside = arrived.and_then(|(arrived, identity)| {
-            if only.is_none() {
-                let app = arrived.target.app;
-                self.is_in_time(app)?;
-                self.admit(&mut account, app, &identity)?;
-            }
+            let app = arrived.target.app;
+            self.is_in_time(app)?;
+            self.admit(&mut account, app, &identity)?;
             Ok((arrived, identity))
         });
-        Some((account, inside))
+        (account, inside)
+    }
+
+    /// Waits for the name, among those of the client's source that do.
+    async fn wait(
+        &self,
+        first: First<'t>,
+        identity: Option<Identity>,
+        client: &TcpStream,
+    ) -> Result<Entered<'t>, Turned> {
+        let most = first.candidates.waiting_per_source();
+        let source = self.client(&identity).ip();
+        let waiting = most.map(|most| wait_for_name(&first.app.stats, most, source));
+        let _waiting = waiting
+            .transpose()
+            .map_err(|crowded| denied(first.app, crowded))?;
+        let arrived = self.arrive(None, first, client).await?;
+        Ok((arrived, identity))
+    }
+
+    async fn arrive(
+        &self,
+        only: Option<Target<'t>>,
+        First { app, candidates }: First<'t>,
+        client: &TcpStream,
+    ) -> Result<Arrived<'t>, Turned> {
+        tls::arrive(self.table, candidates, only, app, client).await
+    }
+
+    /// One of the apps, where each turns the client away.
+    fn denied(
+        &self,
+        candidates: Candidates<'t>,
+        identity: &Option<Identity>,
+    ) -> Option<&'t AppEntry> {
+        let denied = candidates.denied(self.client(identity).ip())?;
+        self.table.target_of(denied).map(|target| target.app)
+    }
+
+    /// Who the connection is from, where somebody else has to say so. Apps that
+    /// share a place have the same trusted senders, so `first` stands for all.
+    async fn receive(
+        &self,
+        first: &AppEntry,
+        client: &TcpStream,
+    ) -> Result<Option<Identity>, Turned> {
+        let Some(trusted) = &first.trusted_senders else {
+            return Ok(None);
+        };
+        // Asked for here, so that other connections do not carry it for hours.
+        let peer = client.peer_addr().map_err(|error| {
+            let status = Status::of_client_error(error.kind());
+            turned(first, status, error.to_string())
+        })?;
+        // Boxed: apps of other kinds do not carry its memory.
+        let received = Box::pin(identity::receive(client, peer, self.destination, trusted)).await;
+        match received {
+            Ok(identity) => {
+                let claimed = field::display(identity.client());
+                Span::current().record("claimed_client", claimed);
+                Ok(Some(identity))
+            }
+            Err(refused) => {
+                let count = &self.service.stats.headers_refused;
+                count.with_label_values(&[refused.label()]).inc();
+                Err(turned(first, refused.status(), refused.to_string()))
+            }
+        }
+    }
+
+    fn client(&self, identity: &Option<Identity>) -> SocketAddr {
+        identity.as_ref().map_or(self.peer, Identity::client)
     }
 
     /// Of a connection to one of the apps that share a place, of which `first`
@@ -96,12 +202,12 @@ impl<'s, 't> Arriving<'s, 't> {
         app: &AppEntry,
         identity: &Option<Identity>,
     ) -> Result<(), Turned> {
-        let client = identity.as_ref().map_or(self.peer, Identity::client);
+        let client = self.client(identity);
         // By the rules of now: the client may have let us wait through a change.
         let now = self.service.table.load();
         let newer = (now.revision != self.table.revision).then(|| now.declared(app));
         let admitted = account.admit(newer.flatten().unwrap_or(&app.app), client);
-        admitted.map_err(|refusal| turned(app, Status::Denied, refusal.to_string()))
+        admitted.map_err(|refusal| denied(app, refusal))
     }
 
     /// Before its name was known, no order to close the app's connections could
@@ -128,34 +234,6 @@ fn turned(app: &AppEntry, status: Status, reason: String) -> Turned {
     }
 }
 
-/// Who the connection is from, where somebody else has to say so. Apps that
-/// share a place have the same trusted senders, so `first` stands for all.
-async fn receive(
-    service: &Service,
-    first: &AppEntry,
-    client: &TcpStream,
-    edge: SocketAddr,
-) -> Result<Option<Identity>, Turned> {
-    let Some(trusted) = &first.trusted_senders else {
-        return Ok(None);
-    };
-    // Asked for here, so that other connections do not carry it for hours.
-    let peer = client.peer_addr().map_err(|error| {
-        let status = Status::of_client_error(error.kind());
-        turned(first, status, error.to_string())
-    })?;
-    // Boxed: apps of other kinds do not carry its memory.
-    let received = Box::pin(identity::receive(client, peer, edge, trusted)).await;
-    match received {
-        Ok(identity) => {
-            let claimed = field::display(identity.client());
-            Span::current().record("claimed_client", claimed);
-            Ok(Some(identity))
-        }
-        Err(refused) => {
-            let count = &service.stats.headers_refused;
-            count.with_label_values(&[refused.label()]).inc();
-            Err(turned(first, refused.status(), refused.to_string()))
-        }
-    }
+fn denied(app: &AppEntry, why: impl fmt::Display) -> Turned {
+    turned(app, Status::Denied, why.to_string())
 }
