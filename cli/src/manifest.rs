@@ -9,7 +9,6 @@
 //! says it to every client alike.
 
 mod bytes;
-mod duration;
 mod fields;
 mod near;
 mod node;
@@ -18,7 +17,7 @@ mod read;
 mod words;
 mod write;
 
-pub use duration::{DurationError, parse_duration, write_duration};
+pub use anyport_model::duration::{parse_duration, write_duration};
 pub use place::{ManifestFault, Place};
 pub use read::{Declared, Manifest};
 pub use words::{Word, word};

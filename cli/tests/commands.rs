@@ -241,7 +241,7 @@ error: cannot apply: 9 faults, nothing was stored
   standard input:10: apps[0].protocol: \"70000\" is not a port; a port is a number from 1 to 65535
   standard input:11: apps[0].edge_ips[1]: \"nowhere\" is no address; right is 198.51.100.10, 198.51.100.0/24 or 2001:db8:51::10
   standard input:12: apps[0].orign_pool: an app has no field \"orign_pool\" in this version of Anyport; did you mean origin_pool?
-  standard input:13: apps[0].timeouts.idle: \"5 parsecs\" is no duration; right is 500ms, 2s, 5m or 1h
+  standard input:13: apps[0].timeouts.idle: \"5 parsecs\" is no duration; right is 500ms, 2s, 5m, 1h or 30d
   standard input:16: apps[1].edge_ips[0]: 203.0.113.1/32 is in no declared prefix
   standard input:17: apps[1].origin_pool: there is no pool \"none\"
 ",
@@ -314,6 +314,17 @@ async fn pruning_by_an_empty_manifest_is_refused() {
     assert_eq!(ran.code, 1);
     assert!(ran.err.contains("would delete everything"), "{}", ran.err);
     assert_eq!(fake.state(|state| state.resources.len()), 6);
+}
+
+#[tokio::test]
+async fn everything_is_deleted_where_that_is_said() {
+    let (fake, server) = applied().await;
+    let args = ["apply", "-f", "-", "--prune", "--allow-mass-deletion"];
+    let ran = anyport(server, &args, "apps: []\n").await;
+    assert_eq!((ran.code, ran.err.as_str()), (0, ""));
+    assert_eq!(fake.state(|state| state.resources.len()), 0);
+    let without_prune = ["apply", "-f", "-", "--allow-mass-deletion"];
+    assert_eq!(anyport(server, &without_prune, GAME).await.code, 2);
 }
 
 #[tokio::test]

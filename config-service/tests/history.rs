@@ -133,9 +133,11 @@ fn apply_intent(wanted: impl IntoIterator<Item = Resource>, prune: bool) -> Inte
 }
 
 async fn write(writer: &Writer, intent: Intent) -> Result<Written, WriteError> {
-    writer
-        .write(intent, Conditions::default(), SystemTime::now)
-        .await
+    let conditions = Conditions {
+        allow_mass_deletion: true,
+        ..Conditions::default()
+    };
+    writer.write(intent, conditions, SystemTime::now).await
 }
 
 /// What the store should hold: the state of every revision, in a plain list.

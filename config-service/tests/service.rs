@@ -266,7 +266,9 @@ async fn a_repeated_request_is_done_once_and_answered_alike() {
         ..request
     };
     let reused = service.apply_request(other).await.unwrap_err();
-    assert_eq!(violations(&reused)[0].0, "request_id");
+    assert_eq!(reused.code(), Code::AlreadyExists, "{reused:?}");
+    let said = "request_id \"r-1\" was used for another request, which made revision 1";
+    assert_eq!(reused.message(), said);
 
     let delete = v1::DeleteRequest {
         resource: Some(reference(v1::Kind::App, "app-1")),
@@ -277,6 +279,105 @@ async fn a_repeated_request_is_done_once_and_answered_alike() {
     let first = client.delete(delete.clone()).await.unwrap().into_inner();
     let again = client.delete(delete).await.unwrap().into_inner();
     assert_eq!(first, again);
+}
+
+#[tokio::test]
+async fn what_would_delete_much_is_refused_unless_the_request_says_so() {
+    let (_directory, service) = fresh().await;
+    service.apply(many(12)).await.unwrap();
+    let refused = |status: Status, said: &str| {
+        assert_eq!(status.code(), Code::FailedPrecondition, "{status:?}");
+        let details = status.get_details_precondition_failure().unwrap();
+        let violation = &details.violations[0];
+        let told = (violation.r#type.as_str(), violation.description.as_str());
+        assert_eq!(told, ("MASS_DELETION", said));
+        assert!(status.message().contains(said), "{status:?}");
+        assert!(status.message().contains("--allow-mass-deletion"));
+    };
+    let prune = |resources, allow_mass_deletion, dry_run| v1::ApplyRequest {
+        resources,
+        prune: true,
+        allow_mass_deletion,
+        dry_run,
+        ..Default::default()
+    };
+    let half = service.apply_request(prune(many(5), false, false)).await;
+    refused(half.unwrap_err(), "7 of 13 resources");
+    let other = vec![prefix("198.51.100.0/24"), app("other", 99)];
+    let others = service.apply_request(prune(other, false, false)).await;
+    refused(others.unwrap_err(), "all 12 apps, 12 of 13 resources");
+    let dry = service.apply_request(prune(Vec::new(), false, true)).await;
+    let dry = dry.unwrap();
+    assert_eq!(
+        dry.mass_deletion,
+        "all 12 apps, the only prefix, all 13 resources"
+    );
+    assert_eq!((dry.revision, dry.changes.len()), (1, 13));
+    let little = service.apply_request(prune(many(8), false, false)).await;
+    assert_eq!(little.unwrap().revision, 2);
+
+    let rollback = |revision, allow_mass_deletion| v1::RollbackRequest {
+        revision,
+        allow_mass_deletion,
+        ..Default::default()
+    };
+    let all = service.apply_request(prune(Vec::new(), true, false)).await;
+    assert_eq!(all.unwrap().revision, 3);
+    let mut client = service.client();
+    let back = client.rollback(rollback(1, false)).await;
+    assert_eq!(
+        back.unwrap().into_inner().revision,
+        4,
+        "this deletes nothing"
+    );
+    let emptied = client.rollback(rollback(3, false)).await;
+    refused(
+        emptied.unwrap_err(),
+        "all 12 apps, the only prefix, all 13 resources",
+    );
+    assert_eq!(service.list().await.0, 4);
+    let emptied = client.rollback(rollback(3, true)).await;
+    assert_eq!(emptied.unwrap().into_inner().revision, 5);
+}
+
+#[tokio::test]
+async fn what_is_too_large_or_too_many_is_refused_by_its_limit() {
+    let (_directory, service) = fresh().await;
+    // Few, but each with very many names.
+    let names: Vec<String> = (0..1_500).map(|n| format!("host-{n}.example")).collect();
+    let authority = rcgen::generate_simple_self_signed(names).unwrap();
+    let mut large = app_to("large", 1, "game");
+    if let Some(v1::resource::Kind::App(app)) = &mut large.kind {
+        app.tls = v1::TlsMode::Strict.into();
+        app.certificate = "large".to_owned();
+        app.origin_ca = authority.cert.pem().repeat(60);
+    }
+    let refused = service.apply(vec![prefix("198.51.100.0/24"), large]).await;
+    let found = violations(&refused.unwrap_err());
+    let (_, problem) = found
+        .iter()
+        .find(|(field, _)| field == "resources[1].app")
+        .unwrap_or_else(|| panic!("{found:?}"));
+    assert!(problem.starts_with("takes "), "{problem}");
+    assert!(
+        problem.ends_with(" bytes; right is at most 1000000"),
+        "{problem}"
+    );
+
+    let many: Vec<v1::Resource> = (0..100_001)
+        .map(|n| monitor(&format!("monitor-{n}")))
+        .collect();
+    let refused = violations(&service.apply(many.clone()).await.unwrap_err());
+    let (field, problem) = &refused[0];
+    assert_eq!(field, "resources");
+    assert_eq!(
+        problem,
+        "there would be 100001 resources; right is at most 100000"
+    );
+    let most = service.apply(many[1..].to_vec()).await.unwrap();
+    assert_eq!(most.revision, 1);
+    let more = violations(&service.apply(many).await.unwrap_err());
+    assert_eq!(more[0].0, "resources", "what is there counts too");
 }
 
 #[tokio::test]

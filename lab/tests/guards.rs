@@ -337,7 +337,10 @@ fn as_many_connections_are_let_in_as_each_limit_says(store: Store) {
 
     // As they do where the app is deleted, and declared again.
     let pruned = cluster
-        .try_apply(PREFIXES, &["--prune", "--wait=30s"])
+        .try_apply(
+            PREFIXES,
+            &["--prune", "--allow-mass-deletion", "--wait=30s"],
+        )
         .unwrap();
     assert_eq!(pruned.status, Some(0), "{pruned}");
     let manifest = apply(12, 3);

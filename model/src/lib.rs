@@ -22,6 +22,7 @@ pub mod diff;
 pub mod disabled;
 pub mod dns;
 pub mod drain;
+pub mod duration;
 pub mod fault;
 pub mod health;
 pub mod identity;

@@ -38,6 +38,10 @@ pub struct Args {
     /// Delete everything that is declared now and not in the manifest
     #[arg(long)]
     prune: bool,
+    /// Allow --prune to delete every app, every prefix, or more than half of more
+    /// than 10 resources
+    #[arg(long, requires = "prune")]
+    allow_mass_deletion: bool,
     /// Return when every connected edge has applied or rejected the change, each
     /// named; how long to wait at most
     #[arg(
@@ -60,6 +64,7 @@ impl Args {
             file,
             dry_run: false,
             prune: false,
+            allow_mass_deletion: false,
             wait: None,
             why: Why::default(),
         }
@@ -80,11 +85,14 @@ pub(super) async fn apply(args: &Args, context: &mut Context) -> Result<u64, Fai
     if !manifest.faults().is_empty() {
         return Err(refuse_with_all_faults(&manifest, args, context).await);
     }
-    if args.prune && manifest.declared().is_empty() {
+    if args.prune && !args.allow_mass_deletion && manifest.declared().is_empty() {
         return Err(Failure::refused(
             "cannot apply: the manifest declares nothing, so --prune would delete everything",
         )
-        .remedy("check the file; to delete something, use `anyport delete`"));
+        .remedy(
+            "check the file; to delete something, use `anyport delete`; to delete everything, \
+             say --allow-mass-deletion",
+        ));
     }
     let response = match send(&manifest, args, args.dry_run, context).await {
         Ok(response) => response,
@@ -99,6 +107,13 @@ pub(super) async fn apply(args: &Args, context: &mut Context) -> Result<u64, Fai
                 .console
                 .line(format_args!("{word}    {}", printable(&warning)))?;
         }
+    }
+    if !response.mass_deletion.is_empty() {
+        let word = context.console.paint("warning", Mood::Notable);
+        let mass = printable(&response.mass_deletion);
+        context.console.line(format_args!(
+            "{word}    this deletes {mass}, and is refused without --allow-mass-deletion"
+        ))?;
     }
     let revision = response.revision;
     let line = if args.dry_run {
@@ -137,6 +152,7 @@ async fn send(
         resources: manifest.resources(),
         dry_run,
         prune: args.prune,
+        allow_mass_deletion: args.allow_mass_deletion,
         expected_revision: None,
         request_id: request_id(),
         message: args.why.message.clone(),

@@ -12,6 +12,10 @@ use crate::{
 pub struct Args {
     /// The revision whose state is to come back, as `anyport history` shows it
     revision: u64,
+    /// Allow it to delete every app, every prefix, or more than half of more than
+    /// 10 resources
+    #[arg(long)]
+    allow_mass_deletion: bool,
     #[command(flatten)]
     why: Why,
 }
@@ -23,6 +27,7 @@ pub async fn run(args: Args, mut context: Context) -> Result<(), Failure> {
         request_id: request_id(),
         message: args.why.message,
         author: author(),
+        allow_mass_deletion: args.allow_mass_deletion,
     };
     let call = async |mut client: Client, request| client.rollback(request).await;
     let answer = context.connection.write(request, call).await;

@@ -6,9 +6,10 @@ use std::{fs::File, io::Read, path::Path, sync::Arc};
 use anyport_proto::convert;
 
 use super::{
-    bytes, duration,
+    bytes,
     near::nearest,
     node::{Key, Node, Value},
+    parse_duration,
     place::{ManifestFault, Place},
     words::Word,
 };
@@ -204,7 +205,7 @@ impl<'n> Fields<'n, '_> {
 
     pub(super) fn duration(&mut self, name: &'static str) -> Option<prost_types::Duration> {
         self.read(name, |value| match value {
-            Value::Text(text) => match duration::parse_duration(text) {
+            Value::Text(text) => match parse_duration(text) {
                 Ok(duration) => Ok(convert::write_duration(duration)),
                 Err(error) => Err(error.to_string()),
             },
@@ -212,7 +213,7 @@ impl<'n> Fields<'n, '_> {
                 "{number} has no unit; right is {number}ms, {number}s, {number}m or {number}h"
             )),
             other => Err(format!(
-                "is {}; right is 500ms, 2s, 5m or 1h",
+                "is {}; right is 500ms, 2s, 5m, 1h or 30d",
                 other.describe()
             )),
         })

@@ -185,7 +185,7 @@ secrets: []
     );
     let wanted = r#"
 m.yaml:4: monitors[0].type: "https" is no monitor type of this version of Anyport; right is tcp
-m.yaml:5: monitors[0].interval: "5 parsecs" is no duration; right is 500ms, 2s, 5m or 1h
+m.yaml:5: monitors[0].interval: "5 parsecs" is no duration; right is 500ms, 2s, 5m, 1h or 30d
 m.yaml:6: monitors[0].timeout: 5 has no unit; right is 5ms, 5s, 5m or 5h
 m.yaml:7: monitors[0].retries: is the number -1; right is a whole number from 0 to 4294967295
 m.yaml:8: monitors[0].port: is the number 70000000000; right is a whole number from 0 to 4294967295

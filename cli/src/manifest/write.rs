@@ -12,7 +12,7 @@ use anyport_proto::{
 };
 use serde::Serialize;
 
-use super::{bytes, duration, words::word};
+use super::{bytes, words::word, write_duration};
 
 /// A whole manifest.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
@@ -344,7 +344,7 @@ impl From<&v1::Access> for Access {
 /// A wire duration as users write it; one that is none, in words.
 pub fn write_wire_duration(wire: prost_types::Duration) -> String {
     match convert::read_duration(wire) {
-        Ok(duration) => duration::write_duration(duration),
+        Ok(duration) => write_duration(duration),
         Err(error) => error.to_string(),
     }
 }

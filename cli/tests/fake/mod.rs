@@ -257,6 +257,10 @@ impl ConfigService for Fake {
             message: request.message,
             ..Default::default()
         };
+        let emptied = request.prune && after.is_empty() && !request.allow_mass_deletion;
+        if emptied && !request.dry_run {
+            return Err(Status::failed_precondition("this would delete everything"));
+        }
         self.state(|state| {
             let changes = if request.dry_run {
                 changes(&state.resources, &after)
@@ -267,6 +271,7 @@ impl ConfigService for Fake {
                 revision: state.revision(),
                 changes,
                 state_hash: Vec::new(),
+                mass_deletion: if emptied { "everything" } else { "" }.to_owned(),
             }))
         })
     }

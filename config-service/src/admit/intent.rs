@@ -7,12 +7,14 @@ use std::{
 };
 
 use anyport_model::{
-    fault::{Fault, StateFault},
+    fault::StateFault,
     names::Revision,
     resource::{Kind, Resource, ResourceRef},
     state::{Resources, State},
     validate,
 };
+
+use super::{deletion::MassDeletion, limits};
 
 /// What a write asks for.
 #[derive(Debug, Clone)]
@@ -59,6 +61,9 @@ pub struct Plan {
     pub resources: Resources,
     /// By kind and name.
     pub changes: Vec<Change>,
+    /// What it deletes without naming it, where that is so much that it may be
+    /// an accident.
+    pub mass_deletion: Option<MassDeletion>,
 }
 
 /// What becomes of one resource.
@@ -82,6 +87,10 @@ pub enum Refusal {
         resource: ResourceRef,
         users: Vec<User>,
     },
+    #[error(
+        "this would delete {0}; if that is meant, say so: allow_mass_deletion, in the command --allow-mass-deletion"
+    )]
+    MassDeletion(MassDeletion),
 }
 
 /// A field that refers to what was to be deleted.
@@ -171,10 +180,12 @@ fn apply(present: &Resources, request: &ApplyRead, prune: bool) -> Result<Plan, 
     for (reference, (_, resource)) in &request.resources {
         resources.insert(reference.clone(), resource.clone());
     }
-    if request.violations.is_empty() {
+    let mut violations = request.violations.clone();
+    violations.extend(limits::exceeded(request, resources.len()));
+    if violations.is_empty() {
         let resources = fitting(resources, |fault| path_in(request, fault))?;
         let named = |reference: &ResourceRef| request.resources.contains_key(reference);
-        return Ok(plan(present, resources, named));
+        return Ok(plan(present, resources, named).judged(present));
     }
     // It will be refused; now find the other faults, judging nothing by the old
     // version of what is to be replaced.
@@ -185,7 +196,6 @@ fn apply(present: &Resources, request: &ApplyRead, prune: bool) -> Result<Plan, 
         resources.insert(resource.reference(), resource.clone());
     }
     let faults = validate::faults(&resources, &request.unreadable);
-    let mut violations = request.violations.clone();
     violations.extend(
         faults
             .iter()
@@ -217,7 +227,7 @@ fn delete(present: &Resources, reference: &ResourceRef) -> Result<Plan, Refusal>
 
 fn rollback(present: &Resources, target: &Resources) -> Result<Plan, Refusal> {
     let resources = fitting(target.clone(), path_outside)?;
-    Ok(plan(present, resources, |_| false))
+    Ok(plan(present, resources, |_| false).judged(present))
 }
 
 /// The resources, if they fit each other.
@@ -260,12 +270,26 @@ fn plan(present: &Resources, resources: Resources, named: impl Fn(&ResourceRef) 
         .filter(|(reference, _)| !resources.contains_key(reference));
     changes.extend(gone.map(|(_, resource)| Change::Deleted(resource.clone())));
     changes.sort_by_key(Change::reference);
-    Plan { resources, changes }
+    Plan {
+        resources,
+        changes,
+        mass_deletion: None,
+    }
+}
+
+impl Plan {
+    /// Of a write that does not name what it deletes.
+    fn judged(self, present: &Resources) -> Self {
+        Self {
+            mass_deletion: MassDeletion::of(present, &self.resources),
+            ..self
+        }
+    }
 }
 
 fn path_in(request: &ApplyRead, fault: &StateFault) -> String {
     match request.resources.get(&fault.resource) {
-        Some((index, _)) => path_of(*index, Some(fault.resource.kind()), &fault.fault),
+        Some((index, _)) => path_of(*index, Some(fault.resource.kind()), &fault.fault.field),
         None => path_outside(fault),
     }
 }
@@ -278,12 +302,12 @@ fn path_outside(fault: &StateFault) -> String {
 }
 
 /// `resources[3].app.edge_ips[0]`.
-pub(super) fn path_of(index: usize, kind: Option<Kind>, fault: &Fault) -> String {
+pub(super) fn path_of(index: usize, kind: Option<Kind>, field: &str) -> String {
     let this = match kind {
         Some(kind) => format!("resources[{index}].{}", kind.singular()),
         None => format!("resources[{index}]"),
     };
-    with_field(this, &fault.field)
+    with_field(this, field)
 }
 
 fn with_field(this: String, field: &str) -> String {

@@ -4,10 +4,14 @@
 //! them in turn with the store: once for a repeated request, again where another
 //! replica was first, and without the store for a dry run.
 
+mod deletion;
 mod intent;
+mod limits;
 mod read;
 mod write;
 
+pub use deletion::MassDeletion;
 pub use intent::{ApplyRead, Change, Intent, Plan, Refusal, User, Violation};
+pub use limits::{RESOURCE_MAX, RESOURCES_MAX};
 pub use read::read_apply;
 pub use write::{Conditions, Outcome, WriteError, Writer, Written};

@@ -22,7 +22,7 @@ pub fn read_apply(resources: Vec<v1::Resource>) -> ApplyRead {
             Ok(resource) => add(&mut read, index, resource),
             Err(Unreadable { reference, faults }) => {
                 let faults = faults.into_iter().map(|fault| Violation {
-                    path: path_of(index, kind, &fault),
+                    path: path_of(index, kind, &fault.field),
                     problem: fault.problem,
                 });
                 read.violations.extend(faults);

@@ -10,7 +10,10 @@ use anyport_node::telemetry;
 use anyport_proto::sync::UPDATE_MAX;
 use tracing::Instrument;
 
-use super::intent::{Change, Intent, Plan, Refusal, Violation};
+use super::{
+    MassDeletion,
+    intent::{Change, Intent, Plan, Refusal, Violation},
+};
 use crate::{
     state::{Draft, Keeper, Snapshot, Turn, history},
     store::{ObjectId, Record, RequestMark, StoreError},
@@ -43,6 +46,8 @@ pub struct Conditions {
     pub request: Option<RequestMark>,
     pub author: String,
     pub message: String,
+    /// Much may be deleted without being named.
+    pub allow_mass_deletion: bool,
 }
 
 /// A write that was done, now or before.
@@ -51,7 +56,11 @@ pub struct Written {
     /// The latest revision after it.
     pub revision: Revision,
     pub state_hash: ObjectId,
+    /// Empty for a repeated one, where the revision before it is not kept any
+    /// more.
     pub changes: Vec<Change>,
+    /// What a dry run would not be allowed.
+    pub mass_deletion: Option<MassDeletion>,
     pub outcome: Outcome,
 }
 
@@ -132,7 +141,15 @@ impl Writer {
                 let latest = present.revision();
                 return Err(WriteError::Outdated { expected, latest });
             }
-            let plan = admit(&intent, &present).await?;
+            let mut plan = admit(&intent, &present).await?;
+            let forbidden = plan
+                .mass_deletion
+                .take_if(|_| !conditions.allow_mass_deletion);
+            if !conditions.dry_run
+                && let Some(forbidden) = forbidden
+            {
+                return Err(Refusal::MassDeletion(forbidden).into());
+            }
             let outcome = if conditions.dry_run {
                 Some(Outcome::DryRun)
             } else if !plan.changes.iter().any(Change::is_change) {
@@ -145,6 +162,7 @@ impl Writer {
                     revision: present.revision(),
                     state_hash: present.hash(),
                     changes: plan.changes,
+                    mass_deletion: forbidden,
                     outcome,
                 });
             }
@@ -195,13 +213,15 @@ impl Writer {
         }
         // Planning is pure, so the same intent on the same state says the same.
         let before = Revision(done.revision.0.saturating_sub(1));
-        let Some(before) = self.keeper.at(before).await? else {
-            return Ok(None);
+        let changes = match self.keeper.at(before).await? {
+            Some(before) => intent.plan(&before.resources)?.changes,
+            None => Vec::new(),
         };
         Ok(Some(Written {
             revision: done.revision,
             state_hash: done.state_hash,
-            changes: intent.plan(&before.resources)?.changes,
+            changes,
+            mass_deletion: None,
             outcome: Outcome::Repeated,
         }))
     }
@@ -244,7 +264,9 @@ struct Commit<'a> {
 impl Commit<'_> {
     /// `None` where another replica was first.
     async fn run(self, plan: Plan) -> Result<Option<(Written, Arc<Snapshot>)>, WriteError> {
-        let Plan { resources, changes } = plan;
+        let Plan {
+            resources, changes, ..
+        } = plan;
         let changed: Vec<_> = changes
             .iter()
             .filter(|change| change.is_change())
@@ -277,6 +299,7 @@ impl Commit<'_> {
                 revision: committed.revision(),
                 state_hash: committed.hash(),
                 changes,
+                mass_deletion: None,
                 outcome: Outcome::Committed,
             };
             (written, committed)

@@ -56,6 +56,7 @@ struct Asked {
     request_id: String,
     author: String,
     message: String,
+    allow_mass_deletion: bool,
     /// Of the whole request, its method with it.
     digest: ObjectId,
 }
@@ -91,6 +92,7 @@ impl Asked {
             request,
             author,
             message: self.message,
+            allow_mass_deletion: self.allow_mass_deletion,
         })
     }
 }
@@ -151,6 +153,7 @@ impl ConfigService for ConfigApi {
             request_id: wire.request_id,
             author: wire.author,
             message: wire.message,
+            allow_mass_deletion: wire.allow_mass_deletion,
         };
         let conditions = Conditions {
             dry_run: wire.dry_run,
@@ -165,6 +168,10 @@ impl ConfigService for ConfigApi {
             revision: written.revision.0,
             changes: written.changes.iter().map(write_change).collect(),
             state_hash: written.state_hash.to_vec(),
+            mass_deletion: written
+                .mass_deletion
+                .map(|mass| mass.to_string())
+                .unwrap_or_default(),
         }))
     }
 
@@ -220,6 +227,8 @@ impl ConfigService for ConfigApi {
             request_id: wire.request_id,
             author: wire.author,
             message: wire.message,
+            // What is deleted is named.
+            allow_mass_deletion: true,
         };
         let conditions = asked.conditions(certified)?;
         let intent = Intent::Delete(reference(wire.resource)?);
@@ -286,6 +295,7 @@ impl ConfigService for ConfigApi {
             request_id: wire.request_id,
             author: wire.author,
             message: wire.message,
+            allow_mass_deletion: wire.allow_mass_deletion,
         };
         let conditions = asked.conditions(certified)?;
         let revision = Revision(wire.revision);

@@ -106,7 +106,7 @@ pub(crate) fn of_write(error: WriteError) -> Status {
             // Trying again unchanged is of no use, so there is no hint to retry.
             Status::aborted(error.to_string())
         }
-        WriteError::RequestIdReused { .. } => invalid_field("request_id", error),
+        WriteError::RequestIdReused { .. } => Status::already_exists(error.to_string()),
         WriteError::Contended => retry(Code::Aborted, error.to_string(), CONTENDED_RETRY),
         WriteError::Store(error) => of_store(&error),
         WriteError::Panicked(_) => Status::internal(error.to_string()),
@@ -131,10 +131,19 @@ fn of_refusal(refusal: Refusal) -> Status {
                     PreconditionViolation::new("IN_USE", subject, user.problem)
                 })
                 .collect();
-            let details = ErrorDetails::with_precondition_failure(violations);
-            Status::with_error_details(Code::FailedPrecondition, message, details)
+            precondition(message, violations)
+        }
+        Refusal::MassDeletion(mass) => {
+            let violation =
+                PreconditionViolation::new("MASS_DELETION", "resources", mass.to_string());
+            precondition(message, vec![violation])
         }
     }
+}
+
+fn precondition(message: String, violations: Vec<PreconditionViolation>) -> Status {
+    let details = ErrorDetails::with_precondition_failure(violations);
+    Status::with_error_details(Code::FailedPrecondition, message, details)
 }
 
 /// Users of a resource that are named in the details.

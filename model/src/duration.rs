@@ -1,17 +1,18 @@
-//! Durations as users write them: `500ms`, `2s`, `5m`, `1h`.
+//! Durations as users write them: `500ms`, `2s`, `5m`, `1h`, `30d`.
 
 use std::time::Duration;
 
 /// A text that is no duration.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DurationError {
-    #[error("{0:?} is no duration; right is 500ms, 2s, 5m or 1h")]
+    #[error("{0:?} is no duration; right is 500ms, 2s, 5m, 1h or 30d")]
     Malformed(String),
-    #[error("{0:?} is longer than any duration can be; right is 500ms, 2s, 5m or 1h")]
+    #[error("{0:?} is longer than any duration can be; right is 500ms, 2s, 5m, 1h or 30d")]
     TooLong(String),
 }
 
-const UNITS: [(&str, u128); 6] = [
+const UNITS: [(&str, u128); 7] = [
+    ("d", 86_400_000_000_000),
     ("h", 3_600_000_000_000),
     ("m", 60_000_000_000),
     ("s", 1_000_000_000),
@@ -69,6 +70,7 @@ mod tests {
             ("2s", 2_000),
             ("5m", 300_000),
             ("1h", 3_600_000),
+            ("2d", 172_800_000),
             ("0s", 0),
         ] {
             assert_eq!(parse_duration(text), Ok(Duration::from_millis(millis)));
@@ -89,7 +91,7 @@ mod tests {
             let fault = parse_duration(text).expect_err(text).to_string();
             assert_eq!(
                 fault,
-                format!("{text:?} is no duration; right is 500ms, 2s, 5m or 1h")
+                format!("{text:?} is no duration; right is 500ms, 2s, 5m, 1h or 30d")
             );
         }
         let huge = "9".repeat(60) + "h";
@@ -106,6 +108,7 @@ mod tests {
             ("90m", "90m"),
             ("1500ms", "1500ms"),
             ("3600000ms", "1h"),
+            ("48h", "2d"),
             ("0h", "0s"),
             ("1000ns", "1us"),
         ] {
