@@ -6,16 +6,17 @@ use std::{
 };
 
 use anyport_node::{
+    access::Role,
     admin::AdminServer,
     drain::Drain,
+    identity::{self, Expiry},
     listen::ListenError,
     metrics::{Registry, prometheus},
     ready::Readiness,
-    rpc::{self, EndpointError, ServeError, Server},
+    rpc::{Endpoint, EndpointError, ServeError, Server},
 };
 use anyport_proto::{DESCRIPTORS, sync, v1};
 use tokio::task::{JoinError, JoinSet};
-use tonic::transport::Endpoint;
 
 use crate::{
     Config,
@@ -82,7 +83,7 @@ impl Balancer {
         let replicas = config
             .config_service
             .iter()
-            .map(|url| rpc::endpoint(url, identity))
+            .map(|url| Endpoint::new(url, identity, Role::ConfigService))
             .collect::<Result<_, _>>()?;
         let registry = Registry::new();
         let metrics = Metrics::new(&registry)?;
@@ -120,7 +121,7 @@ impl Balancer {
             tables,
             drain.clone(),
         );
-        let identity = sync::Identity {
+        let who = sync::Identity {
             role: v1::NodeRole::Balancer,
             name: self.config.name.to_string(),
             region: String::new(),
@@ -129,6 +130,8 @@ impl Balancer {
             address: String::new(),
         };
         let subscriber = Subscriber::new(handle);
+        let expiry = Expiry::register(&self.config.identity, &self.registry)?;
+        let remark = readiness.remark("identity");
 
         let admin = self
             .admin
@@ -145,7 +148,9 @@ impl Balancer {
             driver.run().await;
             "the prober"
         });
-        tasks.spawn(follow(self.replicas, identity, reports, subscriber));
+        let files = identity::follow(self.config.identity.clone(), expiry, remark);
+        tasks.spawn(async move { match files.await {} });
+        tasks.spawn(follow(self.replicas, who, reports, subscriber));
         let serve = self
             .server
             .service(v1::balancer_service_server::BalancerServiceServer::new(
@@ -169,6 +174,7 @@ async fn follow(
     reports: Reports,
     mut subscriber: Subscriber,
 ) -> &'static str {
+    let replicas = replicas.into_iter().map(Endpoint::into_dial).collect();
     sync::follow(replicas, identity, reports, &mut subscriber).await;
     "the subscription"
 }

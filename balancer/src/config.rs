@@ -4,6 +4,7 @@ use std::{fs, io, net::SocketAddr};
 
 use anyport_model::names::{NameError, NodeName};
 use anyport_node::{
+    access::Role,
     identity::{Identity, IdentityError, TlsArgs},
     rpc::Urls,
 };
@@ -85,12 +86,13 @@ impl Args {
             Some(name) => name,
             None => node_name(&fs::read_to_string(HOST_NAME).map_err(ConfigError::NoHostName)?)?,
         };
+        let identity = self.tls.load_as(Role::Balancer, Some(name.as_str()))?;
         Ok(Config {
             name,
             listen: self.listen,
             admin: self.admin,
             config_service: self.config_service,
-            identity: self.tls.load()?,
+            identity,
         })
     }
 }

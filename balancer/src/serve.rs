@@ -6,7 +6,10 @@ mod watch;
 use std::{pin::Pin, time::Duration};
 
 use anyport_model::names::NodeName;
-use anyport_node::drain::Drain;
+use anyport_node::{
+    access::{Caller, Role},
+    drain::Drain,
+};
 use anyport_proto::{convert::write_duration, v1};
 use futures_util::{Stream, StreamExt};
 use tonic::{Request, Response, Status, async_trait};
@@ -55,6 +58,7 @@ impl v1::balancer_service_server::BalancerService for Service {
         request: Request<v1::WatchWeightsRequest>,
     ) -> Result<Response<Updates>, Status> {
         let edge: NodeName = request::field("edge", &request.get_ref().edge)?;
+        Caller::of(request.extensions()).check_is(Role::Edge, edge.as_str())?;
         if !self.driver.has_configuration() {
             // One that has is better, and the edge finds it by asking on.
             return Err(Status::unavailable(
@@ -74,6 +78,7 @@ impl v1::balancer_service_server::BalancerService for Service {
         &self,
         request: Request<v1::ReportOriginsRequest>,
     ) -> Result<Response<v1::ReportOriginsResponse>, Status> {
+        Caller::of(request.extensions()).check_is(Role::Edge, &request.get_ref().edge)?;
         let reports = request::reports(request.into_inner())?;
         if !reports.is_empty() {
             self.driver.reported(reports).await?;

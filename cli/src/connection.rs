@@ -3,11 +3,12 @@
 use std::{
     error::Error,
     sync::Arc,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use anyport_model::{backoff::Backoff, resource::Kind};
 use anyport_node::{
+    access::Role,
     identity::{Identity, TlsArgs},
     rpc::{Channel, ServerUrl},
 };
@@ -57,8 +58,20 @@ impl Connection {
         let identity = tls
             .load()
             .map_err(|error| Failure::new(Exit::Usage, error))?;
-        let channel =
-            Channel::lazy(url, &identity).map_err(|error| Failure::new(Exit::Usage, error))?;
+        let expired = identity
+            .certified()
+            .filter(|_| identity.is_expired(SystemTime::now()));
+        if let Some(certified) = expired {
+            return Err(Failure::refused(format_args!(
+                "the certificate of --tls-cert, `{}`, has expired",
+                certified.subject
+            ))
+            .remedy(
+                "`anyport certs issue` makes a new one; `anyport certs show` says until when",
+            ));
+        }
+        let channel = Channel::lazy(url, &identity, Role::ConfigService)
+            .map_err(|error| Failure::new(Exit::Usage, error))?;
         let client = ConfigServiceClient::new(channel)
             .max_decoding_message_size(anyport_proto::sync::UPDATE_MAX);
         Ok(Self {
@@ -68,9 +81,10 @@ impl Connection {
         })
     }
 
-    /// To another server, by the same identity; dialled by the first call.
-    pub fn channel(&self, url: &ServerUrl) -> Result<Channel, Failure> {
-        Channel::lazy(url, &self.identity).map_err(|error| Failure::new(Exit::Usage, error))
+    /// To an edge, by the same identity; dialled by the first call.
+    pub fn edge(&self, url: &ServerUrl) -> Result<Channel, Failure> {
+        Channel::lazy(url, &self.identity, Role::Edge)
+            .map_err(|error| Failure::new(Exit::Usage, error))
     }
 
     pub fn url(&self) -> &ServerUrl {

@@ -96,10 +96,8 @@ impl Failure {
             Code::Aborted => Self::refused(format_args!("cannot {what}: {message}")).remedy(
                 "someone else changed the configuration meanwhile; look at it and try again",
             ),
-            Code::Unauthenticated | Code::PermissionDenied => Self::refused(format_args!(
-                "cannot {what}: {at_server} does not allow it: {message}"
-            ))
-            .remedy("give a certificate that may, with --tls-cert, --tls-key and --tls-ca"),
+            Code::Unauthenticated => Self::strangers(what, message),
+            Code::PermissionDenied => Self::forbidden(what, &at_server, message),
             Code::Unimplemented => Self::refused(format_args!(
                 "cannot {what}: the server at {url} does not offer this"
             ))
@@ -134,10 +132,8 @@ impl Failure {
                 Self::refused(format_args!("cannot {what}: {edge} does not offer this"))
                     .remedy("check that it is an edge agent, and as new as this command")
             }
-            Code::Unauthenticated | Code::PermissionDenied => Self::refused(format_args!(
-                "cannot {what}: {edge} does not allow it: {message}"
-            ))
-            .remedy("give a certificate that may, with --tls-cert, --tls-key and --tls-ca"),
+            Code::Unauthenticated => Self::strangers(what, message),
+            Code::PermissionDenied => Self::forbidden(what, &edge, message),
             code => Self::refused(format_args!("cannot {what}: {edge}: {message} ({code:?})")),
         }
     }
@@ -156,6 +152,22 @@ impl Failure {
             ),
         )
         .remedy("it may have been stored; see `anyport history`")
+    }
+
+    /// One side does not accept the other's certificate; `message` begins with the
+    /// URL.
+    fn strangers(what: &str, message: &str) -> Self {
+        Self::refused(format_args!("cannot {what}: {message}")).remedy(
+            "both certificates have to come from the authority of --tls-ca, be in date, and be \
+             for what they are used for; `anyport certs show` tells",
+        )
+    }
+
+    fn forbidden(what: &str, server: &str, message: &str) -> Self {
+        Self::refused(format_args!(
+            "cannot {what}: {server} does not allow it: {message}"
+        ))
+        .remedy("give a certificate that may, with --tls-cert, --tls-key and --tls-ca")
     }
 
     fn unreachable(what: &str, url: &ServerUrl, status: &Status) -> Self {

@@ -3,9 +3,10 @@
 use std::{convert::Infallible, net::SocketAddr, sync::Arc};
 
 use anyport_node::{
+    access::Role,
     admin::AdminServer,
     drain::Drain,
-    identity::{Identity, IdentityError},
+    identity::{self, Expiry, Identity, IdentityError},
     listen::ListenError,
     metrics::{Registry, prometheus},
     ready::Readiness,
@@ -19,7 +20,7 @@ use crate::{
     admit::Writer,
     config::Config,
     metrics::Metrics,
-    nodes::{Nodes, Role, share},
+    nodes::{self, Nodes, share},
     push::{DiscoveryServer, Push},
     serve::ConfigApi,
     state::{Keeper, follow},
@@ -76,7 +77,7 @@ impl ConfigService {
     /// # Errors
     /// See [`RunError`].
     pub async fn bind(config: &Config) -> Result<Self, RunError> {
-        let identity = config.tls.load()?;
+        let identity = config.tls.load_as(Role::ConfigService, None)?;
         let server = Server::bind("--listen", config.listen, &identity)?;
         let admin = AdminServer::bind("--admin", config.admin, &identity)?;
         let (store, presence): (Arc<dyn Store>, _) = match &config.store {
@@ -135,6 +136,8 @@ impl ConfigService {
         let keeper = Keeper::new(store);
         let nodes = Nodes::default();
         let loaded = readiness.condition("store", "the store has not been read yet");
+        let expiry = Expiry::register(&identity, &registry)?;
+        let remark = readiness.remark("identity");
         let _admin = admin.spawn(registry, readiness.clone(), drain.clone());
         let push = Push::new(
             keeper.clone(),
@@ -169,6 +172,7 @@ impl ConfigService {
             served = served => Ok(served?),
             never = Box::pin(follow(&keeper, &loaded)) => match never {},
             never = count(&keeper, &nodes, &metrics) => match never {},
+            never = identity::follow(identity.clone(), expiry, remark) => match never {},
         }
     }
 }
@@ -191,7 +195,7 @@ async fn count(keeper: &Keeper, nodes: &Nodes, metrics: &Metrics) -> Infallible 
             .map(|state| state.revision());
         metrics.moved_to(revision.map_or(0, |revision| revision.0));
         here.borrow_and_update();
-        for role in Role::ALL {
+        for role in nodes::Role::ALL {
             metrics.connected(role, nodes.count_here(role));
         }
         // Neither can fail: both senders are held by the arguments.

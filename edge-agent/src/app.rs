@@ -9,12 +9,13 @@ use std::{
 
 use anyhow::{Context, bail};
 use anyport_node::{
+    access::Role,
     admin::AdminServer,
     boot::log_config,
     drain::Drain,
-    identity::Identity,
+    identity::{self, Expiry, Identity},
     ready::Readiness,
-    rpc::{self, Channel, Server, Urls},
+    rpc::{Channel, Endpoint, Server, Urls},
 };
 use anyport_proto::{DESCRIPTORS, sync, v1};
 use prometheus::Registry;
@@ -60,7 +61,7 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
     log_config(&config);
     let started = Instant::now();
     let name = config.node_name()?;
-    let identity = config.tls.load()?;
+    let identity = config.tls.load_as(Role::Edge, Some(name.as_str()))?;
     let cache = Cache::open(&config.state_dir)?;
     let begun = tokio::select! {
         begun = handover::begin(&config.state_dir, name.as_str()) => begun?,
@@ -244,6 +245,12 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
         None
     };
 
+    let expiry = Expiry::register(&identity, &registry)?;
+    let remark = readiness.remark("identity");
+    let (followed_identity, expires) = (identity.clone(), expiry);
+    control.spawn(async move {
+        identity::follow(followed_identity, expires, remark).await;
+    });
     let admin = admin.spawn(registry, readiness.clone(), drain.clone());
     tracing::info!(listen = %server.address(), admin = %admin.address(), "edge agent started");
     let who = sync::Identity {
@@ -281,6 +288,7 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
     control.spawn(report(stats, name.to_string(), followed_seen));
     control.spawn(async move { in_use.follow_kernel().await });
     control.spawn(async move {
+        let replicas = replicas.into_iter().map(Endpoint::into_dial).collect();
         sync::follow(replicas, who, reports, &mut applier).await;
     });
     notify(Notice::Ready);
@@ -405,14 +413,18 @@ fn count_drops(stats: &Stats) -> impl FnMut(Dropped, u64) + Send + use<> {
     }
 }
 
-fn endpoints(urls: &Urls, identity: &Identity) -> anyhow::Result<Vec<tonic::transport::Endpoint>> {
-    let endpoints = urls.iter().map(|url| rpc::endpoint(url, identity));
+fn endpoints(urls: &Urls, identity: &Identity) -> anyhow::Result<Vec<Endpoint>> {
+    let endpoints = urls
+        .iter()
+        .map(|url| Endpoint::new(url, identity, Role::ConfigService));
     endpoints
         .collect::<Result<_, _>>()
         .context("--config-service")
 }
 
 fn channels(urls: &Urls, identity: &Identity) -> anyhow::Result<Vec<Channel>> {
-    let channels = urls.iter().map(|url| Channel::lazy(url, identity));
+    let channels = urls
+        .iter()
+        .map(|url| Channel::lazy(url, identity, Role::Balancer));
     channels.collect::<Result<_, _>>().context("--balancer")
 }

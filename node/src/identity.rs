@@ -4,19 +4,33 @@
 //! listeners ask for a client certificate from the same CA, and dialling presents
 //! this one. Without them clear text stays on loopback, unless the user says
 //! `--insecure` in so many words.
+//!
+//! The files are read again when they change; new connections use the new ones.
+
+mod follow;
+mod material;
 
 use std::{
-    fmt, fs, io,
+    fmt, io,
     net::SocketAddr,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::Arc,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
-use tonic::transport::{self, Certificate, ClientTlsConfig, Endpoint, ServerTlsConfig};
+use arc_swap::ArcSwap;
+use rustls::{ClientConfig, ServerConfig};
+use tonic::transport::ClientTlsConfig;
+
+use crate::access::{Certified, Role};
+pub(crate) use material::ALPN;
+use material::{Files, Material};
+
+use follow::Marks;
+pub use follow::{Expiry, follow};
 
 /// A peer that has not finished its handshake by then is not going to.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+pub(crate) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The flags, to be flattened into each service's own.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -43,8 +57,19 @@ pub struct Identity {
 }
 
 struct Tls {
-    server: ServerTlsConfig,
-    client: ClientTlsConfig,
+    files: Files,
+    /// Taken before they were first read.
+    read: Marks,
+    needed: Option<Needed>,
+    current: ArcSwap<Material>,
+}
+
+/// What the certificate of a process has to say of it, or nobody would listen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Needed {
+    role: Role,
+    /// The common name; `None`: any.
+    name: Option<String>,
 }
 
 /// The flags do not make an identity.
@@ -79,14 +104,26 @@ pub enum IdentityError {
         wanted: &'static str,
     },
     /// The files are PEM, but do not fit together or are damaged.
-    #[error("--tls-cert {}, --tls-key {}: cannot be used: {reason}", cert.display(), key.display())]
+    #[error("{flags}: cannot be used: {reason}")]
     Unusable {
-        /// The certificate file.
-        cert: PathBuf,
-        /// The key file.
-        key: PathBuf,
+        /// The flags and files at fault.
+        flags: String,
         /// What the TLS library said.
         reason: String,
+    },
+    /// The certificate is for something else than what this process does.
+    #[error(
+        "--tls-cert {}: its subject is `{subject}`, and others would refuse this {needed}; \
+         `anyport certs issue` makes one that is right",
+        path.display()
+    )]
+    WrongSubject {
+        /// The certificate file.
+        path: PathBuf,
+        /// What it says.
+        subject: String,
+        /// What it should say.
+        needed: String,
     },
 }
 
@@ -102,32 +139,50 @@ pub struct ClearTextRefused {
 }
 
 impl TlsArgs {
-    /// Reads and checks the files.
+    /// Reads and checks the files, of somebody who only dials.
     ///
     /// # Errors
     /// [`IdentityError`], naming the flag and the file at fault.
     pub fn load(&self) -> Result<Identity, IdentityError> {
-        let (cert, key, ca) = match (&self.tls_cert, &self.tls_key, &self.tls_ca) {
+        self.load_for(None)
+    }
+
+    /// As [`load`](Self::load), of a process whose peers ask its certificate for
+    /// that `role` and, where it has one there, for its `name`.
+    ///
+    /// # Errors
+    /// [`IdentityError`], naming the flag and the file at fault.
+    pub fn load_as(&self, role: Role, name: Option<&str>) -> Result<Identity, IdentityError> {
+        self.load_for(Some(Needed {
+            role,
+            name: name.map(str::to_owned),
+        }))
+    }
+
+    fn load_for(&self, needed: Option<Needed>) -> Result<Identity, IdentityError> {
+        let files = match (&self.tls_cert, &self.tls_key, &self.tls_ca) {
             (None, None, None) => {
                 return Ok(Identity {
                     tls: None,
                     insecure: self.insecure,
                 });
             }
-            (Some(cert), Some(key), Some(ca)) => (cert, key, ca),
+            (Some(cert), Some(key), Some(ca)) => Files {
+                cert: cert.clone(),
+                key: key.clone(),
+                ca: ca.clone(),
+            },
             _ => return Err(self.incomplete()),
         };
-        let cert_pem = read_pem("--tls-cert", cert, "CERTIFICATE")?;
-        let key_pem = read_pem("--tls-key", key, "PRIVATE KEY")?;
-        let ca_pem = read_pem("--tls-ca", ca, "CERTIFICATE")?;
-        let tls = Tls::new(cert_pem, key_pem, ca_pem);
-        tls.check().map_err(|error| IdentityError::Unusable {
-            cert: cert.clone(),
-            key: key.clone(),
-            reason: innermost(&error),
-        })?;
+        let read = files.marks();
+        let material = files.read(needed.as_ref())?;
         Ok(Identity {
-            tls: Some(Arc::new(tls)),
+            tls: Some(Arc::new(Tls {
+                files,
+                read,
+                needed,
+                current: ArcSwap::from_pointee(material),
+            })),
             insecure: self.insecure,
         })
     }
@@ -168,16 +223,38 @@ impl Identity {
         self.insecure
     }
 
+    /// What the certificate in use says of this process. `None` without TLS.
+    pub fn certified(&self) -> Option<Certified> {
+        Some(self.current()?.certified.clone())
+    }
+
+    /// Does the certificate no longer hold at `now`?
+    pub fn is_expired(&self, now: SystemTime) -> bool {
+        self.current()
+            .is_some_and(|material| material.certified.expires < now)
+    }
+
     /// For listeners: this certificate, and a client certificate from the CA is
-    /// required. `None` without TLS.
-    pub fn server_tls(&self) -> Option<ServerTlsConfig> {
-        self.tls.as_ref().map(|tls| tls.server.clone())
+    /// required. `None` without TLS. Asked for each connection, as it may change.
+    pub(crate) fn server(&self) -> Option<Arc<ServerConfig>> {
+        Some(Arc::clone(&self.current()?.server))
     }
 
     /// For dialling: the server's certificate must come from the CA and name the
     /// host that was dialled, and this certificate is presented. `None` without TLS.
+    /// Asked for each connection, as it may change.
+    pub(crate) fn client(&self) -> Option<Arc<ClientConfig>> {
+        Some(Arc::clone(&self.current()?.client))
+    }
+
+    /// For clients that are not ours: what [`rpc`](crate::rpc) dials with, as it is
+    /// now. `None` without TLS.
     pub fn client_tls(&self) -> Option<ClientTlsConfig> {
-        self.tls.as_ref().map(|tls| tls.client.clone())
+        Some(self.current()?.foreign.clone())
+    }
+
+    fn current(&self) -> Option<Arc<Material>> {
+        Some(self.tls.as_ref()?.current.load_full())
     }
 
     /// May a listener that uses TLS where there is one listen on `address`, which
@@ -240,64 +317,24 @@ impl fmt::Debug for Identity {
     }
 }
 
-impl Tls {
-    fn new(cert: String, key: String, ca: String) -> Self {
-        let identity = transport::Identity::from_pem(cert, key);
-        let authority = Certificate::from_pem(ca);
-        Self {
-            server: ServerTlsConfig::new()
-                .identity(identity.clone())
-                .client_ca_root(authority.clone())
-                .timeout(HANDSHAKE_TIMEOUT),
-            client: ClientTlsConfig::new()
-                .identity(identity)
-                .ca_certificate(authority)
-                .timeout(HANDSHAKE_TIMEOUT),
+impl Needed {
+    fn is_met_by(&self, certified: &Certified) -> bool {
+        let named = |name: &String| *name == certified.name;
+        certified.roles.has(self.role) && self.name.as_ref().is_none_or(named)
+    }
+}
+
+/// `edge `fra-1`, who needs O=anyport:edge and CN=fra-1`.
+impl fmt::Display for Needed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { role, name } = self;
+        let organization = role.organization();
+        match name {
+            Some(name) => write!(
+                f,
+                "{role} `{name}`, who needs O={organization} and CN={name}"
+            ),
+            None => write!(f, "{role}, who needs O={organization}"),
         }
     }
-
-    /// Makes a server and a client of it, so that damage shows at start and not
-    /// with the first connection.
-    fn check(&self) -> Result<(), transport::Error> {
-        transport::Server::builder().tls_config(self.server.clone())?;
-        Endpoint::from_static("https://localhost").tls_config(self.client.clone())?;
-        Ok(())
-    }
-}
-
-fn read_pem(
-    flag: &'static str,
-    path: &Path,
-    wanted: &'static str,
-) -> Result<String, IdentityError> {
-    let text = fs::read_to_string(path).map_err(|source| IdentityError::Unreadable {
-        flag,
-        path: path.to_owned(),
-        source,
-    })?;
-    // Key blocks come as `PRIVATE KEY`, `EC PRIVATE KEY`, `RSA PRIVATE KEY`.
-    let has_block = text
-        .lines()
-        .filter_map(|line| line.trim().strip_prefix("-----BEGIN "))
-        .any(|rest| {
-            rest.strip_suffix("-----")
-                .is_some_and(|kind| kind.ends_with(wanted))
-        });
-    if !has_block {
-        return Err(IdentityError::NotPem {
-            flag,
-            path: path.to_owned(),
-            wanted,
-        });
-    }
-    Ok(text)
-}
-
-/// The transport's own text is only "transport error"; the cause is what helps.
-fn innermost(error: &dyn std::error::Error) -> String {
-    let mut cause = error;
-    while let Some(source) = cause.source() {
-        cause = source;
-    }
-    cause.to_string()
 }

@@ -1,5 +1,6 @@
 //! What every process of the fleet shares, and nothing about what the fleet
-//! does: no word of apps, pools or edges appears here.
+//! does: no word of apps or pools appears here. Which role may call which method
+//! is here all the same, so that no service can be served without being asked.
 //!
 //! A service's main function reads top-down through these modules:
 //!
@@ -7,7 +8,7 @@
 //!    that SIGTERM begins.
 //! 2. [`identity`] turns the `--tls-*` flags into what may be listened on and dialled.
 //! 3. [`rpc`] serves gRPC with health and reflection, and dials other services;
-//!    trace context crosses both ways.
+//!    trace context crosses both ways. [`access`] says who may call what.
 //! 4. [`ready`] gathers what the service still waits for; [`admin`] tells it over
 //!    HTTP together with the [`metrics`], and `grpc.health.v1` tells it over gRPC.
 //!
@@ -17,6 +18,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod access;
 pub mod admin;
 pub mod boot;
 pub mod drain;

@@ -6,10 +6,12 @@
 
 mod channel;
 mod connection;
+mod dial;
 mod server;
 mod span;
+mod stream;
 mod urls;
 
-pub use channel::{Channel, EndpointError, endpoint};
+pub use channel::{Channel, Endpoint, EndpointError};
 pub use server::{ServeError, Server};
 pub use urls::{ServerUrl, UrlError, Urls};

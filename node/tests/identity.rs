@@ -4,20 +4,24 @@ use std::{
     fs,
     net::SocketAddr,
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use anyport_node::{
+    access::Role,
     drain::Drain,
-    identity::{Identity, IdentityError, TlsArgs},
+    identity::{Expiry, Identity, IdentityError, TlsArgs, follow},
+    metrics::{Registry, encode},
     ready::Readiness,
-    rpc::{Channel, EndpointError, Server, ServerUrl},
+    rpc::{Channel, Endpoint, EndpointError, Server, ServerUrl},
 };
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, KeyUsagePurpose,
+    BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, IsCa, KeyPair,
+    KeyUsagePurpose, date_time_ymd,
 };
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
+use tonic::transport::{self, Certificate, ClientTlsConfig};
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
 struct Authority {
@@ -52,8 +56,20 @@ impl Authority {
 
     /// Flags for a process whose certificate names `hosts`.
     fn issue(&self, name: &str, hosts: &[&str]) -> TlsArgs {
+        self.issue_for(Role::Edge, name, hosts)
+    }
+
+    fn issue_for(&self, role: Role, name: &str, hosts: &[&str]) -> TlsArgs {
         let hosts: Vec<String> = hosts.iter().map(|host| (*host).to_owned()).collect();
-        let params = CertificateParams::new(hosts).expect("good names");
+        let mut params = CertificateParams::new(hosts).expect("good names");
+        let subject = &mut params.distinguished_name;
+        *subject = DistinguishedName::new();
+        subject.push(DnType::CommonName, name);
+        subject.push(DnType::OrganizationName, role.organization());
+        self.sign(name, params)
+    }
+
+    fn sign(&self, name: &str, params: CertificateParams) -> TlsArgs {
         let key = KeyPair::generate().expect("a key");
         let certificate = params.signed_by(&key, &self.issuer).expect("signed");
         TlsArgs {
@@ -104,9 +120,9 @@ impl Running {
     }
 }
 
-/// A call, or the whole chain of causes why not.
-async fn call(channel: Result<Channel, EndpointError>) -> Result<(), String> {
-    let channel = channel.map_err(|error| causes(&error))?;
+/// A call to an edge, or the whole chain of causes why not.
+async fn call(url: &ServerUrl, identity: &Identity) -> Result<(), String> {
+    let channel = Channel::lazy(url, identity, Role::Edge).map_err(|error| causes(&error))?;
     let mut client = HealthClient::new(channel);
     let answer = client.check(HealthCheckRequest::default()).await;
     answer.map(drop).map_err(|status| causes(&status))
@@ -135,8 +151,9 @@ async fn both_sides_from_one_authority_understand_each_other() {
         .load()
         .expect("loads");
     let running = Running::start(&server);
-    let channel = Channel::connect(&running.url("https"), &client).await;
-    call(channel).await.expect("accepted");
+    call(&running.url("https"), &client)
+        .await
+        .expect("accepted");
     running.stop().await;
 }
 
@@ -151,13 +168,15 @@ async fn a_client_of_another_authority_is_refused() {
         ..stranger.issue("client", &["edge-1"])
     };
     let client = args.load().expect("loads");
-    let channel = Channel::lazy(&running.url("https"), &client);
-    call(channel)
-        .await
-        .expect_err("a certificate from elsewhere");
+    let refused = call(&running.url("https"), &client).await;
+    let error = refused.expect_err("a certificate from elsewhere");
+    assert!(
+        error.contains("it does not accept the certificate of --tls-cert"),
+        "{error}"
+    );
     // The server is not impressed.
     let client = fleet.issue("client", &["edge-1"]).load().expect("loads");
-    call(Channel::lazy(&running.url("https"), &client))
+    call(&running.url("https"), &client)
         .await
         .expect("accepted");
     running.stop().await;
@@ -172,7 +191,7 @@ async fn a_server_of_another_authority_is_refused() {
     };
     let running = Running::start(&impostor.load().expect("loads"));
     let client = fleet.issue("client", &["edge-1"]).load().expect("loads");
-    let refused = call(Channel::connect(&running.url("https"), &client).await).await;
+    let refused = call(&running.url("https"), &client).await;
     let error = refused.expect_err("an impostor");
     assert!(error.contains("UnknownIssuer"), "{error}");
     running.stop().await;
@@ -187,10 +206,115 @@ async fn a_server_with_another_name_is_refused() {
         .expect("loads");
     let running = Running::start(&server);
     let client = fleet.issue("client", &["edge-1"]).load().expect("loads");
-    let refused = call(Channel::connect(&running.url("https"), &client).await).await;
+    let refused = call(&running.url("https"), &client).await;
     let error = refused.expect_err("the certificate does not name 127.0.0.1");
     assert!(error.contains("not valid for name"), "{error}");
     running.stop().await;
+}
+
+#[tokio::test]
+async fn a_server_that_is_something_else_is_refused_before_it_is_told_anything() {
+    let fleet = Authority::new("fleet");
+    let posing = fleet.issue_for(Role::Viewer, "posing", &["127.0.0.1"]);
+    let running = Running::start(&posing.load().expect("loads"));
+    let client = fleet.issue("client", &["edge-1"]).load().expect("loads");
+    let refused = call(&running.url("https"), &client).await;
+    let error = refused.expect_err("a viewer's certificate");
+    assert!(
+        error.contains("`CN=posing, O=anyport:viewer` is not that of a edge: needs O=anyport:edge"),
+        "{error}"
+    );
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn whoever_shows_no_certificate_is_told_that_one_is_wanted() {
+    let fleet = Authority::new("fleet");
+    let server = fleet.issue("server", &["127.0.0.1"]).load().expect("loads");
+    let running = Running::start(&server);
+    let ca = fs::read_to_string(fleet.file("ca.pem")).expect("written");
+    let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(ca));
+    let url = running.url("https").to_string();
+    let endpoint = transport::Endpoint::from_shared(url).expect("a URL");
+    let channel = endpoint.tls_config(tls).expect("good").connect_lazy();
+    let answer = HealthClient::new(channel)
+        .check(HealthCheckRequest::default())
+        .await;
+    let error = causes(&answer.expect_err("nobody"));
+    assert!(error.contains("CertificateRequired"), "{error}");
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_certificate_without_a_role_may_not_even_ask_for_health() {
+    let fleet = Authority::new("fleet");
+    let server = fleet.issue("server", &["127.0.0.1"]).load().expect("loads");
+    let running = Running::start(&server);
+    let mut params = CertificateParams::new(vec!["x".to_owned()]).expect("a name");
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, "ana");
+    params
+        .distinguished_name
+        .push(DnType::OrganizationName, "anyport:admin");
+    let client = fleet.sign("ana", params).load().expect("loads");
+    let refused = call(&running.url("https"), &client).await;
+    let error = refused.expect_err("no role");
+    assert!(
+        error.contains(
+            "the certificate `CN=ana, O=anyport:admin` has no role here: its subject needs \
+             O=anyport:ROLE, where ROLE is config-service, balancer, edge, operator or viewer"
+        ),
+        "{error}"
+    );
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_certificate_that_has_expired_is_told_so_on_either_side() {
+    let fleet = Authority::new("fleet");
+    let expired = |name: &str| {
+        let mut params = CertificateParams::new(vec!["127.0.0.1".to_owned()]).expect("a name");
+        params.distinguished_name.push(DnType::CommonName, name);
+        params
+            .distinguished_name
+            .push(DnType::OrganizationName, "anyport:edge");
+        params.not_before = date_time_ymd(2020, 1, 1);
+        params.not_after = date_time_ymd(2021, 1, 1);
+        fleet.sign(name, params).load().expect("loads")
+    };
+    let valid = fleet.issue("valid", &["127.0.0.1"]).load().expect("loads");
+    let running = Running::start(&valid);
+    let client = expired("client");
+    assert!(client.is_expired(SystemTime::now()) && !valid.is_expired(SystemTime::now()));
+    let refused = call(&running.url("https"), &client).await;
+    let error = refused.expect_err("expired");
+    assert!(
+        error.contains("it does not accept the certificate of --tls-cert: it has expired"),
+        "{error}"
+    );
+    running.stop().await;
+    let running = Running::start(&expired("server"));
+    let refused = call(&running.url("https"), &valid).await;
+    let error = refused.expect_err("expired");
+    assert!(error.contains("certificate expired"), "{error}");
+    running.stop().await;
+}
+
+#[test]
+fn a_process_refuses_a_certificate_that_others_would_refuse() {
+    let fleet = Authority::new("fleet");
+    let args = fleet.issue("fra-1", &["fra-1"]);
+    args.load_as(Role::Edge, Some("fra-1"))
+        .expect("it is that edge");
+    for (role, name) in [(Role::Edge, "fra-2"), (Role::Balancer, "fra-1")] {
+        let error = args.load_as(role, Some(name)).expect_err("something else");
+        let error = error.to_string();
+        let wanted = format!("{role} `{name}`, who needs O=anyport:{role} and CN={name}");
+        assert!(
+            error.contains("its subject is `CN=fra-1, O=anyport:edge`") && error.contains(&wanted),
+            "{error}"
+        );
+    }
 }
 
 #[tokio::test]
@@ -198,27 +322,180 @@ async fn clear_text_does_not_get_into_a_tls_server() {
     let fleet = Authority::new("fleet");
     let server = fleet.issue("server", &["127.0.0.1"]).load().expect("loads");
     let running = Running::start(&server);
-    call(Channel::lazy(&running.url("http"), &Identity::none()))
+    call(&running.url("http"), &Identity::none())
         .await
         .expect_err("the server speaks TLS");
     running.stop().await;
 }
 
-#[tokio::test]
-async fn url_and_identity_must_agree() {
+#[test]
+fn url_and_identity_must_agree() {
+    fn endpoint(url: &ServerUrl, identity: &Identity) -> Result<Endpoint, EndpointError> {
+        Endpoint::new(url, identity, Role::Edge)
+    }
     let fleet = Authority::new("fleet");
     let mut args = fleet.issue("client", &["edge-1"]);
     let https: ServerUrl = "https://127.0.0.1:7400".parse().expect("a URL");
     let http: ServerUrl = "http://127.0.0.1:7400".parse().expect("a URL");
-    let error = Channel::lazy(&https, &Identity::none()).expect_err("no identity");
+    let error = endpoint(&https, &Identity::none()).expect_err("no identity");
     assert_eq!(
         error.to_string(),
         "https://127.0.0.1:7400: https needs --tls-cert, --tls-key and --tls-ca"
     );
-    let error = Channel::lazy(&http, &args.load().expect("loads")).expect_err("clear text");
+    let error = endpoint(&http, &args.load().expect("loads")).expect_err("clear text");
     assert!(matches!(error, EndpointError::ClearText { .. }), "{error}");
     args.insecure = true;
-    Channel::lazy(&http, &args.load().expect("loads")).expect("allowed by name");
+    endpoint(&http, &args.load().expect("loads")).expect("allowed by name");
+}
+
+/// Replaces the files of one identity by those of another.
+fn replace(old: &TlsArgs, new: &TlsArgs) {
+    for (old, new) in [
+        (&old.tls_cert, &new.tls_cert),
+        (&old.tls_key, &new.tls_key),
+        (&old.tls_ca, &new.tls_ca),
+    ] {
+        let (old, new) = (old.as_ref().expect("a file"), new.as_ref().expect("a file"));
+        let text = fs::read(new).expect("read");
+        fs::write(old, text).expect("written");
+    }
+}
+
+async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
+    let wait = async {
+        while !is_so().await {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let waited = tokio::time::timeout(Duration::from_secs(20), wait).await;
+    assert!(waited.is_ok(), "{what}: not in time");
+}
+
+#[tokio::test]
+async fn replaced_files_are_used_for_new_connections_and_open_ones_stay() {
+    let (old, new) = (Authority::new("old"), Authority::new("new"));
+    let host = &["127.0.0.1"];
+    let server_args = old.issue("server", host);
+    let client_args = TlsArgs {
+        // Of its own: the two are replaced one after the other.
+        tls_ca: Some(old.write("client-ca.pem", &old.issuer.pem())),
+        ..old.issue("client", host)
+    };
+    let (server, client) = (
+        server_args.load().expect("loads"),
+        client_args.load().expect("loads"),
+    );
+    let (registry, readiness) = (Registry::new(), Readiness::new());
+    let expiry = Expiry::register(&server, &registry).expect("registered");
+    let expires = || {
+        let text = encode(&registry).expect("metrics");
+        let line = text
+            .lines()
+            .find(|line| line.starts_with("anyport_identity_expires_"));
+        line.expect("the metric").to_owned()
+    };
+    let remark = readiness.remark("identity");
+    tokio::spawn(follow(server.clone(), expiry, remark));
+    tokio::spawn(follow(
+        client.clone(),
+        None,
+        Readiness::new().remark("identity"),
+    ));
+    let running = Running::start(&server);
+    let url = running.url("https");
+    let open = Channel::lazy(&url, &client, Role::Edge).expect("a URL");
+    let ask = async || {
+        let mut health = HealthClient::new(open.clone());
+        health.check(HealthCheckRequest::default()).await
+    };
+    ask().await.expect("answered");
+    let before = expires();
+
+    // Only the certificate: it does not fit the key.
+    let replacement = new.issue("server", host);
+    let cert = server_args.tls_cert.as_ref().expect("a file");
+    fs::copy(replacement.tls_cert.as_ref().expect("a file"), cert).expect("copied");
+    until("what is wrong is said", async || {
+        let report = readiness.report();
+        assert!(report.is_ready(), "{report}");
+        report.remarks.iter().any(|remark| {
+            remark.starts_with("identity: the new certificates cannot be used, the old ones stay")
+        })
+    })
+    .await;
+    call(&url, &client).await.expect("the old one stays in use");
+    assert_eq!(expires(), before);
+
+    replace(&server_args, &replacement);
+    let stranger = client_args.load().expect("loads");
+    until("the new one is shown", async || {
+        let refused = call(&url, &stranger).await.err();
+        refused.is_some_and(|error| error.contains("UnknownIssuer"))
+    })
+    .await;
+    assert!(
+        readiness.report().remarks.is_empty(),
+        "{}",
+        readiness.report()
+    );
+    replace(&client_args, &new.issue("client", host));
+    until("both have the new authority", async || {
+        call(&url, &client).await.is_ok()
+    })
+    .await;
+    // The connection that was open is the same all the while.
+    ask().await.expect("answered");
+    assert_eq!(
+        server.certified().map(|new| new.issuer),
+        Some("CN=new".to_owned())
+    );
+    drop(open);
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn files_of_another_role_are_not_taken_into_use() {
+    let fleet = Authority::new("fleet");
+    let args = fleet.issue("fra-1", &["127.0.0.1"]);
+    let identity = args.load_as(Role::Edge, Some("fra-1")).expect("loads");
+    let readiness = Readiness::new();
+    let following = follow(identity.clone(), None, readiness.remark("identity"));
+    tokio::spawn(following);
+    replace(&args, &fleet.issue_for(Role::Viewer, "ana", &["127.0.0.1"]));
+    until("what is wrong is said", async || {
+        let remarks = readiness.report().remarks;
+        remarks
+            .iter()
+            .any(|remark| remark.contains("CN=ana, O=anyport:viewer"))
+    })
+    .await;
+    assert_eq!(
+        identity.certified().map(|own| own.name),
+        Some("fra-1".to_owned())
+    );
+}
+
+#[tokio::test]
+async fn a_certificate_that_has_expired_is_remarked() {
+    let fleet = Authority::new("fleet");
+    let mut params = CertificateParams::new(vec!["127.0.0.1".to_owned()]).expect("a name");
+    params.not_before = date_time_ymd(2020, 1, 1);
+    params.not_after = date_time_ymd(2021, 1, 1);
+    let identity = fleet.sign("old", params).load().expect("loads");
+    let registry = Registry::new();
+    let expiry = Expiry::register(&identity, &registry).expect("registered");
+    let text = encode(&registry).expect("metrics");
+    assert!(
+        text.contains("anyport_identity_expires_timestamp_seconds 1609459200"),
+        "{text}"
+    );
+    let readiness = Readiness::new();
+    tokio::spawn(follow(identity, expiry, readiness.remark("identity")));
+    until("it is remarked", async || {
+        let remarks = readiness.report().remarks;
+        remarks.iter().any(|remark| remark.ends_with("has expired"))
+    })
+    .await;
 }
 
 #[test]

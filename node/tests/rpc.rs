@@ -3,10 +3,11 @@
 use std::{net::SocketAddr, time::Duration};
 
 use anyport_node::{
+    access::Role,
     drain::Drain,
     identity::Identity,
     ready::Readiness,
-    rpc::{Channel, ServeError, Server, ServerUrl},
+    rpc::{Channel, Endpoint, ServeError, Server, ServerUrl},
 };
 use opentelemetry_proto::tonic::collector::trace::v1::{
     ExportTraceServiceRequest, trace_service_client::TraceServiceClient,
@@ -50,7 +51,7 @@ impl Running {
 
     fn channel(&self) -> Channel {
         let url: ServerUrl = format!("http://{}", self.address).parse().expect("a URL");
-        Channel::lazy(&url, &Identity::none()).expect("clear text on loopback")
+        Channel::lazy(&url, &Identity::none(), Role::Edge).expect("clear text on loopback")
     }
 
     async fn ended(self) {
@@ -177,8 +178,7 @@ async fn a_dead_server_is_reported_with_its_url() {
     let address = closed.local_addr().expect("bound");
     drop(closed);
     let url: ServerUrl = format!("http://{address}").parse().expect("a URL");
-    let error = Channel::connect(&url, &Identity::none())
-        .await
-        .expect_err("nobody listens");
-    assert_eq!(error.to_string(), format!("{url}: cannot be dialled"));
+    let endpoint = Endpoint::new(&url, &Identity::none(), Role::Edge).expect("a URL");
+    let error = endpoint.connect().await.expect_err("nobody listens");
+    assert_eq!(error.code(), Code::Unavailable);
 }

@@ -5,6 +5,7 @@
 use std::net::SocketAddr;
 
 use anyport_node::{
+    access::Role,
     drain::Drain,
     identity::Identity,
     ready::Readiness,
@@ -118,7 +119,8 @@ async fn one_trace_spans_client_server_and_the_message_in_a_stream() {
     let command = tracing::info_span!("command");
     let trace_id = command.in_scope(|| current_trace_id().expect("sampled"));
     async {
-        let channel = Channel::lazy(&url, &Identity::none()).expect("clear text on loopback");
+        let channel =
+            Channel::lazy(&url, &Identity::none(), Role::Edge).expect("clear text on loopback");
         let request = ExportTraceServiceRequest::default();
         let refused = TraceServiceClient::new(channel).export(request).await;
         assert_eq!(

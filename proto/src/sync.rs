@@ -12,7 +12,7 @@ use anyport_model::{
 };
 use tokio::sync::{mpsc, watch};
 use tokio_stream::{StreamExt, wrappers::ReceiverStream};
-use tonic::{Status, transport::Endpoint};
+use tonic::{Status, transport::Channel};
 
 use crate::{
     convert::{read_update, write_timestamp},
@@ -84,14 +84,18 @@ pub trait Subscriber: Send {
 /// Follows the configuration without end; the caller drops the future to stop.
 /// `report` is sent on connecting and whenever it changes.
 ///
-/// `replicas` are tried in turn, starting with one at random, so that a fleet
-/// spreads over them.
-pub async fn follow<S: Subscriber>(
-    replicas: Vec<Endpoint>,
+/// `replicas` dial one each. They are tried in turn, starting with one at random, so
+/// that a fleet spreads over them.
+pub async fn follow<S, D, F>(
+    replicas: Vec<D>,
     identity: Identity,
     mut report: watch::Receiver<Option<v1::Report>>,
     subscriber: &mut S,
-) {
+) where
+    S: Subscriber,
+    D: Fn() -> F + Send + Sync,
+    F: Future<Output = Result<Channel, Status>> + Send,
+{
     let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
     let mut next = rand::random_range(0..replicas.len().max(1));
     let mut from_scratch = false;
@@ -105,7 +109,7 @@ pub async fn follow<S: Subscriber>(
             from_scratch,
             applied_any: false,
         };
-        let ended = session.run(replica, &mut report).await;
+        let ended = session.run(replica(), &mut report).await;
         if session.applied_any {
             backoff.reset();
         }
@@ -150,10 +154,10 @@ struct Session<'a, S> {
 impl<S: Subscriber> Session<'_, S> {
     async fn run(
         &mut self,
-        replica: &Endpoint,
+        dialled: impl Future<Output = Result<Channel, Status>> + Send,
         report: &mut watch::Receiver<Option<v1::Report>>,
     ) -> Ended {
-        match self.follow(replica, report).await {
+        match self.follow(dialled, report).await {
             Ok(never) => match never {},
             Err(ended) => ended,
         }
@@ -161,14 +165,11 @@ impl<S: Subscriber> Session<'_, S> {
 
     async fn follow(
         &mut self,
-        replica: &Endpoint,
+        dialled: impl Future<Output = Result<Channel, Status>> + Send,
         report: &mut watch::Receiver<Option<v1::Report>>,
     ) -> Result<std::convert::Infallible, Ended> {
-        let channel = replica
-            .connect()
-            .await
-            .map_err(|error| Status::from_error(error.into()))?;
-        let mut client = DiscoveryServiceClient::new(channel).max_decoding_message_size(UPDATE_MAX);
+        let mut client =
+            DiscoveryServiceClient::new(dialled.await?).max_decoding_message_size(UPDATE_MAX);
         let (outgoing, requests) = mpsc::channel(OUTGOING);
         send(&outgoing, Message::Subscribe(self.subscribe())).await?;
         let stream = client.sync(ReceiverStream::new(requests)).await?;

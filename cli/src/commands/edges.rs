@@ -110,7 +110,7 @@ impl EdgeArgs {
 }
 
 fn edge(context: &Context, name: String, url: ServerUrl) -> Result<Edge, Failure> {
-    let channel = context.connection.channel(&url)?;
+    let channel = context.connection.edge(&url)?;
     Ok(Edge { name, url, channel })
 }
 

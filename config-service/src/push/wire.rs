@@ -11,10 +11,14 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use anyport_proto::v1::{SyncRequest, discovery_service_server::SERVICE_NAME};
+use anyport_node::access::{self, Caller};
+use anyport_proto::v1::{
+    Subscribe, SyncRequest, discovery_service_server::SERVICE_NAME, sync_request::Message,
+};
 use http_body::{Body as HttpBody, Frame};
 use prost::bytes::Bytes;
 use tokio::sync::mpsc;
+use tokio_stream::StreamExt;
 use tonic::{
     Status, Streaming,
     body::Body,
@@ -26,6 +30,7 @@ use tonic::{
 use tonic_prost::ProstDecoder;
 
 use super::session::Push;
+use crate::nodes::Role;
 
 const SYNC: &str = "/anyport.v1.DiscoveryService/Sync";
 
@@ -82,8 +87,16 @@ impl DiscoveryServer {
         // The second is for those who encode.
         let buffer = BufferSettings::new(REQUEST_USUAL, 0);
         let decoder = ProstDecoder::<SyncRequest>::new(buffer);
+        let caller = Caller::of(request.extensions());
         let body = request.into_body();
         let requests = Streaming::new_request(decoder, body, None, Some(REQUEST_MAX));
+        let requests = requests.map(move |request| {
+            let request = request?;
+            if let Some(Message::Subscribe(subscribe)) = &request.message {
+                check(&caller, subscribe)?;
+            }
+            Ok(request)
+        });
         let updates = Updates {
             updates: self.push.sync(requests),
             ended: false,
@@ -93,6 +106,17 @@ impl DiscoveryServer {
         headers.insert(http::header::CONTENT_TYPE, GRPC_CONTENT_TYPE);
         response
     }
+}
+
+/// Who subscribes has to be who the certificate says: an edge is sent private keys.
+fn check(caller: &Caller, subscribe: &Subscribe) -> Result<(), Status> {
+    let role = match Role::read(subscribe.role) {
+        Some(Role::Edge) => access::Role::Edge,
+        Some(Role::Balancer) => access::Role::Balancer,
+        // The subscription is refused for it, with the name of the field.
+        None => return Ok(()),
+    };
+    caller.check_is(role, &subscribe.name)
 }
 
 /// The body of an answer: updates as they come, then how it ended.

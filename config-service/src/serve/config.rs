@@ -7,7 +7,7 @@ use anyport_model::{
     names::Revision,
     resource::{Kind, ResourceRef},
 };
-use anyport_node::drain::Drain;
+use anyport_node::{access::Caller, drain::Drain};
 use anyport_proto::{
     convert::{read_kind, read_reference, write_redacted, write_reference},
     v1::{self, config_service_server::ConfigService},
@@ -18,7 +18,6 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use super::{
-    author::certified,
     page::{Token, page},
     status, watch,
 };
@@ -62,8 +61,8 @@ struct Asked {
 }
 
 impl Asked {
-    fn conditions(self, certified: Option<String>) -> Result<Conditions, Status> {
-        let author = certified.unwrap_or(self.author);
+    fn conditions(self, caller: &Caller) -> Result<Conditions, Status> {
+        let author = caller.name().map_or(self.author, str::to_owned);
         let faults: Vec<_> = [
             ("request_id", &self.request_id, REQUEST_ID_MAX),
             ("author", &author, AUTHOR_MAX),
@@ -145,7 +144,7 @@ impl ConfigService for ConfigApi {
         &self,
         request: Request<v1::ApplyRequest>,
     ) -> Result<Response<v1::ApplyResponse>, Status> {
-        let certified = certified(&request);
+        let caller = Caller::of(request.extensions());
         let wire = request.into_inner();
         let asked = Asked {
             digest: digest("Apply", &wire),
@@ -157,7 +156,7 @@ impl ConfigService for ConfigApi {
         };
         let conditions = Conditions {
             dry_run: wire.dry_run,
-            ..asked.conditions(certified)?
+            ..asked.conditions(&caller)?
         };
         let intent = Intent::Apply {
             request: read_apply(wire.resources),
@@ -219,7 +218,7 @@ impl ConfigService for ConfigApi {
         &self,
         request: Request<v1::DeleteRequest>,
     ) -> Result<Response<v1::DeleteResponse>, Status> {
-        let certified = certified(&request);
+        let caller = Caller::of(request.extensions());
         let wire = request.into_inner();
         let asked = Asked {
             digest: digest("Delete", &wire),
@@ -230,7 +229,7 @@ impl ConfigService for ConfigApi {
             // What is deleted is named.
             allow_mass_deletion: true,
         };
-        let conditions = asked.conditions(certified)?;
+        let conditions = asked.conditions(&caller)?;
         let intent = Intent::Delete(reference(wire.resource)?);
         let written = self.write("delete", intent, conditions).await?;
         Ok(Response::new(v1::DeleteResponse {
@@ -287,7 +286,7 @@ impl ConfigService for ConfigApi {
         &self,
         request: Request<v1::RollbackRequest>,
     ) -> Result<Response<v1::RollbackResponse>, Status> {
-        let certified = certified(&request);
+        let caller = Caller::of(request.extensions());
         let wire = request.into_inner();
         let asked = Asked {
             digest: digest("Rollback", &wire),
@@ -297,7 +296,7 @@ impl ConfigService for ConfigApi {
             message: wire.message,
             allow_mass_deletion: wire.allow_mass_deletion,
         };
-        let conditions = asked.conditions(certified)?;
+        let conditions = asked.conditions(&caller)?;
         let revision = Revision(wire.revision);
         if revision == Revision::EMPTY {
             // Also what a request says that leaves the field out.

@@ -1,6 +1,5 @@
 //! `ConfigService` on the wire: wire in, one call, wire out.
 
-mod author;
 mod config;
 mod page;
 pub(crate) mod status;

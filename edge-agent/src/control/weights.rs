@@ -134,7 +134,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use std::{pin::Pin, sync::Arc};
 
-    use anyport_node::{identity::Identity, metrics::Registry, rpc::Urls};
+    use anyport_node::{access::Role, identity::Identity, metrics::Registry, rpc::Urls};
     use anyport_proto::v1::balancer_service_server::{BalancerService, BalancerServiceServer};
     use tokio::net::TcpListener;
     use tokio_stream::{Stream, StreamExt, wrappers::TcpListenerStream};
@@ -183,7 +183,12 @@ mod tests {
                 .serve_with_incoming(TcpListenerStream::new(listener)),
         );
         let urls: Urls = url.parse().unwrap();
-        Channel::lazy(urls.iter().next().unwrap(), &Identity::none()).unwrap()
+        Channel::lazy(
+            urls.iter().next().unwrap(),
+            &Identity::none(),
+            Role::Balancer,
+        )
+        .unwrap()
     }
 
     #[tokio::test]

@@ -8,14 +8,15 @@ use anyport_model::names::Revision;
 use anyport_model::replica::Replica;
 use anyport_model::state::Resources;
 use anyport_netns::Namespace;
+use anyport_node::access::Role;
 use anyport_node::identity::Identity;
-use anyport_node::rpc::{self, ServerUrl};
+use anyport_node::rpc::{Endpoint, ServerUrl};
 use anyport_proto::convert::read_resource;
 use anyport_proto::sync::{UPDATE_MAX, follow};
 use anyport_proto::v1::{self, config_service_client::ConfigServiceClient};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 
 use super::book::Book;
 use super::edge::{Holding, SimulatedEdge, locked};
@@ -226,7 +227,8 @@ fn run(fleet: Vec<SimulatedEdge>, stop: &CancellationToken) {
         for mut edge in fleet {
             let report = report.clone();
             tokio::spawn(async move {
-                let replicas = [Service::First, Service::Second].map(endpoint).to_vec();
+                let replicas = [Service::First, Service::Second].map(endpoint);
+                let replicas = replicas.map(Endpoint::into_dial).into_iter().collect();
                 follow(replicas, edge.identity(), report, &mut edge).await;
             });
         }
@@ -240,5 +242,6 @@ fn endpoint(replica: Service) -> Endpoint {
         .url_for_clients()
         .parse()
         .expect("the lab's own URLs are right");
-    rpc::endpoint(&url, &Identity::none()).expect("clear text is allowed there")
+    Endpoint::new(&url, &Identity::none(), Role::ConfigService)
+        .expect("clear text is allowed there")
 }

@@ -1,25 +1,27 @@
 //! Dialling another service.
 
 use std::{
+    error::Error,
     future::Future,
+    io,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
 
-use http::{Request, Response};
-use tonic::{
-    body::Body,
-    transport::{self, Endpoint},
-};
+use http::{Request, Response, Uri};
+use hyper_util::rt::TokioIo;
+use tonic::{Status, body::Body, transport};
 use tower::Service;
 use tracing::Instrument;
 
 use super::{
+    dial::{Dialled, Dialler, Refusal},
     span::{self, Side},
     urls::ServerUrl,
 };
-use crate::{identity::Identity, telemetry};
+use crate::{access::Role, identity::Identity, telemetry};
 
 /// A server that does not answer a SYN within this is taken for dead.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -31,6 +33,8 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Wide enough for a snapshot of thousands of resources in one round trip.
 const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 4 << 20;
+
+type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 /// The URL and the identity do not fit together.
 #[derive(Debug, thiserror::Error)]
@@ -59,48 +63,140 @@ pub enum EndpointError {
     },
 }
 
-/// How to dial `url`: time limits, keepalive, TLS.
-///
-/// No overall time limit is set, because streams have none; unary calls bring their
-/// own deadline.
-///
-/// # Errors
-/// See [`EndpointError`].
-pub fn endpoint(url: &ServerUrl, identity: &Identity) -> Result<Endpoint, EndpointError> {
-    let failed = |source| EndpointError::Transport {
-        url: url.to_string(),
-        source,
-    };
-    let endpoint = Endpoint::from(url.uri().clone())
-        .user_agent(concat!("anyport/", env!("CARGO_PKG_VERSION")))
-        .map_err(failed)?
-        .connect_timeout(CONNECT_TIMEOUT)
-        .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
-        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
-        .keep_alive_while_idle(true)
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .tcp_nodelay(true);
-    match (url.is_https(), identity.client_tls()) {
-        (true, Some(tls)) => endpoint.tls_config(tls).map_err(failed),
-        (true, None) => Err(EndpointError::NoIdentity {
+/// How to dial one server: time limits, keepalive, TLS.
+#[derive(Clone, Debug)]
+pub struct Endpoint {
+    url: ServerUrl,
+    transport: transport::Endpoint,
+    /// `None` in clear text.
+    dialler: Option<Dialler>,
+}
+
+impl Endpoint {
+    /// `role` is what the server has to be, by its certificate, where there is TLS:
+    /// anyone of the authority could answer in its place else.
+    ///
+    /// No overall time limit is set, because streams have none; unary calls bring
+    /// their own deadline.
+    ///
+    /// # Errors
+    /// See [`EndpointError`].
+    pub fn new(url: &ServerUrl, identity: &Identity, role: Role) -> Result<Self, EndpointError> {
+        let failed = |source| EndpointError::Transport {
             url: url.to_string(),
-        }),
-        (false, Some(_)) if !identity.is_insecure() => Err(EndpointError::ClearText {
-            url: url.to_string(),
-        }),
-        (false, _) => Ok(endpoint),
+            source,
+        };
+        match (url.is_https(), identity.is_tls()) {
+            (true, false) => {
+                return Err(EndpointError::NoIdentity {
+                    url: url.to_string(),
+                });
+            }
+            (false, true) if !identity.is_insecure() => {
+                return Err(EndpointError::ClearText {
+                    url: url.to_string(),
+                });
+            }
+            _ => {}
+        }
+        let transport = transport::Endpoint::from(url.clear_uri())
+            .origin(url.uri().clone())
+            .user_agent(concat!("anyport/", env!("CARGO_PKG_VERSION")))
+            .map_err(failed)?
+            .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
+            .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+            .keep_alive_while_idle(true)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .tcp_nodelay(true);
+        let dialler = url.is_https().then(|| Dialler {
+            host: url.host().to_owned(),
+            port: url.port(),
+            role,
+            identity: identity.clone(),
+            connect_timeout: CONNECT_TIMEOUT,
+            refusal: Refusal::default(),
+        });
+        let transport = match dialler {
+            // It limits the dialling itself, and the handshake apart from it.
+            Some(_) => transport,
+            None => transport.connect_timeout(CONNECT_TIMEOUT),
+        };
+        Ok(Self {
+            url: url.clone(),
+            transport,
+            dialler,
+        })
     }
+
+    /// Dials now.
+    ///
+    /// # Errors
+    /// UNAUTHENTICATED where one side does not accept the other's certificate,
+    /// UNAVAILABLE where there is no server.
+    pub async fn connect(&self) -> Result<transport::Channel, Status> {
+        let connected = match &self.dialler {
+            None => self.transport.connect().await,
+            Some(dialler) => {
+                let connector = connector(dialler.clone());
+                self.transport.connect_with_connector(connector).await
+            }
+        };
+        connected.map_err(|error| match self.refused() {
+            Some(refused) => refused,
+            None => Status::from_error(error.into()),
+        })
+    }
+
+    /// Dials anew each time that it is called.
+    pub fn into_dial(
+        self,
+    ) -> impl Fn() -> BoxFuture<Result<transport::Channel, Status>> + Send + Sync {
+        move || {
+            let endpoint = self.clone();
+            Box::pin(async move { endpoint.connect().await })
+        }
+    }
+
+    fn lazy(&self) -> transport::Channel {
+        match &self.dialler {
+            None => self.transport.connect_lazy(),
+            Some(dialler) => {
+                let connector = connector(dialler.clone());
+                self.transport.connect_with_connector_lazy(connector)
+            }
+        }
+    }
+
+    fn refused(&self) -> Option<Status> {
+        let refusal = self.dialler.as_ref()?.refusal.get()?;
+        Some(Status::unauthenticated(format!("{}: {refusal}", self.url)))
+    }
+}
+
+fn connector(
+    dialler: Dialler,
+) -> impl Service<
+    Uri,
+    Response = TokioIo<Dialled>,
+    Error = io::Error,
+    Future = impl Future<Output = io::Result<TokioIo<Dialled>>> + Send,
+> + Clone
++ Send
++ 'static {
+    tower::service_fn(move |_: Uri| dialler.clone().dial())
 }
 
 /// What generated clients are made of: a tonic channel with a span per call, whose
 /// context travels along as `traceparent`.
 ///
 /// See [`tonic::transport::Channel`]: cheap to clone, calls are multiplexed, a lost
-/// connection is dialled again by the next call.
+/// connection is dialled again by the next call. A call for which one side does not
+/// accept the other's certificate is UNAUTHENTICATED.
 #[derive(Clone, Debug)]
 pub struct Channel {
     inner: transport::Channel,
+    endpoint: Arc<Endpoint>,
 }
 
 impl Channel {
@@ -108,50 +204,39 @@ impl Channel {
     ///
     /// # Errors
     /// See [`EndpointError`].
-    pub fn lazy(url: &ServerUrl, identity: &Identity) -> Result<Self, EndpointError> {
-        Ok(endpoint(url, identity)?.connect_lazy().into())
-    }
-
-    /// Dials now.
-    ///
-    /// # Errors
-    /// See [`EndpointError`]; a server that is not there is [`EndpointError::Transport`].
-    pub async fn connect(url: &ServerUrl, identity: &Identity) -> Result<Self, EndpointError> {
-        let connected = endpoint(url, identity)?.connect().await;
-        let inner = connected.map_err(|source| EndpointError::Transport {
-            url: url.to_string(),
-            source,
-        })?;
-        Ok(inner.into())
-    }
-}
-
-impl From<transport::Channel> for Channel {
-    fn from(inner: transport::Channel) -> Self {
-        Self { inner }
+    pub fn lazy(url: &ServerUrl, identity: &Identity, role: Role) -> Result<Self, EndpointError> {
+        let endpoint = Endpoint::new(url, identity, role)?;
+        Ok(Self {
+            inner: endpoint.lazy(),
+            endpoint: Arc::new(endpoint),
+        })
     }
 }
 
 impl Service<Request<Body>> for Channel {
     type Response = Response<Body>;
-    type Error = transport::Error;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
+    type Error = Box<dyn Error + Send + Sync>;
+    type Future = BoxFuture<Result<Self::Response, Self::Error>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        self.inner.poll_ready(cx)
+        self.inner.poll_ready(cx).map_err(Into::into)
     }
 
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         let span = span::span(Side::Client, request.uri().path());
         telemetry::inject(&span, request.headers_mut());
         let answer = self.inner.call(request).instrument(span.clone());
+        let endpoint = Arc::clone(&self.endpoint);
         Box::pin(async move {
             let answer = answer.await;
             match &answer {
                 Ok(answer) => span::finish(&span, Side::Client, answer.headers()),
                 Err(_) => span::broken(&span, Side::Client),
             }
-            answer
+            answer.map_err(|error| match endpoint.refused() {
+                Some(refused) => refused.into(),
+                None => error.into(),
+            })
         })
     }
 }

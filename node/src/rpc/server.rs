@@ -16,6 +16,7 @@ use http::{Request, Response};
 use tokio::{
     net::TcpListener,
     sync::{Semaphore, mpsc},
+    task::JoinSet,
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -23,7 +24,7 @@ use tonic::{
     body::Body,
     server::NamedService,
     service::{Routes, RoutesBuilder},
-    transport::{self, ServerTlsConfig},
+    transport,
 };
 use tonic_health::{ServingStatus, server::HealthReporter};
 use tower::{Layer, Service};
@@ -32,8 +33,10 @@ use tracing::Instrument;
 use super::{
     connection::Connection,
     span::{self, Side},
+    stream::ServerStream,
 };
 use crate::{
+    access::AccessLayer,
     drain::Drain,
     identity::Identity,
     listen::{self, ListenError, Protection},
@@ -67,7 +70,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub struct Server {
     listener: TcpListener,
     address: SocketAddr,
-    tls: Option<ServerTlsConfig>,
+    identity: Identity,
     routes: RoutesBuilder,
     names: Vec<&'static str>,
     descriptors: Vec<&'static [u8]>,
@@ -122,7 +125,7 @@ impl Server {
         Ok(Self {
             listener,
             address,
-            tls: identity.server_tls(),
+            identity: identity.clone(),
             routes: Routes::builder(),
             names: Vec::new(),
             descriptors: Vec::new(),
@@ -186,22 +189,20 @@ impl Server {
         routes.add_service(health_service(health.clone()));
         add_reflection(&mut routes, &self.descriptors)?;
 
-        let mut builder = transport::Server::builder()
+        let builder = transport::Server::builder()
             .max_concurrent_streams(MAX_STREAMS)
             .http2_max_header_list_size(MAX_HEADERS)
             .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
             .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW);
-        if let Some(tls) = self.tls {
-            builder = builder.tls_config(tls)?;
-        }
 
         let cut = CancellationToken::new();
         let (accepted, incoming) = mpsc::channel(1);
-        let accept = accept(self.listener, accepted, cut.clone(), drain);
+        let accept = accept(self.listener, self.identity, accepted, cut.clone(), drain);
         let serve = builder
             .layer(SpanLayer)
+            .layer(AccessLayer)
             .add_routes(routes.routes().prepare())
             .serve_with_incoming_shutdown(ReceiverStream::new(incoming), drain.started());
         let limit = async {
@@ -246,16 +247,20 @@ fn add_reflection(
 
 async fn accept(
     listener: TcpListener,
-    accepted: mpsc::Sender<io::Result<Connection>>,
+    identity: Identity,
+    accepted: mpsc::Sender<io::Result<ServerStream>>,
     cut: CancellationToken,
     drain: &Drain,
 ) {
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    // Aborted with the set; each of them holds a place.
+    let mut handshakes = JoinSet::new();
     let accept_all = async {
         loop {
             let Ok(place) = Arc::clone(&places).acquire_owned().await else {
                 return;
             };
+            while handshakes.try_join_next().is_some() {}
             let stream = match listener.accept().await {
                 Ok((stream, _)) => stream,
                 Err(error) => {
@@ -267,9 +272,23 @@ async fn accept(
             // Only a socket that is already dead refuses this; reading will tell.
             let _ = stream.set_nodelay(true);
             let connection = Connection::new(stream, cut.clone(), FIRST_WORDS_TIMEOUT, place);
-            if accepted.send(Ok(connection)).await.is_err() {
-                return;
-            }
+            let accepted = accepted.clone();
+            let Some(tls) = identity.server() else {
+                if accepted
+                    .send(Ok(ServerStream::clear(connection)))
+                    .await
+                    .is_err()
+                {
+                    return;
+                }
+                continue;
+            };
+            handshakes.spawn(async move {
+                if let Some(stream) = ServerStream::tls(connection, tls).await {
+                    // Only a server that has ended does not take it.
+                    let _ = accepted.send(Ok(stream)).await;
+                }
+            });
         }
     };
     tokio::select! {

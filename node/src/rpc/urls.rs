@@ -61,6 +61,26 @@ impl ServerUrl {
     pub fn uri(&self) -> &Uri {
         &self.uri
     }
+
+    /// The host, without the brackets around an IPv6 address.
+    pub(super) fn host(&self) -> &str {
+        let host = self.uri.host().unwrap_or_default();
+        host.trim_start_matches('[').trim_end_matches(']')
+    }
+
+    /// The port, or the one that the scheme stands for.
+    pub(super) fn port(&self) -> u16 {
+        let default = if self.secure { 443 } else { 80 };
+        self.uri.port_u16().unwrap_or(default)
+    }
+
+    /// The same server in clear text: for a transport that is given its TLS.
+    pub(super) fn clear_uri(&self) -> Uri {
+        let mut parts = self.uri.clone().into_parts();
+        parts.scheme = Some(Scheme::HTTP);
+        // Only a scheme without an authority would be refused.
+        Uri::from_parts(parts).unwrap_or_else(|_| self.uri.clone())
+    }
 }
 
 impl FromStr for ServerUrl {

@@ -9,6 +9,7 @@ use std::{
 
 use anyport_netns::{Topology, counters};
 use anyport_node::{
+    access::Role,
     identity::{Identity, TlsArgs},
     rpc::{Channel, ServerUrl},
 };
@@ -65,7 +66,7 @@ struct Controls {
 impl Controls {
     fn dial() -> Result<Self, Failure> {
         let config_service = Connection::new(&url(CONFIG_SERVICE)?, &TlsArgs::default())?;
-        let balancer = Channel::lazy(&url(BALANCER)?, &Identity::none());
+        let balancer = Channel::lazy(&url(BALANCER)?, &Identity::none(), Role::Balancer);
         Ok(Self {
             config_service,
             balancer: BalancerServiceClient::new(balancer.map_err(Failure::refused)?),
