@@ -4,14 +4,12 @@
 
 use std::io::{ErrorKind, Read};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
-use std::num::NonZeroUsize;
 use std::time::{Duration, Instant};
 
 use anyport_lab::cluster::{
     self, Cluster, Error, PATIENCE, Plan, Said, Service, Store, eventually,
 };
 use anyport_lab::load::Who;
-use anyport_lab::load::serve::datagram;
 use anyport_lab::on_both_stores;
 
 const EDGE: Service = Service::EdgeAgent;
@@ -130,13 +128,7 @@ fn an_edge_is_drained_and_comes_back(store: Store) {
     let cluster = cluster(store);
     let _a = cluster.echo(0, "a", [7000]).unwrap();
     let _b = cluster.echo(1, "b", [7000]).unwrap();
-    let plan = datagram::Plan {
-        listen: vec![at("10.0.2.2:7000")],
-        tag: None,
-        threads: NonZeroUsize::MIN,
-    };
-    let origin = &cluster.topology().origins()[0].namespace;
-    let _datagrams = origin.run(|| datagram::start(&plan)).unwrap().unwrap();
+    let _datagrams = cluster.echo_datagrams(0, "a", [7000]).unwrap();
     cluster.apply(MANIFEST).unwrap();
     let mut short = cluster.dial(at(SHORT)).unwrap();
     let mut long = cluster.dial(at(LONG)).unwrap();

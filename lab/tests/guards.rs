@@ -79,14 +79,7 @@ fn echo(cluster: &Cluster) -> anyport_lab::load::serve::Server {
 }
 
 fn datagram_echo(cluster: &Cluster) -> datagram::Server {
-    let origin = &cluster.topology().origins()[0];
-    let plan = datagram::Plan {
-        listen: vec![SocketAddr::new(origin.v4.into(), 7000)],
-        tag: None,
-        threads: NonZeroUsize::MIN,
-    };
-    let server = origin.namespace.run(|| datagram::start(&plan));
-    server.unwrap().unwrap()
+    cluster.echo_datagrams(0, "one", [7000]).unwrap()
 }
 
 /// A connection from an address of the client's.

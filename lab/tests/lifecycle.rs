@@ -15,7 +15,6 @@ use std::time::{Duration, Instant};
 
 use anyport_lab::cluster::{self, Beside, Cluster, PATIENCE, Plan, Service, Steering, eventually};
 use anyport_lab::load::connect::{self, Close, Request};
-use anyport_lab::load::serve::datagram;
 use anyport_lab::load::{Control, Load, Report, RunError, datagram as flows, pingpong};
 use nix::sys::signal::Signal;
 use socket2::{Domain, SockAddr, Socket, Type};
@@ -225,13 +224,7 @@ fn two_upgrades_under_load_lose_no_connection_and_no_descriptor(steering: Steeri
         .apply(&manifest("timeouts: { drain: 10m }"))
         .unwrap();
     let fresh = settled_descriptors(&cluster);
-    let plan = datagram::Plan {
-        listen: vec![at("10.0.2.2:7000")],
-        tag: None,
-        threads: NonZeroUsize::MIN,
-    };
-    let origin = &cluster.topology().origins()[0].namespace;
-    let _datagrams = origin.run(|| datagram::start(&plan)).unwrap().unwrap();
+    let _datagrams = cluster.echo_datagrams(0, "a", [7000]).unwrap();
     let traffic = Traffic::start(&cluster, CONNECTIONS, Duration::from_secs(5));
     let traffic = traffic.with_flows(&cluster, 1000);
     let mut first = upgrade(&mut cluster);
@@ -737,20 +730,24 @@ fn what_earlier_agents_finish_is_listed_and_obeys(steering: Steering) {
     assert!(left.all(|name| !name.starts_with("earlier-")));
 }
 
+/// Two earlier agents, and a connection of `held` that each finishes.
+fn two_earlier(cluster: &mut Cluster) -> (Vec<TcpStream>, Vec<Beside>) {
+    cluster.apply(&manifest("timeouts: { drain: 1h }")).unwrap();
+    let one = |_| {
+        let mut stream = cluster.dial(at(HELD)).unwrap();
+        echoes(&mut stream);
+        (stream, upgrade(cluster))
+    };
+    let two = (0..2).map(one).unzip();
+    are_listed(cluster, &["held", "held"]);
+    two
+}
+
 #[test]
 fn an_earlier_agent_that_dies_or_hangs_holds_up_nobody() {
     let mut cluster = cluster();
     let _origin = cluster.echo(0, "a", [7000]).unwrap();
-    cluster.apply(&manifest("timeouts: { drain: 1h }")).unwrap();
-    let mut held = Vec::new();
-    let mut old = Vec::new();
-    for _ in 0..2 {
-        let mut stream = cluster.dial(at(HELD)).unwrap();
-        echoes(&mut stream);
-        held.push(stream);
-        old.push(upgrade(&mut cluster));
-    }
-    assert_eq!(listed(&cluster).len(), 2);
+    let (mut held, mut old) = two_earlier(&mut cluster);
     old[0].signal(Signal::SIGKILL).unwrap();
     old[0].end_within(PATIENCE).unwrap();
     are_listed(&cluster, &["held"]);
@@ -789,16 +786,7 @@ fn orders_reach_each_earlier_agent_whatever_another_does() {
     let window = Duration::from_secs(4);
     let mut cluster = cluster();
     let _origin = cluster.echo(0, "a", [7000]).unwrap();
-    cluster.apply(&manifest("timeouts: { drain: 1h }")).unwrap();
-    let mut held = Vec::new();
-    let mut old = Vec::new();
-    for _ in 0..2 {
-        let mut stream = cluster.dial(at(HELD)).unwrap();
-        echoes(&mut stream);
-        held.push(stream);
-        old.push(upgrade(&mut cluster));
-    }
-    are_listed(&cluster, &["held", "held"]);
+    let (mut held, mut old) = two_earlier(&mut cluster);
     settled_descriptors(&cluster);
     cluster.apply(&manifest("timeouts: { drain: 4s }")).unwrap();
     old[0].signal(Signal::SIGSTOP).unwrap();

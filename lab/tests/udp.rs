@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyport_lab::cluster::{Cluster, PATIENCE, Plan, Service, Steering, eventually};
 use anyport_lab::load::datagram as load;
-use anyport_lab::load::serve::datagram::{self, Server};
+use anyport_lab::load::serve::datagram::Server;
 use anyport_lab::load::{Control, Load, Report, Who};
 use anyport_lab::servers::{Running, program};
 use anyport_netns::Namespace;
@@ -59,15 +59,8 @@ fn origin(cluster: &Cluster, index: usize) -> &Namespace {
 
 /// An echo on these ports of both addresses of an origin.
 fn echo(cluster: &Cluster, index: usize, tag: &str, ports: &[u16]) -> Server {
-    let addresses = cluster.topology().origins()[index].addresses();
-    let each = |port: &u16| addresses.map(|address| SocketAddr::new(address, *port));
-    let plan = datagram::Plan {
-        listen: ports.iter().flat_map(each).collect(),
-        tag: Some(tag.parse().unwrap()),
-        threads: NonZeroUsize::MIN,
-    };
-    let server = origin(cluster, index).run(|| datagram::start(&plan));
-    server.unwrap().unwrap()
+    let ports = ports.iter().copied();
+    cluster.echo_datagrams(index, tag, ports).unwrap()
 }
 
 /// A socket of the client's, not connected, so that it hears whoever speaks to it.

@@ -18,32 +18,24 @@ pub trait Session: Unpin {
     fn common(&self) -> &CommonState;
 }
 
-impl Session for UnbufferedServerConnection {
-    type Data = ServerConnectionData;
+macro_rules! session {
+    ($connection:ty, $data:ty) => {
+        impl Session for $connection {
+            type Data = $data;
 
-    fn process<'c, 'i>(
-        &'c mut self,
-        records: &'i mut [u8],
-    ) -> UnbufferedStatus<'c, 'i, Self::Data> {
-        self.process_tls_records(records)
-    }
+            fn process<'c, 'i>(
+                &'c mut self,
+                records: &'i mut [u8],
+            ) -> UnbufferedStatus<'c, 'i, Self::Data> {
+                self.process_tls_records(records)
+            }
 
-    fn common(&self) -> &CommonState {
-        self
-    }
+            fn common(&self) -> &CommonState {
+                self
+            }
+        }
+    };
 }
 
-impl Session for UnbufferedClientConnection {
-    type Data = ClientConnectionData;
-
-    fn process<'c, 'i>(
-        &'c mut self,
-        records: &'i mut [u8],
-    ) -> UnbufferedStatus<'c, 'i, Self::Data> {
-        self.process_tls_records(records)
-    }
-
-    fn common(&self) -> &CommonState {
-        self
-    }
-}
+session!(UnbufferedServerConnection, ServerConnectionData);
+session!(UnbufferedClientConnection, ClientConnectionData);

@@ -7,7 +7,7 @@ use std::num::NonZeroUsize;
 use anyport_netns::Namespace;
 
 use super::{Cluster, Error, PATIENCE, Result};
-use crate::load::serve::{self, Mode, Server};
+use crate::load::serve::{self, Mode, Server, datagram};
 use crate::load::{Tag, Who};
 
 impl Cluster {
@@ -71,6 +71,42 @@ impl Cluster {
         tag: &str,
         ports: impl IntoIterator<Item = u16>,
     ) -> Result<Server> {
+        self.serve(index, tag, ports, |listen, tag| {
+            serve::start(&serve::Plan {
+                listen,
+                mode: Mode::Echo { tag: Some(tag) },
+                threads: NonZeroUsize::MIN,
+            })
+        })
+    }
+
+    /// As [`echo`](Self::echo), for datagrams.
+    ///
+    /// # Errors
+    ///
+    /// Where there is no such origin, or it cannot listen.
+    pub fn echo_datagrams(
+        &self,
+        index: usize,
+        tag: &str,
+        ports: impl IntoIterator<Item = u16>,
+    ) -> Result<datagram::Server> {
+        self.serve(index, tag, ports, |listen, tag| {
+            datagram::start(&datagram::Plan {
+                listen,
+                tag: Some(tag),
+                threads: NonZeroUsize::MIN,
+            })
+        })
+    }
+
+    fn serve<S: Send, E: std::error::Error + Send>(
+        &self,
+        index: usize,
+        tag: &str,
+        ports: impl IntoIterator<Item = u16>,
+        start: impl FnOnce(Vec<SocketAddr>, Tag) -> std::result::Result<S, E> + Send,
+    ) -> Result<S> {
         let failed = |why: &dyn std::error::Error| {
             let why = super::error::with_causes(why);
             Error::io(format!("serving as {tag}"), io::Error::other(why))
@@ -82,12 +118,8 @@ impl Cluster {
         let tag: Tag = tag.parse().map_err(|error| failed(&error))?;
         let addresses = origin.addresses();
         let on_both = |port| addresses.map(|address| SocketAddr::new(address, port));
-        let plan = serve::Plan {
-            listen: ports.into_iter().flat_map(on_both).collect(),
-            mode: Mode::Echo { tag: Some(tag) },
-            threads: NonZeroUsize::MIN,
-        };
-        let server = origin.namespace.run(|| serve::start(&plan))?;
+        let listen = ports.into_iter().flat_map(on_both).collect();
+        let server = origin.namespace.run(|| start(listen, tag))?;
         server.map_err(|error| failed(&error))
     }
 }
