@@ -80,6 +80,8 @@ pub enum Command {
     Up(commands::up::Args),
     /// What on this host will hurt an edge agent, and what to do about it
     Doctor(commands::doctor::Args),
+    /// Certificates of a fleet: make an authority, issue, show
+    Certs(commands::certs::Args),
     /// The main job, end to end, on this machine, in network namespaces of its own
     Demo(commands::demo::Args),
 }
@@ -101,6 +103,7 @@ impl Command {
             Command::Undrain(_) => "undrain",
             Command::Up(_) => "up",
             Command::Doctor(_) => "doctor",
+            Command::Certs(_) => "certs",
             Command::Demo(_) => "demo",
         }
     }
@@ -119,14 +122,12 @@ impl Cli {
 
 /// Commands that have no use for some of the options about the connection: the
 /// word, the options, and why.
-const UNUSED: [(&str, &[&str], &str); 2] = [
+const UNUSED: [(&str, &[&str], &str); 3] = [
     ("up", &["server"], "it runs a config service of its own"),
-    (
-        "demo",
-        &["server", "tls_cert", "tls_key", "tls_ca", "insecure"],
-        "all that it talks to is its own",
-    ),
+    ("certs", &ALL, "it works on files only"),
+    ("demo", &ALL, "all that it talks to is its own"),
 ];
+const ALL: [&str; 5] = ["server", "tls_cert", "tls_key", "tls_ca", "insecure"];
 
 /// `--server` and the like may stand before and after the command's word. A
 /// command that does not use them does not show them.
@@ -205,12 +206,13 @@ mod tests {
             "anyport demo --tls-ca ca.pem",
             "anyport --tls-key key.pem demo",
             "anyport demo --insecure",
+            "anyport certs show --tls-ca ca.pem x.pem",
         ] {
             let error = read(line).expect_err(line);
             assert_eq!(error.kind(), ErrorKind::UnknownArgument, "{line}");
             assert!(error.to_string().contains("has no option --"), "{error}");
         }
-        for (word, options) in [("up", 4), ("demo", 0), ("status", 5)] {
+        for (word, options) in [("up", 4), ("demo", 0), ("certs", 0), ("status", 5)] {
             let mut command = command();
             let subcommand = command.find_subcommand_mut(word).expect("a command");
             let help = subcommand.render_help().to_string();

@@ -2,6 +2,7 @@
 
 pub mod apply;
 mod certificates;
+pub mod certs;
 mod changes;
 pub mod connections;
 pub mod delete;
@@ -75,6 +76,7 @@ pub async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Undrain(args) => drain::undrain(args, context()?).await,
         Command::Up(args) => up::run(args, cli.tls).await,
         Command::Doctor(args) => doctor::run(args, context()?).await,
+        Command::Certs(args) => certs::run(args, Console::stdout()),
         Command::Demo(args) => demo::run(args, Console::stdout()).await,
     }
 }

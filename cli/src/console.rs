@@ -53,6 +53,10 @@ impl Cell {
             mood,
         }
     }
+
+    pub fn text(&self) -> &str {
+        &self.text
+    }
 }
 
 impl<T: Display> From<T> for Cell {

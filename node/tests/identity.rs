@@ -221,7 +221,9 @@ async fn a_server_that_is_something_else_is_refused_before_it_is_told_anything()
     let refused = call(&running.url("https"), &client).await;
     let error = refused.expect_err("a viewer's certificate");
     assert!(
-        error.contains("`CN=posing, O=anyport:viewer` is not that of a edge: needs O=anyport:edge"),
+        error.contains(
+            "`CN=posing, O=anyport:viewer` is not for the role edge: needs O=anyport:edge"
+        ),
         "{error}"
     );
     running.stop().await;

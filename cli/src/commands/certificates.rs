@@ -24,7 +24,8 @@ pub(super) fn shown(certificate: &v1::Certificate, now: SystemTime) -> (Vec<Stri
     }
 }
 
-fn expiry(chain: &Chain, now: SystemTime) -> Cell {
+/// Until when a certificate is one, or since when it is none.
+pub(super) fn expiry(chain: &Chain, now: SystemTime) -> Cell {
     if let Ok(until) = chain.not_before.duration_since(now)
         && !until.is_zero()
     {

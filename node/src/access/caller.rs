@@ -7,6 +7,7 @@ use std::{
 };
 
 use http::Extensions;
+use rustls::pki_types::{CertificateDer, pem::PemObject};
 use tonic::Status;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
@@ -61,6 +62,12 @@ impl Certified {
             issuer: certificate.issuer().to_string(),
             expires: SystemTime::UNIX_EPOCH + after,
         })
+    }
+
+    /// Of the first certificate in a PEM text; `None` where there is none.
+    pub fn from_pem(pem: &str) -> Option<Self> {
+        let der = CertificateDer::from_pem_slice(pem.as_bytes()).ok()?;
+        Self::from_der(&der)
     }
 
     /// What a verified peer presented. What cannot be read names nobody and has no

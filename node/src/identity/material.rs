@@ -78,13 +78,10 @@ impl Files {
     }
 
     fn certified(&self, cert: &str) -> Result<Certified, IdentityError> {
-        let unusable = |reason: String| IdentityError::Unusable {
+        Certified::from_pem(cert).ok_or_else(|| IdentityError::Unusable {
             flags: format!("--tls-cert {}", self.cert.display()),
-            reason,
-        };
-        let der = CertificateDer::from_pem_slice(cert.as_bytes())
-            .map_err(|error| unusable(error.to_string()))?;
-        Certified::from_der(&der).ok_or_else(|| unusable("it is no X.509 certificate".to_owned()))
+            reason: "it is no X.509 certificate".to_owned(),
+        })
     }
 
     fn roots(&self, ca: &str) -> Result<RootCertStore, IdentityError> {

@@ -35,10 +35,11 @@ pub(super) struct Dialler {
     pub(super) refusal: Refusal,
 }
 
-/// Why the two sides last did not accept each other, in words; nothing while a
-/// connection stands. Clones share it.
+/// Why the two sides last did not accept each other, in words; nothing once they did,
+/// or where there is no server. Clones share it.
 ///
-/// The HTTP/2 library keeps no more of an error than that there was one.
+/// The HTTP/2 library keeps no more of an error than that there was one; and by the
+/// time that the call hears of it, the next attempt has begun.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Refusal(Arc<Mutex<Option<String>>>);
 
@@ -59,9 +60,9 @@ impl Refusal {
 impl Dialler {
     /// A connection to the server, which is who it should be.
     pub(super) async fn dial(self) -> io::Result<TokioIo<Dialled>> {
-        self.refusal.set(None);
         let connect = TcpStream::connect((&*self.host, self.port));
-        let stream = limited(self.connect_timeout, connect, "no connection in time").await?;
+        let connect = limited(self.connect_timeout, connect, "no connection in time");
+        let stream = connect.await.inspect_err(|_| self.refusal.set(None))?;
         stream.set_nodelay(true)?;
         let config = self.identity.client();
         let config = config.ok_or_else(|| io::Error::other("there is no certificate to show"))?;
@@ -76,6 +77,7 @@ impl Dialler {
         Ok(TokioIo::new(Dialled {
             stream,
             dialler: self,
+            accepted: false,
         }))
     }
 
@@ -87,7 +89,7 @@ impl Dialler {
         let server = Certified::of_peer(der.map(AsRef::as_ref));
         if !server.roles.has(self.role) {
             return Err(format!(
-                "its certificate `{}` is not that of a {}: needs O={}",
+                "its certificate `{}` is not for the role {}: needs O={}",
                 server.subject,
                 self.role,
                 self.role.organization()
@@ -117,7 +119,7 @@ impl Dialler {
 fn said_by(alert: rustls::AlertDescription) -> String {
     use rustls::AlertDescription as Alert;
     match alert {
-        Alert::UnknownCA => "it trusts another authority".to_owned(),
+        Alert::UnknownCA | Alert::DecryptError => "it trusts another authority".to_owned(),
         Alert::CertificateExpired => "it has expired".to_owned(),
         Alert::CertificateRequired => "it wants one, and was shown none".to_owned(),
         other => format!("{other:?}"),
@@ -138,6 +140,8 @@ async fn limited<T>(
 pub(super) struct Dialled {
     stream: TlsStream<TcpStream>,
     dialler: Dialler,
+    /// The server has said something else than that.
+    accepted: bool,
 }
 
 impl AsyncRead for Dialled {
@@ -146,9 +150,15 @@ impl AsyncRead for Dialled {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
-        if let Poll::Ready(Err(error)) = &read {
-            self.dialler.note(error);
+        match &read {
+            Poll::Ready(Err(error)) => self.dialler.note(error),
+            Poll::Ready(Ok(())) if !self.accepted && buffer.filled().len() > before => {
+                self.accepted = true;
+                self.dialler.refusal.set(None);
+            }
+            _ => {}
         }
         read
     }
