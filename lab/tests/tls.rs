@@ -75,6 +75,22 @@ fn closed(cluster: &Cluster, app: &str, status: &str) -> f64 {
     cluster.closed(app, status).unwrap()
 }
 
+/// Waits until what the app had has ended, and is counted.
+fn await_none_open(cluster: &Cluster, app: &str) {
+    eventually(PATIENCE, "nothing of it is open", || {
+        let metrics = cluster.metrics(Service::EdgeAgent).unwrap();
+        let [opened, closed] = ["opened", "closed"].map(|what| {
+            metrics.sum(
+                &format!("anyport_connections_{what}_total"),
+                &[("app", app)],
+            )
+        });
+        (opened == closed)
+            .then_some(())
+            .ok_or(format!("{closed} of {opened} have ended"))
+    });
+}
+
 /// Waits until an app has that many connections closed with a status.
 fn await_closed(cluster: &Cluster, app: &str, status: &str, count: f64) {
     eventually(PATIENCE, "the connections are counted", || {
@@ -363,6 +379,7 @@ fn a_client_that_does_not_shake_hands_is_gone(cluster: &Cluster, authority: &Aut
 }
 
 fn what_is_cut_short_is_not_taken_for_whole(cluster: &Cluster, authority: &Authority) {
+    await_none_open(cluster, "flexible");
     let before = closed(cluster, "flexible", "490");
     let mut tls = shaken(cluster, FLEXIBLE, authority.client(), EDGE).unwrap();
     says(&mut tls, b"some of it");
