@@ -23,7 +23,7 @@ use crate::{
     nodes::{self, Nodes, share},
     push::{DiscoveryServer, Push},
     serve::ConfigApi,
-    state::{Keeper, follow},
+    state::{Keeper, Retention, follow, history::tidy},
     store::{
         Store, StoreUrl,
         embedded::{Embedded, OpenError},
@@ -43,6 +43,7 @@ pub struct ConfigService {
     store: Arc<dyn Store>,
     presence: Option<Presence>,
     replica: String,
+    retention: Retention,
 }
 
 /// The service could not start, or broke off.
@@ -83,9 +84,9 @@ impl ConfigService {
         let (store, presence): (Arc<dyn Store>, _) = match &config.store {
             StoreUrl::Embedded(directory) => (Arc::new(Embedded::open(directory)?), None),
             StoreUrl::Etcd(url) => {
-                let client = connect(url, &identity).await?;
-                let presence = Presence::new(&client, url, rand::random());
-                (Arc::new(Etcd::new(&client, url)), Some(presence))
+                let members = connect(url, &identity).await?;
+                let presence = Presence::new(&members, url, rand::random());
+                (Arc::new(Etcd::new(&members, url)), Some(presence))
             }
         };
         let registry = Registry::new();
@@ -99,6 +100,7 @@ impl ConfigService {
             registry,
             store,
             presence,
+            retention: config.retention,
         })
     }
 
@@ -131,6 +133,7 @@ impl ConfigService {
             store,
             presence,
             replica,
+            retention,
             identity,
         } = self;
         let keeper = Keeper::new(store);
@@ -171,6 +174,7 @@ impl ConfigService {
         tokio::select! {
             served = served => Ok(served?),
             never = Box::pin(follow(&keeper, &loaded)) => match never {},
+            never = Box::pin(tidy(&keeper, retention)) => match never {},
             never = count(&keeper, &nodes, &metrics) => match never {},
             never = identity::follow(identity.clone(), expiry, remark) => match never {},
         }
@@ -188,6 +192,7 @@ async fn share_presence(nodes: &Nodes, presence: Option<&Presence>, drain: &Drai
 async fn count(keeper: &Keeper, nodes: &Nodes, metrics: &Metrics) -> Infallible {
     let mut present = keeper.subscribe();
     let mut here = nodes.changes_here();
+    let mut rewinds = keeper.rewinds();
     loop {
         let revision = present
             .borrow_and_update()
@@ -195,13 +200,15 @@ async fn count(keeper: &Keeper, nodes: &Nodes, metrics: &Metrics) -> Infallible 
             .map(|state| state.revision());
         metrics.moved_to(revision.map_or(0, |revision| revision.0));
         here.borrow_and_update();
+        metrics.rewound(rewinds.borrow_and_update().count);
         for role in nodes::Role::ALL {
             metrics.connected(role, nodes.count_here(role));
         }
-        // Neither can fail: both senders are held by the arguments.
+        // None can fail: all senders are held by the arguments.
         tokio::select! {
             _ = present.changed() => {}
             _ = here.changed() => {}
+            _ = rewinds.changed() => {}
         }
     }
 }

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use anyport_node::identity::TlsArgs;
 
-use crate::store::StoreUrl;
+use crate::{state::Retention, store::StoreUrl};
 
 /// How one config service runs.
 #[derive(Debug, Clone, clap::Args)]
@@ -34,6 +34,8 @@ pub struct Config {
         default_value = "embedded:/var/lib/anyport"
     )]
     pub store: StoreUrl,
+    #[command(flatten)]
+    pub retention: Retention,
     #[command(flatten)]
     pub tls: TlsArgs,
 }

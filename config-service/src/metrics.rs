@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use anyport_node::metrics::{
     Registry,
-    prometheus::{self, Histogram, HistogramOpts, IntCounterVec, IntGauge, IntGaugeVec, Opts},
+    prometheus::{
+        self, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    },
     registered,
 };
 
@@ -14,6 +16,7 @@ use crate::nodes::Role;
 #[derive(Debug, Clone)]
 pub struct Metrics {
     revision: IntGauge,
+    rewinds: IntCounter,
     propagation: Histogram,
     writes: IntCounterVec,
     nodes: IntGaugeVec,
@@ -47,6 +50,13 @@ impl Metrics {
         );
         Ok(Self {
             revision: revision.with_label_values(&["config-service"]),
+            rewinds: registered(
+                registry,
+                IntCounter::new(
+                    "anyport_config_store_rewinds_total",
+                    "Times that the store was found to have lost revisions that it held.",
+                ),
+            )?,
             propagation: registered(
                 registry,
                 Histogram::with_opts(propagation.buckets(PROPAGATION_BUCKETS.to_vec())),
@@ -78,6 +88,12 @@ impl Metrics {
     pub fn moved_to(&self, revision: u64) {
         self.revision
             .set(i64::try_from(revision).unwrap_or(i64::MAX));
+    }
+
+    /// The store was found to have gone back so often.
+    pub fn rewound(&self, count: u64) {
+        self.rewinds
+            .inc_by(count.saturating_sub(self.rewinds.get()));
     }
 
     /// A node had applied a commit after this long.

@@ -8,9 +8,13 @@ use anyport_config_service::{
     nodes::{NodeKey, Role},
     store::{
         OBJECT_MAX,
-        etcd::presence::{Presence, Publication},
+        etcd::{
+            connect,
+            presence::{Presence, Publication},
+        },
     },
 };
+use anyport_node::identity::Identity;
 use anyport_proto::v1;
 use prost::Message;
 use support::{
@@ -250,8 +254,9 @@ async fn a_replica_that_is_cut_off_does_not_go_on_showing_the_nodes_of_others() 
 async fn statuses_of_the_largest_size_are_shared() {
     let server = EtcdServer::start().await;
     let url = server.url("fleet");
-    let client = server.client().await;
-    let [ours, theirs] = [1, 2].map(|replica| Presence::new(&client, etcd_url(&url), replica));
+    let etcd = etcd_url(&url);
+    let members = connect(etcd, &Identity::none()).await.unwrap();
+    let [ours, theirs] = [1, 2].map(|replica| Presence::new(&members, etcd, replica));
     let status = |length| v1::NodeStatus {
         replica: "x".repeat(length),
         ..Default::default()

@@ -6,6 +6,7 @@ mod support;
 
 use std::{
     collections::{BTreeMap, HashMap},
+    num::NonZeroU64,
     sync::Arc,
     time::SystemTime,
 };
@@ -14,7 +15,10 @@ use anyport_config_service::{
     admit::{
         ApplyRead, Change, Conditions, Intent, Outcome, WriteError, Writer, Written, read_apply,
     },
-    state::{Keeper, Layout, history},
+    state::{
+        Keeper, Layout, Retention,
+        history::{self, Forgotten},
+    },
     store::{Object, ObjectId, embedded::Embedded},
 };
 use anyport_model::{
@@ -256,6 +260,13 @@ proptest! {
     }
 }
 
+fn keep(revisions: u64) -> Retention {
+    Retention {
+        revisions: NonZeroU64::new(revisions).unwrap(),
+        time: None,
+    }
+}
+
 #[tokio::test]
 async fn what_is_too_old_is_forgotten_and_the_rest_can_still_be_brought_back() {
     let directory = tempfile::tempdir().unwrap();
@@ -267,20 +278,23 @@ async fn what_is_too_old_is_forgotten_and_the_rest_can_still_be_brought_back() {
             .await
             .unwrap();
     }
-    let present = keeper.present().unwrap();
-    let gone = history::forget_below(&keeper, &present, Revision(25))
+    let gone = history::forget(&keeper, keep(10), SystemTime::now())
         .await
         .unwrap();
-    // Of each of the 24: its layout, and the chunk that holds app 7.
-    assert_eq!(gone, 48);
+    // Of each of the 20: its layout, and the chunk that holds app 7.
+    let wanted = Forgotten {
+        oldest: Revision(21),
+        objects: 40,
+    };
+    assert_eq!(gone, Some(wanted));
 
     let reader = Keeper::new(Arc::clone(keeper.store()));
-    assert!(reader.at(Revision(24)).await.unwrap().is_none());
-    for revision in 25..=30 {
+    assert!(reader.at(Revision(20)).await.unwrap().is_none());
+    for revision in 21..=30 {
         let state = reader.at(Revision(revision)).await.unwrap().unwrap();
         assert_eq!(state.resources.len(), 21);
     }
-    let revision = Revision(25);
+    let revision = Revision(21);
     let resources = reader
         .at(revision)
         .await

@@ -85,6 +85,7 @@ impl Running {
             listen: any_port,
             admin: any_port,
             store: embedded(directory.path()),
+            retention: Default::default(),
             tls: authority.issue(Role::ConfigService, "config-service"),
         };
         let service = ConfigService::bind(&config).await.unwrap();

@@ -4,14 +4,12 @@
 
 mod support;
 
-use std::{
-    process::{Child, Command, Stdio},
-    time::Duration,
-};
+use std::time::Duration;
 
 use anyport_proto::v1::{self, change::Action, sync_request::Message};
 use support::{
     PATIENCE, eventually,
+    program::Program,
     resources::{app, app_on, app_to, many, monitor, pool, prefix, reference},
     service::{Service, embedded},
     soon,
@@ -485,6 +483,7 @@ async fn history_tells_who_and_why_and_a_rollback_is_a_revision_of_its_own() {
         .unwrap()
         .into_inner();
     assert_eq!(oldest.next_page_token, "");
+    assert_eq!((newest.oldest_revision, oldest.oldest_revision), (1, 1));
     let all: Vec<v1::RevisionRecord> = newest
         .revisions
         .into_iter()
@@ -521,7 +520,9 @@ async fn history_tells_who_and_why_and_a_rollback_is_a_revision_of_its_own() {
         ..Default::default()
     };
     let refused = client.rollback(unknown).await.unwrap_err();
-    assert_eq!(violations(&refused)[0].0, "revision");
+    assert_eq!(refused.code(), Code::NotFound);
+    let said = "there is no revision 9 yet; the latest is 3";
+    assert_eq!(refused.message(), said);
 }
 
 #[tokio::test]
@@ -973,57 +974,11 @@ async fn get(address: std::net::SocketAddr, path: &str) -> String {
     answer
 }
 
-/// The real program, which can be killed.
-struct Program {
-    process: Child,
-    port: u16,
-}
-
-impl Program {
-    fn start(directory: &std::path::Path) -> Self {
-        let port = {
-            let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-            listener.local_addr().unwrap().port()
-        };
-        let process = Command::new(env!("CARGO_BIN_EXE_config-service"))
-            .args(["--listen", &format!("127.0.0.1:{port}")])
-            .args(["--admin", "127.0.0.1:0"])
-            .arg("--store")
-            .arg(format!("embedded:{}", directory.display()))
-            .stdin(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        Self { process, port }
-    }
-
-    async fn client(
-        &self,
-    ) -> v1::config_service_client::ConfigServiceClient<tonic::transport::Channel> {
-        let url = format!("http://127.0.0.1:{}", self.port);
-        eventually("the program listens", || async {
-            let endpoint = tonic::transport::Endpoint::try_from(url.clone()).unwrap();
-            let channel = endpoint.connect().await.ok()?;
-            let mut client = v1::config_service_client::ConfigServiceClient::new(channel);
-            client.list(v1::ListRequest::default()).await.ok()?;
-            Some(client)
-        })
-        .await
-    }
-}
-
-impl Drop for Program {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
 #[tokio::test]
 async fn what_was_answered_survives_a_kill() {
     let directory = tempfile::tempdir().unwrap();
     for round in 1..=3u16 {
-        let mut program = Program::start(directory.path());
+        let mut program = Program::start(&embedded(directory.path()));
         let mut client = program.client().await;
         let before = client
             .list(v1::ListRequest::default())
@@ -1042,10 +997,9 @@ async fn what_was_answered_survives_a_kill() {
             .await
             .unwrap();
         assert_eq!(answer.unwrap().into_inner().revision, u64::from(round));
-        program.process.kill().unwrap();
-        program.process.wait().unwrap();
+        program.kill();
     }
-    let program = Program::start(directory.path());
+    let program = Program::start(&embedded(directory.path()));
     let mut client = program.client().await;
     let after = client
         .list(v1::ListRequest::default())

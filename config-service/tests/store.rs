@@ -4,7 +4,7 @@
 
 mod support;
 
-use std::{collections::HashSet, sync::Arc, time::SystemTime};
+use std::{sync::Arc, time::SystemTime};
 
 use anyport_config_service::store::{
     Committed, Head, Object, ObjectId, Record, RequestMark, Store, StoreError,
@@ -66,6 +66,8 @@ async fn an_empty_store_has_no_revision(store: &dyn Store) {
     assert_eq!(head.record, None);
     assert_eq!(head.revision(), Revision::EMPTY);
     assert_eq!(store.record(Revision(1)).await.unwrap(), None);
+    assert_eq!(store.oldest().await.unwrap(), None);
+    assert_eq!(store.stored().await.unwrap(), []);
     assert_eq!(
         store.records_below(Revision(u64::MAX), 10).await.unwrap(),
         []
@@ -143,11 +145,21 @@ async fn a_missing_object_is_damage_and_not_silence(store: &dyn Store) {
 
 async fn what_is_forgotten_is_gone_and_what_is_kept_stays(store: &dyn Store) {
     let head = commit_up_to(store, 250).await;
-    let kept: HashSet<ObjectId> = (240..=250)
-        .map(|n| object(&format!("state {n}")).id())
-        .collect();
-    let gone = store.forget(&head, Revision(240), &kept).await.unwrap();
-    assert_eq!(gone, 239);
+    let named = |revisions: std::ops::RangeInclusive<u64>| -> Vec<ObjectId> {
+        let named = revisions.map(|n| object(&format!("state {n}")).id());
+        named.collect()
+    };
+    let mut stored = store.stored().await.unwrap();
+    let mut all = named(1..=250);
+    stored.sort();
+    all.sort();
+    assert_eq!(stored, all);
+    let oldest = store.oldest().await.unwrap().unwrap();
+    assert_eq!(oldest.revision, Revision(1));
+    let unused = named(1..=239);
+    assert!(store.forget(&head, Revision(240), &unused).await.unwrap());
+    let oldest = store.oldest().await.unwrap().unwrap();
+    assert_eq!(oldest.revision, Revision(240));
     assert_eq!(store.record(Revision(239)).await.unwrap(), None);
     assert!(store.record(Revision(240)).await.unwrap().is_some());
     assert_eq!(
@@ -158,8 +170,11 @@ async fn what_is_forgotten_is_gone_and_what_is_kept_stays(store: &dyn Store) {
             .len(),
         11
     );
-    let kept: Vec<ObjectId> = kept.into_iter().collect();
-    store.objects(&kept).await.unwrap();
+    store.objects(&named(240..=250)).await.unwrap();
+    assert_eq!(store.stored().await.unwrap().len(), 11);
+    store.takes_writes().await.unwrap();
+    let unwritten = store.head().await.unwrap();
+    assert!(unwritten.is_same_write(&head), "asking writes nothing");
     let lost = object("state 239").id();
     assert!(store.objects(&[lost]).await.is_err());
     // And writing goes on.
@@ -169,13 +184,8 @@ async fn what_is_forgotten_is_gone_and_what_is_kept_stays(store: &dyn Store) {
 async fn who_forgets_by_an_old_head_forgets_nothing(store: &dyn Store) {
     let old = commit_up_to(store, 3).await;
     commit_up_to(store, 4).await;
-    assert_eq!(
-        store
-            .forget(&old, Revision(3), &HashSet::new())
-            .await
-            .unwrap(),
-        0
-    );
+    let unused = [object("state 1").id()];
+    assert!(!store.forget(&old, Revision(3), &unused).await.unwrap());
     assert_eq!(
         store
             .records_below(Revision(u64::MAX), 10)
@@ -321,8 +331,11 @@ async fn objects_that_are_forgotten_before_the_head_names_them_are_written_again
             async move { (!client.get(key, None).await.unwrap().kvs().is_empty()).then_some(()) }
         })
         .await;
-            let kept = HashSet::from([object("state 3").id()]);
-            store.forget(&seen, Revision(3), &kept).await.unwrap()
+            let stored = store.stored().await.unwrap();
+            let kept = object("state 3").id();
+            let unused: Vec<ObjectId> = stored.into_iter().filter(|id| *id != kept).collect();
+            assert!(store.forget(&seen, Revision(3), &unused).await.unwrap());
+            unused.len()
         };
     let (committed, gone) = tokio::join!(store.commit(&seen, &record, &objects), forget);
     assert!(gone > 2, "the test came too late: {gone}");

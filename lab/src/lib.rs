@@ -3,6 +3,7 @@
 
 pub mod bench;
 pub mod cluster;
+pub mod control_plane;
 pub mod load;
 pub mod network;
 pub mod relay;

@@ -58,7 +58,7 @@ impl From<v1::RevisionRecord> for Revision {
 }
 
 pub async fn run(args: Args, mut context: Context) -> Result<(), Failure> {
-    let revisions = read(&context, args.limit).await?;
+    let (revisions, oldest) = read(&context, args.limit).await?;
     match args.output {
         Format::Json => context.console.json(&revisions)?,
         Format::Yaml => context.console.yaml(&revisions)?,
@@ -66,13 +66,21 @@ pub async fn run(args: Args, mut context: Context) -> Result<(), Failure> {
             let header = ["REVISION", "WHEN", "WHO", "CHANGES", "WHY"];
             let rows = revisions.iter().map(row).collect();
             context.console.table("", &header, rows)?;
+            let ends = revisions.last().is_some_and(|last| last.revision == oldest);
+            if ends && oldest > 1 {
+                context
+                    .console
+                    .line(format_args!("older than {oldest}: not kept any more"))?;
+            }
         }
     }
     Ok(())
 }
 
-async fn read(context: &Context, limit: usize) -> Result<Vec<Revision>, Failure> {
+/// The latest revisions, and the number of the oldest that is kept.
+async fn read(context: &Context, limit: usize) -> Result<(Vec<Revision>, u64), Failure> {
     let mut revisions: Vec<Revision> = Vec::new();
+    let mut oldest = 0;
     let mut page_token = String::new();
     while revisions.len() < limit {
         let left = limit - revisions.len();
@@ -86,12 +94,13 @@ async fn read(context: &Context, limit: usize) -> Result<Vec<Revision>, Failure>
             .read("read the history", request, call)
             .await?;
         revisions.extend(page.revisions.into_iter().take(left).map(Revision::from));
+        oldest = page.oldest_revision;
         page_token = page.next_page_token;
         if page_token.is_empty() {
             break;
         }
     }
-    Ok(revisions)
+    Ok((revisions, oldest))
 }
 
 fn row(revision: &Revision) -> Vec<Cell> {

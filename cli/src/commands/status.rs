@@ -36,12 +36,34 @@ struct Status {
     server: String,
     /// The latest revision.
     revision: u64,
+    /// Where the store lost what it held.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    store_rewind: Option<Rewind>,
     /// Replicas of the config service that edges and balancers are connected to.
     replicas: Vec<String>,
     edges: Vec<Node>,
     balancers: Vec<Node>,
     pools: Vec<PoolHealth>,
     disabled_apps: Vec<String>,
+}
+
+/// The store went back, as if restored from an older copy.
+#[derive(Debug, Serialize)]
+struct Rewind {
+    lost_revision: u64,
+    latest_revision: u64,
+    /// RFC 3339.
+    noticed_at: Option<String>,
+}
+
+impl From<&v1::StoreRewind> for Rewind {
+    fn from(wire: &v1::StoreRewind) -> Self {
+        Self {
+            lost_revision: wire.lost_revision,
+            latest_revision: wire.latest_revision,
+            noticed_at: wire.noticed_at.map(|time| time.to_string()),
+        }
+    }
 }
 
 pub async fn run(args: Args, mut context: Context) -> Result<(), Failure> {
@@ -78,6 +100,7 @@ impl Status {
         Self {
             server,
             revision: nodes.revision,
+            store_rewind: nodes.store_rewind.as_ref().map(Rewind::from),
             replicas: replicas.into_iter().collect(),
             edges: Node::of_role(nodes, v1::NodeRole::Edge),
             balancers: Node::of_role(nodes, v1::NodeRole::Balancer),
@@ -91,6 +114,20 @@ impl Status {
             "config service {}, revision {}",
             self.server, self.revision
         ))?;
+        if let Some(rewind) = &self.store_rewind {
+            let Rewind {
+                lost_revision,
+                latest_revision,
+                noticed_at,
+            } = rewind;
+            let when = noticed_at.as_deref().unwrap_or("an unknown time");
+            let line = format_args!(
+                "the store went back: revision {lost_revision} is lost, {latest_revision} was the \
+                 latest when that was noticed, at {when}"
+            );
+            let line = console.paint(line, Mood::Bad);
+            console.line(line)?;
+        }
         if self.replicas.len() > 1 {
             console.line(format_args!(
                 "replicas in use: {}",

@@ -141,6 +141,7 @@ async fn start(
         listen: at(0),
         admin: at(1),
         store: StoreUrl::Embedded(directory.join("config")),
+        retention: Default::default(),
         tls: tls.clone(),
     };
     let config = ConfigService::bind(&config).await;

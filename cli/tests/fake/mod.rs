@@ -354,6 +354,7 @@ impl ConfigService for Fake {
             Ok(Response::new(v1::HistoryResponse {
                 revisions: state.revisions.iter().rev().cloned().collect(),
                 next_page_token: String::new(),
+                oldest_revision: 1,
             }))
         })
     }
@@ -403,7 +404,11 @@ impl ConfigService for Fake {
         let mut nodes = self.nodes.borrow().connected.clone();
         nodes.retain(|node| role == 0 || node.role == role);
         let revision = self.state(|state| state.revision());
-        Ok(Response::new(v1::ListNodesResponse { nodes, revision }))
+        Ok(Response::new(v1::ListNodesResponse {
+            nodes,
+            revision,
+            store_rewind: None,
+        }))
     }
 
     type WatchNodesStream = Updates<v1::WatchNodesResponse>;

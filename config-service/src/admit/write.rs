@@ -15,7 +15,7 @@ use super::{
     intent::{Change, Intent, Plan, Refusal, Violation},
 };
 use crate::{
-    state::{Draft, Keeper, Snapshot, Turn, history},
+    state::{Draft, Keeper, Snapshot, Turn},
     store::{ObjectId, Record, RequestMark, StoreError},
 };
 
@@ -178,11 +178,7 @@ impl Writer {
                 revision = present.revision().next().0.cast_signed()
             );
             match commit.run(plan).instrument(span).await? {
-                Some((written, committed)) => {
-                    drop(turn);
-                    self.forget_old(committed);
-                    return Ok(written);
-                }
+                Some(written) => return Ok(written),
                 None => {
                     tokio::time::sleep(backoff.pause(rand::random())).await;
                     present = turn.refresh().await?;
@@ -225,22 +221,6 @@ impl Writer {
             outcome: Outcome::Repeated,
         }))
     }
-
-    /// Housekeeping, behind the back of the one who wrote.
-    fn forget_old(&self, present: Arc<Snapshot>) {
-        if !history::is_due(present.revision()) {
-            return;
-        }
-        let keeper = self.keeper.clone();
-        tokio::spawn(async move {
-            match history::forget_old(&keeper, &present).await {
-                Ok(objects) => tracing::info!(objects, "forgot old revisions"),
-                Err(error) => {
-                    tracing::warn!(%error, "cannot forget old revisions; trying again later")
-                }
-            }
-        });
-    }
 }
 
 /// Planning takes as long as there are resources; not on a thread that serves.
@@ -263,7 +243,7 @@ struct Commit<'a> {
 
 impl Commit<'_> {
     /// `None` where another replica was first.
-    async fn run(self, plan: Plan) -> Result<Option<(Written, Arc<Snapshot>)>, WriteError> {
+    async fn run(self, plan: Plan) -> Result<Option<Written>, WriteError> {
         let Plan {
             resources, changes, ..
         } = plan;
@@ -295,14 +275,13 @@ impl Commit<'_> {
                 deleted,
                 "committed"
             );
-            let written = Written {
+            Written {
                 revision: committed.revision(),
                 state_hash: committed.hash(),
                 changes,
                 mass_deletion: None,
                 outcome: Outcome::Committed,
-            };
-            (written, committed)
+            }
         }))
     }
 

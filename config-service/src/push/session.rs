@@ -132,6 +132,15 @@ impl Shared {
         };
         let mut present = self.keeper.subscribe();
         loop {
+            if connection.found.is_none()
+                && let Some(Held { revision, hash }) = connection.held
+                && present.borrow().is_some()
+            {
+                let node = connection.key.to_string();
+                let caught_up = self.keeper.catch_up_with(revision, hash, &node).await;
+                // It goes on with what it holds, and asks another replica.
+                caught_up.map_err(|error| status::of_store(&error))?;
+            }
             // Marked as seen before it is sent, so that none is missed.
             let latest = present.borrow_and_update().clone();
             if let Some(latest) = latest

@@ -25,7 +25,7 @@ use crate::{
     admit::{Change, Conditions, Intent, Outcome, Writer, Written, read_apply},
     metrics::Metrics,
     nodes::{Nodes, Role},
-    state::{Keeper, Snapshot, StateAt},
+    state::{Keeper, Rewind, Snapshot, StateAt},
     store::{ObjectId, RequestMark},
 };
 
@@ -134,6 +134,23 @@ impl ConfigApi {
         state.ok_or_else(|| {
             let problem = format!("revision {revision} is not kept (any more)");
             status::invalid_field(field, problem)
+        })
+    }
+}
+
+impl ConfigApi {
+    /// Why there is no state of a revision.
+    async fn not_kept(&self, revision: Revision) -> Status {
+        let (latest, oldest) = match (self.present(), self.keeper.store().oldest().await) {
+            (Ok(present), Ok(oldest)) => (present.revision(), oldest),
+            (Err(status), _) => return status,
+            (_, Err(error)) => return status::of_store(&error),
+        };
+        let oldest = oldest.map_or(latest, |oldest| oldest.revision);
+        Status::not_found(if revision > latest {
+            format!("there is no revision {revision} yet; the latest is {latest}")
+        } else {
+            format!("revision {revision} is not kept any more; the oldest that is kept is {oldest}")
         })
     }
 }
@@ -269,16 +286,19 @@ impl ConfigService for ConfigApi {
             0 => HISTORY,
             size => size.min(HISTORY_MAX),
         };
-        let records = self.keeper.store().records_below(below, size).await;
-        let records = records.map_err(|error| status::of_store(&error))?;
+        let store = self.keeper.store();
+        let read = async { tokio::try_join!(store.records_below(below, size), store.oldest()) };
+        let (records, oldest) = read.await.map_err(|error| status::of_store(&error))?;
+        let oldest = oldest.map_or(Revision::EMPTY, |oldest| oldest.revision);
         let next = records
             .last()
-            .filter(|last| records.len() == size && last.revision.0 > 1);
+            .filter(|last| records.len() == size && last.revision > oldest);
         Ok(Response::new(v1::HistoryResponse {
             next_page_token: next
                 .map(|last| last.revision.to_string())
                 .unwrap_or_default(),
             revisions: records.iter().map(|record| record.to_wire()).collect(),
+            oldest_revision: oldest.0,
         }))
     }
 
@@ -307,7 +327,10 @@ impl ConfigService for ConfigApi {
                  apply with prune",
             ));
         }
-        let state = self.state_at("revision", revision).await?;
+        let state = self.keeper.at(revision).await;
+        let Some(state) = state.map_err(|error| status::of_store(&error))? else {
+            return Err(self.not_kept(revision).await);
+        };
         let intent = Intent::Rollback {
             revision,
             resources: state.resources.clone(),
@@ -327,6 +350,7 @@ impl ConfigService for ConfigApi {
         Ok(Response::new(v1::ListNodesResponse {
             nodes: self.nodes.list(role),
             revision: self.present()?.revision().0,
+            store_rewind: self.keeper.rewinds().borrow().last.map(write_rewind),
         }))
     }
 
@@ -373,6 +397,14 @@ fn role(wire: i32) -> Result<Option<Role>, Status> {
         Ok(v1::NodeRole::Edge) => Ok(Some(Role::Edge)),
         Ok(v1::NodeRole::Balancer) => Ok(Some(Role::Balancer)),
         Err(unknown) => Err(status::invalid_field("role", unknown)),
+    }
+}
+
+fn write_rewind(rewind: Rewind) -> v1::StoreRewind {
+    v1::StoreRewind {
+        lost_revision: rewind.lost.0,
+        latest_revision: rewind.latest.0,
+        noticed_at: Some(rewind.noticed_at.into()),
     }
 }
 

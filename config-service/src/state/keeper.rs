@@ -11,7 +11,7 @@ use std::{
     convert::Infallible,
     pin::pin,
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use anyport_model::{names::Revision, resource::ResourceRef, state::Resources};
@@ -20,15 +20,18 @@ use tokio::sync::{MutexGuard, watch};
 
 use super::{
     layout::{Layout, LayoutError},
+    rewind::{Book, Rewind, Rewinds},
     snapshot::{REMEMBERED, Recent, Snapshot, StateAt},
 };
 use crate::{
-    store::{Committed, Head, Object, Record, Store, StoreError},
+    store::{Committed, Head, Object, ObjectId, Record, Store, StoreError},
     trouble::Trouble,
 };
 
 /// The store is read again at least this often: an event may get lost.
 const REREAD: Duration = Duration::from_secs(20);
+/// And this often while it takes no writes.
+const REFUSED_REREAD: Duration = Duration::from_secs(2);
 /// States kept in memory, for subscribers and pages that are a little behind.
 const HELD: usize = 16;
 
@@ -47,6 +50,7 @@ struct Shared {
     moving: tokio::sync::Mutex<()>,
     /// Why a commit failed last. Reading may go on where writing does not.
     failed_commit: watch::Sender<Option<String>>,
+    rewinds: Book,
 }
 
 /// The right to move the present state: nothing else of this replica does
@@ -97,6 +101,7 @@ impl Keeper {
                 held: Mutex::default(),
                 moving: tokio::sync::Mutex::default(),
                 failed_commit: watch::Sender::new(None),
+                rewinds: Book::default(),
             }),
         }
     }
@@ -113,6 +118,79 @@ impl Keeper {
     /// Follows the latest state.
     pub fn subscribe(&self) -> watch::Receiver<Option<Arc<Snapshot>>> {
         self.shared.present.subscribe()
+    }
+
+    /// Follows how often the store was found to have gone back.
+    pub fn rewinds(&self) -> watch::Receiver<Rewinds> {
+        self.shared.rewinds.subscribe()
+    }
+
+    /// Makes sure that whoever holds a revision, with the hash of its state, is not
+    /// led back by a replica that merely has not heard of it yet: the store is
+    /// asked. Where it does not know it either, that is noted.
+    ///
+    /// # Errors
+    /// Where the store would have to be asked, and cannot be.
+    pub async fn catch_up_with(
+        &self,
+        revision: Revision,
+        hash: ObjectId,
+        node: &str,
+    ) -> Result<(), StoreError> {
+        let Some(mut present) = self.present() else {
+            return Ok(());
+        };
+        if revision > present.revision() {
+            present = self.turn().await.refresh().await?;
+        }
+        let latest = present.revision();
+        let is_known = if revision == Revision::EMPTY {
+            true
+        } else if revision == latest {
+            hash == present.hash()
+        } else if revision > latest {
+            false
+        } else {
+            let held = self
+                .held()
+                .iter()
+                .rev()
+                .find(|s| s.revision == revision)
+                .map(|s| s.hash());
+            let known = match held {
+                Some(hash) => Some(hash),
+                None => {
+                    let record = self.shared.store.record(revision).await?;
+                    record.map(|record| record.state_hash)
+                }
+            };
+            // Where it is not kept any more, nobody can tell.
+            known.is_none_or(|known| known == hash)
+        };
+        if !is_known {
+            self.note_rewind(revision, latest, Some(node));
+        }
+        Ok(())
+    }
+
+    fn note_rewind(&self, lost: Revision, latest: Revision, node: Option<&str>) {
+        let noticed_at = SystemTime::now();
+        let rewind = Rewind {
+            lost,
+            latest,
+            noticed_at,
+        };
+        self.shared.rewinds.note(rewind, node);
+    }
+
+    /// Is what was the latest record still in the history, as far as that can be
+    /// told?
+    async fn leads_on_from(&self, record: &Record, head: &Head) -> Result<bool, StoreError> {
+        if record.revision >= head.revision() {
+            return Ok(head.record.as_ref() == Some(record));
+        }
+        let found = self.shared.store.record(record.revision).await?;
+        Ok(found.is_none_or(|found| found == *record))
     }
 
     /// Waits for the right to move the present state.
@@ -138,9 +216,14 @@ impl Keeper {
         if held.is_some() {
             return Ok(held);
         }
-        match self.shared.store.record(revision).await? {
-            Some(record) => self.load(&record).await.map(Some),
-            None => Ok(None),
+        let store = &self.shared.store;
+        let Some(record) = store.record(revision).await? else {
+            return Ok(None);
+        };
+        match self.load(&record).await {
+            // Forgotten while it was read?
+            Err(StoreError::Corrupt { .. }) if store.record(revision).await?.is_none() => Ok(None),
+            loaded => loaded.map(Some),
         }
     }
 
@@ -173,6 +256,22 @@ impl Keeper {
         }))
     }
 
+    async fn read(&self, head: Head) -> Result<Snapshot, StoreError> {
+        let (state, recent) = match &head.record {
+            None => (Arc::new(StateAt::empty()), Recent::default()),
+            Some(record) => {
+                let below = record.revision.next();
+                let records = self.shared.store.records_below(below, REMEMBERED).await?;
+                (self.load(record).await?, Recent::of(&records))
+            }
+        };
+        Ok(Snapshot {
+            head,
+            state,
+            recent,
+        })
+    }
+
     fn publish(&self, snapshot: Snapshot) -> Arc<Snapshot> {
         let snapshot = Arc::new(snapshot);
         {
@@ -203,27 +302,35 @@ impl Keeper {
 impl Turn<'_> {
     /// Takes what the store says.
     pub async fn refresh(&self) -> Result<Arc<Snapshot>, StoreError> {
-        let Keeper { shared } = self.keeper;
-        let head = shared.store.head().await?;
-        let present = self.keeper.present();
-        if let Some(present) = present
-            && present.head.is_same_write(&head)
-        {
-            return Ok(present);
-        }
-        let (state, recent) = match &head.record {
-            None => (Arc::new(StateAt::empty()), Recent::default()),
-            Some(record) => {
-                let below = record.revision.next();
-                let records = shared.store.records_below(below, REMEMBERED).await?;
-                (self.keeper.load(record).await?, Recent::of(&records))
+        let store = &self.keeper.shared.store;
+        let mut head = store.head().await?;
+        loop {
+            let present = self.keeper.present();
+            if let Some(present) = &present
+                && present.head.is_same_write(&head)
+            {
+                return Ok(Arc::clone(present));
             }
-        };
-        Ok(self.keeper.publish(Snapshot {
-            head,
-            state,
-            recent,
-        }))
+            if let Some(ours) = present
+                .as_ref()
+                .and_then(|present| present.head.record.as_ref())
+                && !self.keeper.leads_on_from(ours, &head).await?
+            {
+                self.keeper
+                    .note_rewind(ours.revision, head.revision(), None);
+            }
+            let damaged = match self.keeper.read(head.clone()).await {
+                Ok(snapshot) => return Ok(self.keeper.publish(snapshot)),
+                Err(error @ StoreError::Corrupt { .. }) => error,
+                Err(error) => return Err(error),
+            };
+            // What is old by now may have been forgotten while it was read.
+            let now = store.head().await?;
+            if now.is_same_write(&head) {
+                return Err(damaged);
+            }
+            head = now;
+        }
     }
 
     /// Stores a draft made from `present`, and makes it the present state;
@@ -244,6 +351,7 @@ impl Turn<'_> {
         match committed {
             Committed::Conflict => Ok(None),
             Committed::Done(version) => {
+                shared.failed_commit.send_replace(None);
                 let mut recent = present.recent.clone();
                 recent.add(&record);
                 let head = Head {
@@ -261,7 +369,7 @@ impl Turn<'_> {
 }
 
 /// Keeps the present state true, without end. `readiness` says whether the store
-/// can be reached, and took the latest revision.
+/// can be reached, and takes writes, as far as it is known.
 pub async fn follow(keeper: &Keeper, readiness: &Condition) -> Infallible {
     let mut trouble = Trouble::new("the store");
     loop {
@@ -282,14 +390,30 @@ async fn follow_until_error(
 ) -> Result<Infallible, StoreError> {
     let mut failed_commit = keeper.shared.failed_commit.subscribe();
     loop {
-        failed_commit.mark_unchanged();
         // Read before the state is: what comes after it wakes the next wait.
         let head = keeper.store().head().await?;
         keeper.turn().await.refresh().await?;
-        readiness.set_ready();
         trouble.over();
+        let failed = failed_commit.borrow_and_update().is_some();
+        let taken = match failed {
+            true => keeper.store().takes_writes().await,
+            false => Ok(()),
+        };
+        let again = match taken {
+            Ok(()) => {
+                if failed {
+                    keeper.shared.failed_commit.send_replace(None);
+                }
+                readiness.set_ready();
+                REREAD
+            }
+            Err(error) => {
+                readiness.set_not_ready(error.to_string());
+                REFUSED_REREAD
+            }
+        };
         let mut moved = pin!(keeper.store().moved(&head));
-        let mut reread = pin!(tokio::time::sleep(REREAD));
+        let mut reread = pin!(tokio::time::sleep(again));
         loop {
             tokio::select! {
                 moved = &mut moved => {
@@ -297,11 +421,17 @@ async fn follow_until_error(
                     break;
                 }
                 () = &mut reread => break,
-                // Cannot fail: `keeper` holds the sender. Told until the state
-                // is read again, which a later commit brings about.
+                // Cannot fail: `keeper` holds the sender. Told until a commit is
+                // good, or the store is asked again.
                 _ = failed_commit.changed() => {
-                    if let Some(error) = failed_commit.borrow_and_update().clone() {
-                        readiness.set_not_ready(error);
+                    let failed = failed_commit.borrow_and_update().clone();
+                    match failed {
+                        Some(error) => {
+                            readiness.set_not_ready(error);
+                            let soon = tokio::time::Instant::now() + REFUSED_REREAD;
+                            reread.as_mut().reset(soon);
+                        }
+                        None => readiness.set_ready(),
                     }
                 }
             }

@@ -8,7 +8,6 @@
 mod file;
 
 use std::{
-    collections::HashSet,
     fs, io,
     os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
@@ -219,16 +218,47 @@ impl Store for Embedded {
         .await
     }
 
+    async fn oldest(&self) -> Result<Option<Record>, StoreError> {
+        self.blocking("reading the history", |database| {
+            let failed = |error: redb::Error| StoreError::unavailable("reading the history", error);
+            let read = database.begin_read().map_err(|e| failed(e.into()))?;
+            let records = read.open_table(RECORDS).map_err(|e| failed(e.into()))?;
+            let first = records.first().map_err(|e| failed(e.into()))?;
+            let record = first.map(|(revision, bytes)| {
+                decode_record(format_args!("revision {}", revision.value()), bytes.value())
+            });
+            record.transpose()
+        })
+        .await
+    }
+
+    async fn stored(&self) -> Result<Vec<ObjectId>, StoreError> {
+        self.blocking("listing objects", |database| {
+            stored(database).map_err(|error| StoreError::unavailable("listing objects", error))
+        })
+        .await
+    }
+
     async fn forget(
         &self,
         seen: &Head,
         oldest_kept: Revision,
-        kept: &HashSet<ObjectId>,
-    ) -> Result<usize, StoreError> {
-        let (seen, kept) = (seen.clone(), kept.clone());
+        unused: &[ObjectId],
+    ) -> Result<bool, StoreError> {
+        let (seen, unused) = (seen.clone(), unused.to_vec());
         self.blocking("forgetting old revisions", move |database| {
-            forget(database, &seen, oldest_kept, &kept)
+            forget(database, &seen, oldest_kept, &unused)
                 .map_err(|error| StoreError::unavailable("forgetting old revisions", error))
+        })
+        .await
+    }
+
+    async fn takes_writes(&self) -> Result<(), StoreError> {
+        const ACTION: &str = "asking whether it takes writes";
+        self.blocking(ACTION, |database| {
+            let nothing = database.begin_write().map_err(redb::Error::from);
+            let written = nothing.and_then(|nothing| Ok(nothing.commit()?));
+            written.map_err(|error| StoreError::unavailable(ACTION, error))
         })
         .await
     }
@@ -300,29 +330,36 @@ fn latest(records: &impl ReadableTable<u64, &'static [u8]>) -> Result<u64, redb:
     Ok(records.last()?.map_or(0, |(revision, _)| revision.value()))
 }
 
+fn stored(database: &Database) -> Result<Vec<ObjectId>, redb::Error> {
+    let objects = database.begin_read()?.open_table(OBJECTS)?;
+    let mut ids = Vec::new();
+    for entry in objects.iter()? {
+        ids.extend(ObjectId::from_slice(entry?.0.value()));
+    }
+    Ok(ids)
+}
+
+/// False where the head is no longer `seen`.
 fn forget(
     database: &Database,
     seen: &Head,
     oldest_kept: Revision,
-    kept: &HashSet<ObjectId>,
-) -> Result<usize, redb::Error> {
+    unused: &[ObjectId],
+) -> Result<bool, redb::Error> {
     let write = database.begin_write()?;
-    let mut gone = 0;
     {
         let mut records = write.open_table(RECORDS)?;
         if latest(&records)? != seen.version.written {
-            return Ok(0);
+            return Ok(false);
         }
         records.retain(|revision, _| revision >= oldest_kept.0)?;
         let mut objects = write.open_table(OBJECTS)?;
-        objects.retain(|id, _| {
-            let keep = ObjectId::from_slice(id).is_some_and(|id| kept.contains(&id));
-            gone += usize::from(!keep);
-            keep
-        })?;
+        for id in unused {
+            objects.remove(id.as_bytes())?;
+        }
     }
     write.commit()?;
-    Ok(gone)
+    Ok(true)
 }
 
 /// A store on a disk that can be full.

@@ -17,12 +17,12 @@ mod object;
 mod record;
 mod url;
 
-use std::{collections::HashSet, error::Error, fmt};
+use std::{error::Error, fmt};
 
 use anyport_model::names::Revision;
 use prost::bytes::Bytes;
 
-pub use object::{Object, ObjectId};
+pub use object::{Object, ObjectId, ObjectIdError};
 pub use record::{Record, RecordError, RequestMark};
 pub use url::{EtcdUrl, StoreUrl, StoreUrlError};
 
@@ -100,15 +100,27 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
     async fn records_below(&self, below: Revision, limit: usize)
     -> Result<Vec<Record>, StoreError>;
 
-    /// Forgets every record below `oldest_kept` and every object that is not
-    /// in `kept`, if the head is still `seen`; else forgets nothing more.
-    /// Returns how many objects went.
+    /// The oldest record that is kept.
+    async fn oldest(&self) -> Result<Option<Record>, StoreError>;
+
+    /// Names of all objects, also of those that no record leads to.
+    async fn stored(&self) -> Result<Vec<ObjectId>, StoreError>;
+
+    /// Forgets every record below `oldest_kept` and these objects, while the head
+    /// is `seen`. False: it was not, or not to the end, and some may be gone.
+    ///
+    /// A commit that wrote objects before and moves the head after some were
+    /// forgotten is a [`Committed::Conflict`]: its own may be among them.
     async fn forget(
         &self,
         seen: &Head,
         oldest_kept: Revision,
-        kept: &HashSet<ObjectId>,
-    ) -> Result<usize, StoreError>;
+        unused: &[ObjectId],
+    ) -> Result<bool, StoreError>;
+
+    /// Fails where it would take no commit at present, as far as that can be told
+    /// without one.
+    async fn takes_writes(&self) -> Result<(), StoreError>;
 }
 
 /// A store did not do what it was asked.

@@ -9,6 +9,7 @@
 
 pub mod etcd;
 pub mod link;
+pub mod program;
 pub mod resources;
 pub mod service;
 pub mod subscriber;

@@ -35,6 +35,7 @@ impl Service {
             listen: "127.0.0.1:0".parse().unwrap(),
             admin: "127.0.0.1:0".parse().unwrap(),
             store,
+            retention: Default::default(),
             tls: Default::default(),
         };
         let service = ConfigService::bind(&config).await.expect("it starts");

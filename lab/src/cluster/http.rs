@@ -10,13 +10,13 @@ use anyport_netns::Namespace;
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A page.
-pub(super) struct Answer {
-    pub(super) status: u16,
-    pub(super) body: String,
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) body: String,
 }
 
 /// Asks from inside `namespace`.
-pub(super) fn get(namespace: &Namespace, address: SocketAddr, path: &str) -> io::Result<Answer> {
+pub(crate) fn get(namespace: &Namespace, address: SocketAddr, path: &str) -> io::Result<Answer> {
     let text = namespace
         .run(|| ask(address, path))
         .map_err(io::Error::other)??;

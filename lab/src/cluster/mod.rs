@@ -48,8 +48,10 @@ pub use service::{Replica, Service, Steering, Store};
 pub use visit::echoes;
 pub use wait::eventually;
 
-use process::Process;
+pub(crate) use http::get as page;
+pub(crate) use process::Process;
 use programs::Programs;
+pub(crate) use programs::file as program_file;
 
 /// How long anything may take that should be a matter of moments. A test that needs it has failed.
 pub const PATIENCE: Duration = Duration::from_secs(20);

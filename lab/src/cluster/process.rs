@@ -13,13 +13,13 @@ use super::wait;
 
 /// A running process; killed when this is dropped.
 #[derive(Debug)]
-pub(super) struct Process {
+pub(crate) struct Process {
     child: Child,
 }
 
 impl Process {
     /// Starts it. All that it says goes to the end of `log`.
-    pub(super) fn spawn(mut command: Command, log: &Path) -> io::Result<Self> {
+    pub(crate) fn spawn(mut command: Command, log: &Path) -> io::Result<Self> {
         let log = OpenOptions::new().create(true).append(true).open(log)?;
         let child = command
             .stdin(Stdio::null())
@@ -29,32 +29,32 @@ impl Process {
         Ok(Self::of(child))
     }
 
-    pub(super) fn of(child: Child) -> Self {
+    pub(crate) fn of(child: Child) -> Self {
         Self { child }
     }
 
-    pub(super) fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
 
     /// How it ended, if it has.
-    pub(super) fn has_ended(&mut self) -> Option<ExitStatus> {
+    pub(crate) fn has_ended(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().ok().flatten()
     }
 
     /// SIGKILL; returns when it is gone.
-    pub(super) fn kill9(&mut self) -> io::Result<()> {
+    pub(crate) fn kill9(&mut self) -> io::Result<()> {
         self.child.kill()?;
         self.child.wait().map(drop)
     }
 
     /// SIGTERM; returns when it is gone, with its exit status if it had one.
-    pub(super) fn terminate(&mut self, limit: Duration) -> io::Result<Option<i32>> {
+    pub(crate) fn terminate(&mut self, limit: Duration) -> io::Result<Option<i32>> {
         self.signal(Signal::SIGTERM)?;
         self.end_within(limit).map(|status| status.code())
     }
 
-    pub(super) fn signal(&self, signal: Signal) -> io::Result<()> {
+    pub(crate) fn signal(&self, signal: Signal) -> io::Result<()> {
         let id = i32::try_from(self.pid()).map_err(io::Error::other)?;
         // Not waited for yet, so the id cannot have become another's; where it
         // has been, there is no such process.
@@ -62,7 +62,7 @@ impl Process {
     }
 
     /// Waits for it to end by itself.
-    pub(super) fn end_within(&mut self, limit: Duration) -> io::Result<ExitStatus> {
+    pub(crate) fn end_within(&mut self, limit: Duration) -> io::Result<ExitStatus> {
         wait::until(limit, || self.has_ended().ok_or("it still runs"))
             .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, format!("not within {limit:?}")))
     }

@@ -30,6 +30,11 @@ pub(super) fn built() -> Result<&'static Programs> {
         .map_err(|why| Error::Build(why.clone()))
 }
 
+/// The file of one of them, once they are built.
+pub(crate) fn file(program: &str) -> Result<PathBuf> {
+    built()?.path(program)
+}
+
 impl Programs {
     /// A program's file: cargo's, or for one that is not ours the name to be found in `PATH`.
     pub(super) fn path(&self, program: &str) -> Result<PathBuf> {

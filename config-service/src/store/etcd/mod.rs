@@ -6,22 +6,21 @@
 //! read afterwards, so a watch that lost its place to a compaction, or an event
 //! that never came, costs time and not truth.
 
-mod connect;
 mod keys;
+mod members;
 pub mod presence;
 
-use std::collections::{HashMap, HashSet};
+use std::{collections::HashMap, time::Duration};
 
 use anyport_model::names::Revision;
 use etcd_client::{
     Client, Compare, CompareOp, DeleteOptions, GetOptions, GetResponse, KeyValue, KvClient,
-    SortOrder, SortTarget, Txn, TxnOp, TxnOpResponse, TxnResponse, WatchClient, WatchOptions,
+    SortOrder, SortTarget, Txn, TxnOp, TxnOpResponse, TxnResponse, WatchOptions,
 };
 use prost::bytes::Bytes;
 
-pub use connect::{ConnectError, connect};
-use connect::{answered, failed};
 use keys::Keys;
+pub use members::{ConnectError, Members, connect};
 
 use super::{
     Committed, EtcdUrl, Head, OBJECT_MAX, Object, ObjectId, Record, Store, StoreError, Version,
@@ -37,11 +36,12 @@ const READ_AT_ONCE: usize = 32;
 const ANSWER_MAX: usize = 2 * READ_AT_ONCE * OBJECT_MAX;
 /// Names of objects read at once.
 const PAGE: i64 = 5_000;
+/// After a watch that ended by itself: whatever ended it may end the next one.
+const WATCH_PAUSE: Duration = Duration::from_millis(100);
 
 /// Revisions in a cluster.
 pub struct Etcd {
-    kv: KvClient,
-    watch: WatchClient,
+    members: Members,
     keys: Keys,
 }
 
@@ -54,16 +54,19 @@ impl std::fmt::Debug for Etcd {
 }
 
 impl Etcd {
-    pub fn new(client: &Client, url: &EtcdUrl) -> Self {
+    pub fn new(members: &Members, url: &EtcdUrl) -> Self {
         Self {
-            kv: client.kv_client().max_decoding_message_size(ANSWER_MAX),
-            watch: client.watch_client(),
+            members: members.clone(),
             keys: Keys::new(url.prefix()),
         }
     }
 
     async fn txn(&self, action: &'static str, txn: Txn) -> Result<TxnResponse, StoreError> {
-        answered(action, self.kv.clone().txn(txn)).await
+        let ask = |client: &Client| {
+            let (mut kv, txn) = (kv(client), txn.clone());
+            async move { kv.txn(txn).await }
+        };
+        self.members.ask(action, ask).await
     }
 
     async fn get(
@@ -72,7 +75,12 @@ impl Etcd {
         key: impl Into<Vec<u8>>,
         options: GetOptions,
     ) -> Result<GetResponse, StoreError> {
-        answered(action, self.kv.clone().get(key, Some(options))).await
+        let key = key.into();
+        let ask = |client: &Client| {
+            let (mut kv, key, options) = (kv(client), key.clone(), options.clone());
+            async move { kv.get(key, Some(options)).await }
+        };
+        self.members.ask(action, ask).await
     }
 
     /// When objects were last deleted, in etcd's counting; 0: never.
@@ -103,6 +111,10 @@ impl Etcd {
         let written = i64::try_from(seen.version.written).unwrap_or(i64::MAX);
         Compare::mod_revision(self.keys.head(), CompareOp::Equal, written)
     }
+}
+
+fn kv(client: &Client) -> KvClient {
+    client.kv_client().max_decoding_message_size(ANSWER_MAX)
 }
 
 /// Cuts objects into requests that etcd takes.
@@ -156,7 +168,7 @@ impl Store for Etcd {
         // From where the head was read and not from its last write: that may be
         // compacted away long since.
         let from = i64::try_from(seen.version.read).unwrap_or(i64::MAX - 1) + 1;
-        watch(&self.watch, &self.keys.head(), WatchOptions::new(), from).await
+        watch(&self.members, &self.keys.head(), WatchOptions::new(), from).await
     }
 
     async fn objects(&self, ids: &[ObjectId]) -> Result<Vec<Bytes>, StoreError> {
@@ -169,15 +181,8 @@ impl Store for Etcd {
             let answer = self
                 .txn("reading a state", Txn::new().and_then(gets))
                 .await?;
-            let mut found: HashMap<Vec<u8>, Vec<u8>> = answer
-                .op_responses()
-                .into_iter()
-                .filter_map(|response| match response {
-                    TxnOpResponse::Get(mut answer) => answer.take_kvs().into_iter().next(),
-                    _ => None,
-                })
-                .map(KeyValue::into_key_value)
-                .collect();
+            let mut found: HashMap<Vec<u8>, Vec<u8>> =
+                gotten(&answer).map(KeyValue::into_key_value).collect();
             for id in some {
                 let bytes = found.remove(self.keys.object(*id).as_bytes());
                 objects.push(verified(*id, bytes.map(Bytes::from))?);
@@ -196,7 +201,7 @@ impl Store for Etcd {
         // when the head names them. Whoever deletes rewrites this key.
         let forgotten = self.last_forgotten().await?;
         self.put_objects(objects).await?;
-        let bytes = record.encode();
+        let (bytes, record) = (record.encode(), self.keys.record(record.revision));
         let txn = Txn::new()
             .when([
                 self.head_is(seen),
@@ -204,19 +209,26 @@ impl Store for Etcd {
             ])
             .and_then([
                 TxnOp::put(self.keys.head(), bytes.clone(), None),
-                TxnOp::put(self.keys.record(record.revision), bytes, None),
-            ]);
+                TxnOp::put(record.clone(), bytes.clone(), None),
+            ])
+            // A member may have carried it out and died before it said so, and
+            // then the next one is asked.
+            .or_else([TxnOp::get(record, None)]);
         let answer = self.txn("writing a revision", txn).await?;
-        if !answer.succeeded() {
-            return Ok(Committed::Conflict);
-        }
-        let written = answer
-            .header()
-            .map_or(0, |header| counted(header.revision()));
-        Ok(Committed::Done(Version {
-            written,
-            read: written,
-        }))
+        let written = if answer.succeeded() {
+            answer.header().map(|header| header.revision())
+        } else {
+            let found = gotten(&answer).next();
+            let found = found.filter(|entry| entry.value() == bytes);
+            found.map(|entry| entry.mod_revision())
+        };
+        Ok(match written.map(counted) {
+            Some(written) => Committed::Done(Version {
+                written,
+                read: written,
+            }),
+            None => Committed::Conflict,
+        })
     }
 
     async fn record(&self, revision: Revision) -> Result<Option<Record>, StoreError> {
@@ -248,89 +260,125 @@ impl Store for Etcd {
             .collect()
     }
 
-    async fn forget(
-        &self,
-        seen: &Head,
-        oldest_kept: Revision,
-        kept: &HashSet<ObjectId>,
-    ) -> Result<usize, StoreError> {
-        const ACTION: &str = "forgetting old revisions";
-        let kept: HashSet<String> = kept.iter().map(|id| self.keys.object(*id)).collect();
+    async fn oldest(&self) -> Result<Option<Record>, StoreError> {
+        let options = GetOptions::new()
+            .with_range(self.keys.record(Revision(u64::MAX)))
+            .with_sort(SortTarget::Key, SortOrder::Ascend)
+            .with_limit(1);
         let first = self.keys.record(Revision::EMPTY);
-        let old = DeleteOptions::new().with_range(self.keys.record(oldest_kept));
-        let txn = Txn::new()
-            .when([self.head_is(seen)])
-            .and_then([TxnOp::delete(first, Some(old))]);
-        if !self.txn(ACTION, txn).await?.succeeded() {
-            return Ok(0);
-        }
-        let mut gone = 0;
-        for unused in self.unused_objects(&kept).await?.chunks(OPERATIONS_MAX - 1) {
-            let deletes = unused.iter().map(|key| TxnOp::delete(key.clone(), None));
-            let mark = TxnOp::put(self.keys.forgotten(), Vec::new(), None);
-            let txn = Txn::new()
-                .when([self.head_is(seen)])
-                .and_then(deletes.chain([mark]).collect::<Vec<_>>());
-            if !self.txn(ACTION, txn).await?.succeeded() {
-                break;
-            }
-            gone += unused.len();
-        }
-        Ok(gone)
+        let answer = self.get("reading the history", first, options).await?;
+        let entry = answer.kvs().first();
+        entry
+            .map(|entry| decode_record(String::from_utf8_lossy(entry.key()), entry.value()))
+            .transpose()
     }
-}
 
-impl Etcd {
-    /// Keys of all objects that are not in `kept`.
-    async fn unused_objects(&self, kept: &HashSet<String>) -> Result<Vec<Vec<u8>>, StoreError> {
-        let objects = self.keys.objects();
-        // The byte after '/': the end of everything below the prefix.
-        let end = format!("{}0", objects.trim_end_matches('/'));
-        let mut unused = Vec::new();
-        let mut from = objects.into_bytes();
+    async fn stored(&self) -> Result<Vec<ObjectId>, StoreError> {
+        let all = self.keys.objects();
+        // The byte after '/': the end of everything below it.
+        let end = format!("{}0", all.trim_end_matches('/'));
+        let mut ids = Vec::new();
+        let mut from = all.clone().into_bytes();
         loop {
             let options = GetOptions::new()
                 .with_range(end.clone())
                 .with_keys_only()
+                .with_sort(SortTarget::Key, SortOrder::Ascend)
                 .with_limit(PAGE);
-            let answer = self.get("listing objects", from.clone(), options).await?;
-            for entry in answer.kvs() {
-                let known = entry.key_str().is_ok_and(|key| kept.contains(key));
-                if !known {
-                    unused.push(entry.key().to_vec());
-                }
-            }
+            let answer = self.get("listing objects", from, options).await?;
+            let names = answer.kvs().iter().filter_map(|entry| {
+                let name = entry.key().strip_prefix(all.as_bytes())?;
+                std::str::from_utf8(name).ok()?.parse::<ObjectId>().ok()
+            });
+            ids.extend(names);
             match answer.kvs().last() {
                 Some(last) if answer.more() => {
                     from = last.key().to_vec();
                     from.push(0);
                 }
-                _ => return Ok(unused),
+                _ => return Ok(ids),
             }
         }
     }
+
+    async fn forget(
+        &self,
+        seen: &Head,
+        oldest_kept: Revision,
+        unused: &[ObjectId],
+    ) -> Result<bool, StoreError> {
+        const ACTION: &str = "forgetting old revisions";
+        let first = self.keys.record(Revision::EMPTY);
+        let old = DeleteOptions::new().with_range(self.keys.record(oldest_kept));
+        // Before the objects: who finds a record finds its state.
+        let records = vec![TxnOp::delete(first, Some(old))];
+        let objects = unused.chunks(OPERATIONS_MAX - 1).map(|some| {
+            let deletes = some
+                .iter()
+                .map(|id| TxnOp::delete(self.keys.object(*id), None));
+            let mark = TxnOp::put(self.keys.forgotten(), Vec::new(), None);
+            deletes.chain([mark]).collect()
+        });
+        let steps: Vec<Vec<TxnOp>> = [records].into_iter().chain(objects).collect();
+        for step in steps {
+            let txn = Txn::new().when([self.head_is(seen)]).and_then(step);
+            if !self.txn(ACTION, txn).await?.succeeded() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    async fn takes_writes(&self) -> Result<(), StoreError> {
+        // Full or not is judged before what the condition says.
+        let never = Compare::mod_revision(self.keys.head(), CompareOp::Less, 0);
+        let write = TxnOp::put(self.keys.head(), Vec::new(), None);
+        let txn = Txn::new().when([never]).and_then([write]);
+        self.txn("asking whether it takes writes", txn)
+            .await
+            .map(drop)
+    }
+}
+
+/// What a transaction has read.
+fn gotten(answer: &TxnResponse) -> impl Iterator<Item = KeyValue> {
+    answer
+        .op_responses()
+        .into_iter()
+        .filter_map(|response| match response {
+            TxnOpResponse::Get(mut answer) => answer.take_kvs().into_iter().next(),
+            _ => None,
+        })
 }
 
 /// Returns when something below `key` changed at `from` or later, in etcd's
 /// counting, or when the watch cannot tell any more.
 async fn watch(
-    client: &WatchClient,
+    members: &Members,
     key: &str,
     options: WatchOptions,
     from: i64,
 ) -> Result<(), StoreError> {
     let options = options.with_start_revision(from);
-    let mut client = client.clone();
-    let mut stream = answered("starting a watch", client.watch(key, Some(options))).await?;
+    let ask = |client: &Client| {
+        let (mut watch, options) = (client.watch_client(), options.clone());
+        let key = key.to_owned();
+        async move { watch.watch(key, Some(options)).await }
+    };
+    let (mut stream, place) = members.ask_whom("starting a watch", ask).await?;
     loop {
-        let message = stream.message().await;
-        let message = message.map_err(|error| failed("watching", error))?;
-        match message {
-            // Cancelled: `from` was compacted away. What happened since then is
-            // unknown, so it may have moved.
-            Some(message) if message.canceled() || !message.events().is_empty() => return Ok(()),
-            Some(_) => {}
-            None => return Err(StoreError::unavailable("watching", "etcd ended the watch")),
+        match stream.message().await {
+            Ok(Some(message)) if !message.events().is_empty() => return Ok(()),
+            // `from` was compacted away. What happened since then is unknown.
+            Ok(Some(message)) if message.compact_revision() > 0 => return Ok(()),
+            Ok(Some(message)) if !message.canceled() => {}
+            // Its member is gone, or has lost the others. What it did not tell is
+            // read from them.
+            Ok(_) | Err(_) => {
+                members.distrust(place);
+                tokio::time::sleep(WATCH_PAUSE).await;
+                return Ok(());
+            }
         }
     }
 }

@@ -8,12 +8,11 @@ use std::time::Duration;
 
 use anyport_proto::v1;
 use etcd_client::{
-    Client, GetOptions, KvClient, LeaseClient, PutOptions, SortOrder, SortTarget, Txn, TxnOp,
-    WatchClient, WatchOptions,
+    Client, GetOptions, PutOptions, SortOrder, SortTarget, Txn, TxnOp, WatchOptions,
 };
 use prost::Message;
 
-use super::{connect::answered, keys::Keys, watch};
+use super::{Members, keys::Keys, watch};
 use crate::{
     nodes::NodeKey,
     store::{EtcdUrl, OBJECT_MAX, StoreError},
@@ -29,9 +28,7 @@ const ANSWER_MAX: usize = 2 * AT_ONCE * OBJECT_MAX;
 
 /// One replica's part of the shared book.
 pub struct Presence {
-    kv: KvClient,
-    watch: WatchClient,
-    lease: LeaseClient,
+    members: Members,
     keys: Keys,
     /// Told apart from other replicas, and from this one before a restart.
     replica: u64,
@@ -58,11 +55,9 @@ pub struct Elsewhere {
 
 impl Presence {
     /// `replica` is a random number.
-    pub fn new(client: &Client, url: &EtcdUrl, replica: u64) -> Self {
+    pub fn new(members: &Members, url: &EtcdUrl, replica: u64) -> Self {
         Self {
-            kv: client.kv_client().max_decoding_message_size(ANSWER_MAX),
-            watch: client.watch_client(),
-            lease: client.lease_client(),
+            members: members.clone(),
             keys: Keys::new(url.prefix()),
             replica,
         }
@@ -74,26 +69,31 @@ impl Presence {
 
     pub async fn grant(&self) -> Result<Lease, StoreError> {
         let ttl = i64::try_from(LEASE_TTL.as_secs()).unwrap_or(i64::MAX);
-        let mut lease = self.lease.clone();
-        let granted = answered("taking a lease", lease.grant(ttl, None)).await?;
+        let ask = |client: &Client| {
+            let mut lease = client.lease_client();
+            async move { lease.grant(ttl, None).await }
+        };
+        let granted = self.members.ask("taking a lease", ask).await?;
         Ok(Lease(granted.id()))
     }
 
     /// Keeps the lease for another [`LEASE_TTL`]; an error if it is gone.
     pub async fn keep(&self, lease: Lease) -> Result<(), StoreError> {
-        let mut client = self.lease.clone();
-        // The first answer of the stream says whether the lease lives.
-        answered("keeping a lease", client.keep_alive(lease.0))
-            .await
-            .map(drop)
+        let ask = |client: &Client| {
+            let mut client = client.lease_client();
+            // The first answer of the stream says whether the lease lives.
+            async move { client.keep_alive(lease.0).await }
+        };
+        self.members.ask("keeping a lease", ask).await.map(drop)
     }
 
     /// Our nodes vanish for everyone.
     pub async fn revoke(&self, lease: Lease) -> Result<(), StoreError> {
-        let mut client = self.lease.clone();
-        answered("giving up a lease", client.revoke(lease.0))
-            .await
-            .map(drop)
+        let ask = |client: &Client| {
+            let mut client = client.lease_client();
+            async move { client.revoke(lease.0).await }
+        };
+        self.members.ask("giving up a lease", ask).await.map(drop)
     }
 
     /// Tells the others what changed of our nodes.
@@ -126,9 +126,13 @@ impl Presence {
     }
 
     async fn txn(&self, operations: Vec<TxnOp>) -> Result<(), StoreError> {
-        let mut kv = self.kv.clone();
-        let txn = kv.txn(Txn::new().and_then(operations));
-        answered("telling of connected nodes", txn).await.map(drop)
+        let txn = Txn::new().and_then(operations);
+        let ask = |client: &Client| {
+            let (mut kv, txn) = (client.kv_client(), txn.clone());
+            async move { kv.txn(txn).await }
+        };
+        let told = self.members.ask("telling of connected nodes", ask).await;
+        told.map(drop)
     }
 
     /// What all other replicas have said.
@@ -144,9 +148,13 @@ impl Presence {
                 .with_range(end.clone())
                 .with_sort(SortTarget::Key, SortOrder::Ascend)
                 .with_limit(AT_ONCE as i64);
-            let mut kv = self.kv.clone();
-            let get = kv.get(from.clone(), Some(options));
-            let answer = answered("reading who is connected", get).await?;
+            let ask = |client: &Client| {
+                let kv = client.kv_client();
+                let mut kv = kv.max_decoding_message_size(ANSWER_MAX);
+                let (from, options) = (from.clone(), options.clone());
+                async move { kv.get(from, Some(options)).await }
+            };
+            let answer = self.members.ask("reading who is connected", ask).await?;
             if elsewhere.read == 0 {
                 elsewhere.read = answer.header().map_or(0, |header| header.revision());
             }
@@ -176,7 +184,7 @@ impl Presence {
     pub async fn moved(&self, seen: &Elsewhere) -> Result<(), StoreError> {
         let options = WatchOptions::new().with_prefix();
         watch(
-            &self.watch,
+            &self.members,
             &self.keys.nodes(),
             options,
             seen.read.saturating_add(1),
