@@ -6,7 +6,6 @@ use std::{
     net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     process::Command,
-    time::Duration,
 };
 
 use anyport_netns::{Namespace, topology::Origin};

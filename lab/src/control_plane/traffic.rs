@@ -15,7 +15,7 @@ use std::{
 use anyport_model::{
     names::Revision,
     replica::{Gap, Replica, Update},
-    resource::{OriginChoice, Resource},
+    resource::Resource,
 };
 use anyport_netns::Namespace;
 use anyport_proto::{
@@ -338,6 +338,7 @@ impl Traffic {
             }
         }
         self.stop.store(true, Ordering::SeqCst);
+        self.resume();
         for thread in self.threads {
             thread.join().unwrap().unwrap();
         }
