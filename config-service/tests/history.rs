@@ -232,7 +232,7 @@ async fn held_against_the_model(steps: Vec<Step>) {
             Step::Restart => {
                 let store = Arc::clone(keeper.store());
                 keeper = Keeper::new(store);
-                keeper.turn().await.refresh().await.unwrap();
+                keeper.turn().await.unwrap().refresh().await.unwrap();
             }
         }
         let present = keeper.present().unwrap();

@@ -126,7 +126,7 @@ impl Writer {
         now: impl Fn() -> SystemTime + Send,
     ) -> Result<Written, WriteError> {
         let intent = Arc::new(intent);
-        let turn = self.keeper.turn().await;
+        let turn = self.keeper.turn().await?;
         // Another replica's write may not have come here yet, and even what
         // changes nothing must be judged by the latest state.
         let mut present = turn.refresh().await?;

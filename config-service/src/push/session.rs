@@ -404,7 +404,7 @@ mod tests {
     async fn waiting() -> Scene {
         let directory = tempfile::tempdir().unwrap();
         let keeper = Keeper::new(Arc::new(Embedded::open(directory.path()).unwrap()));
-        keeper.turn().await.refresh().await.unwrap();
+        keeper.turn().await.unwrap().refresh().await.unwrap();
         let drain = Drain::new();
         let push = Push::new(
             keeper,

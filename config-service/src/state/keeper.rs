@@ -10,13 +10,13 @@ use std::{
     collections::VecDeque,
     convert::Infallible,
     pin::pin,
-    sync::{Arc, Mutex, PoisonError},
-    time::{Duration, SystemTime},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant, SystemTime},
 };
 
 use anyport_model::{names::Revision, resource::ResourceRef, state::Resources};
 use anyport_node::ready::Condition;
-use tokio::sync::{MutexGuard, watch};
+use tokio::sync::watch;
 
 use super::{
     layout::{Layout, LayoutError},
@@ -50,6 +50,8 @@ struct Shared {
     moving: tokio::sync::Mutex<()>,
     /// Why a commit failed last. Reading may go on where writing does not.
     failed_commit: watch::Sender<Option<String>>,
+    /// When the store last could not be asked, and why.
+    out_of_reach: Mutex<Option<(Instant, &'static str, String)>>,
     rewinds: Book,
 }
 
@@ -57,7 +59,7 @@ struct Shared {
 /// meanwhile.
 pub struct Turn<'a> {
     keeper: &'a Keeper,
-    _lock: MutexGuard<'a, ()>,
+    _lock: tokio::sync::MutexGuard<'a, ()>,
 }
 
 /// A state that is not stored yet.
@@ -101,6 +103,7 @@ impl Keeper {
                 held: Mutex::default(),
                 moving: tokio::sync::Mutex::default(),
                 failed_commit: watch::Sender::new(None),
+                out_of_reach: Mutex::default(),
                 rewinds: Book::default(),
             }),
         }
@@ -141,7 +144,7 @@ impl Keeper {
             return Ok(());
         };
         if revision > present.revision() {
-            present = self.turn().await.refresh().await?;
+            present = self.turn().await?.refresh().await?;
         }
         let latest = present.revision();
         let is_known = if revision == Revision::EMPTY {
@@ -194,11 +197,28 @@ impl Keeper {
     }
 
     /// Waits for the right to move the present state.
-    pub async fn turn(&self) -> Turn<'_> {
-        Turn {
+    ///
+    /// # Errors
+    /// Where the store was found out of reach meanwhile: to find that out takes
+    /// seconds, and those who wait do not do it one after the other.
+    pub async fn turn(&self) -> Result<Turn<'_>, StoreError> {
+        let began = Instant::now();
+        let turn = Turn {
             keeper: self,
             _lock: self.shared.moving.lock().await,
+        };
+        let found = self.out_of_reach();
+        match &*found {
+            Some((at, action, why)) if *at > began => {
+                Err(StoreError::unavailable(action, why.clone()))
+            }
+            _ => Ok(turn),
         }
+    }
+
+    fn out_of_reach(&self) -> MutexGuard<'_, Option<(Instant, &'static str, String)>> {
+        let found = self.shared.out_of_reach.lock();
+        found.unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The state of a revision that is still kept.
@@ -290,7 +310,7 @@ impl Keeper {
         snapshot
     }
 
-    fn held(&self) -> std::sync::MutexGuard<'_, VecDeque<Arc<StateAt>>> {
+    fn held(&self) -> MutexGuard<'_, VecDeque<Arc<StateAt>>> {
         // Every change to it is a single step, so a panic leaves it sound.
         self.shared
             .held
@@ -302,6 +322,15 @@ impl Keeper {
 impl Turn<'_> {
     /// Takes what the store says.
     pub async fn refresh(&self) -> Result<Arc<Snapshot>, StoreError> {
+        let refreshed = self.take_latest().await;
+        if let Err(StoreError::Unavailable { action, source }) = &refreshed {
+            let found = (Instant::now(), *action, source.to_string());
+            *self.keeper.out_of_reach() = Some(found);
+        }
+        refreshed
+    }
+
+    async fn take_latest(&self) -> Result<Arc<Snapshot>, StoreError> {
         let store = &self.keeper.shared.store;
         let mut head = store.head().await?;
         loop {
@@ -392,7 +421,7 @@ async fn follow_until_error(
     loop {
         // Read before the state is: what comes after it wakes the next wait.
         let head = keeper.store().head().await?;
-        keeper.turn().await.refresh().await?;
+        keeper.turn().await?.refresh().await?;
         trouble.over();
         let failed = failed_commit.borrow_and_update().is_some();
         let taken = match failed {

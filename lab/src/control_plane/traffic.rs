@@ -443,7 +443,11 @@ async fn followed(number: usize, url: String, mut recorder: Recorder, stop: Arc<
         steering: String::new(),
         address: String::new(),
     };
-    let endpoint = Endpoint::try_from(url).unwrap();
+    let dial = || async {
+        let endpoint = Endpoint::try_from(url.clone()).unwrap();
+        let dialled = endpoint.connect().await;
+        dialled.map_err(|error| Status::from_error(error.into()))
+    };
     let (_report, reports) = watch::channel(None);
     let stopped = async {
         while !stop.load(Ordering::SeqCst) {
@@ -451,7 +455,7 @@ async fn followed(number: usize, url: String, mut recorder: Recorder, stop: Arc<
         }
     };
     tokio::select! {
-        () = follow(vec![endpoint], identity, reports, &mut recorder) => {}
+        () = follow(vec![dial], identity, reports, &mut recorder) => {}
         () = stopped => {}
     }
 }
