@@ -108,7 +108,7 @@ async fn every_acknowledged_write_is_there_and_every_other_is_whole_or_absent(st
         Err(_) => rand::random(),
     };
     // Shown where the test fails.
-    println!("SEED={seed}");
+    eprintln!("SEED={seed}");
     let mut random = SmallRng::seed_from_u64(seed);
     let mut program = Program::start(store);
     let port = program.port();
@@ -127,7 +127,7 @@ async fn every_acknowledged_write_is_there_and_every_other_is_whole_or_absent(st
             }
         }
     };
-    println!("{kills} kills, {} given up", known.given_up.len());
+    eprintln!("{kills} kills, {} given up", known.given_up.len());
     assert!(
         kills >= KILLS / 2,
         "too few kills to show anything: {kills}"
