@@ -250,6 +250,7 @@ impl Service {
             listen: any_port,
             admin: any_port,
             store: StoreUrl::Embedded(directory.path().to_owned()),
+            retention: Default::default(),
             tls,
         };
         let service = ConfigService::bind(&config).await.unwrap();
