@@ -23,7 +23,7 @@ use crate::{
     nodes::{self, Nodes, share},
     push::{DiscoveryServer, Push},
     serve::ConfigApi,
-    state::{Keeper, Retention, follow, history::tidy},
+    state::{Keeper, Retention, StoreKeyError, StoreKeys, follow, history::tidy},
     store::{
         Store, StoreUrl,
         embedded::{Embedded, OpenError},
@@ -42,6 +42,7 @@ pub struct ConfigService {
     metrics: Metrics,
     store: Arc<dyn Store>,
     presence: Option<Presence>,
+    keys: StoreKeys,
     replica: String,
     retention: Retention,
 }
@@ -57,6 +58,8 @@ pub enum RunError {
     Embedded(#[from] OpenError),
     #[error(transparent)]
     Etcd(#[from] ConnectError),
+    #[error(transparent)]
+    StoreKey(#[from] StoreKeyError),
     #[error("metrics")]
     Metrics(#[from] prometheus::Error),
     #[error(transparent)]
@@ -79,6 +82,8 @@ impl ConfigService {
     /// See [`RunError`].
     pub async fn bind(config: &Config) -> Result<Self, RunError> {
         let identity = config.tls.load_as(Role::ConfigService, None)?;
+        let keys = config.store_key.as_deref().map(StoreKeys::read);
+        let keys = keys.transpose()?.unwrap_or_default();
         let server = Server::bind("--listen", config.listen, &identity)?;
         let admin = AdminServer::bind("--admin", config.admin, &identity)?;
         let (store, presence): (Arc<dyn Store>, _) = match &config.store {
@@ -101,6 +106,7 @@ impl ConfigService {
             store,
             presence,
             retention: config.retention,
+            keys,
         })
     }
 
@@ -132,11 +138,12 @@ impl ConfigService {
             metrics,
             store,
             presence,
+            keys,
             replica,
             retention,
             identity,
         } = self;
-        let keeper = Keeper::new(store);
+        let keeper = Keeper::sealing(store, keys);
         let nodes = Nodes::default();
         let loaded = readiness.condition("store", "the store has not been read yet");
         let expiry = Expiry::register(&identity, &registry)?;

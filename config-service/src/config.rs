@@ -1,6 +1,6 @@
 //! The flags of the service.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, path::PathBuf};
 
 use anyport_node::identity::TlsArgs;
 
@@ -34,6 +34,10 @@ pub struct Config {
         default_value = "embedded:/var/lib/anyport"
     )]
     pub store: StoreUrl,
+    /// Keys to seal private keys of certificates with before they are stored: 32
+    /// random bytes in base64 or hexadecimal, one a line; the first seals, all open
+    #[arg(long, env = "ANYPORT_STORE_KEY_FILE", value_name = "FILE")]
+    pub store_key: Option<PathBuf>,
     #[command(flatten)]
     pub retention: Retention,
     #[command(flatten)]

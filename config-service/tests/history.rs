@@ -6,8 +6,9 @@ mod support;
 
 use std::{
     collections::{BTreeMap, HashMap},
+    fs,
     num::NonZeroU64,
-    sync::Arc,
+    sync::{Arc, LazyLock},
     time::SystemTime,
 };
 
@@ -16,7 +17,7 @@ use anyport_config_service::{
         ApplyRead, Change, Conditions, Intent, Outcome, WriteError, Writer, Written, read_apply,
     },
     state::{
-        Keeper, Layout, Retention,
+        Keeper, Layout, Retention, StoreKeys,
         history::{self, Forgotten},
     },
     store::{Object, ObjectId, embedded::Embedded},
@@ -43,14 +44,32 @@ fn prefix() -> Resource {
     read_resource(resources::prefix("198.51.100.0/24")).unwrap()
 }
 
-/// Apps by number, each on one of some ports; with the prefix that they need.
+/// Of the same name, with another key each.
+static CERTIFICATES: LazyLock<[Resource; 2]> = LazyLock::new(|| {
+    ["mail", "mail"].map(|name| read_resource(resources::certificate(name)).unwrap())
+});
+
+/// Apps by number, each on one of some ports; with the prefix that they need, and
+/// perhaps a certificate.
 fn state() -> impl Strategy<Value = Resources> {
-    prop::collection::btree_map(any::<u8>(), 0u16..3, 0..60).prop_map(|apps| {
+    let apps = prop::collection::btree_map(any::<u8>(), 0u16..3, 0..60);
+    (apps, prop::option::of(0usize..2)).prop_map(|(apps, certificate)| {
         let apps = apps.into_iter().map(|(number, port)| app(number, port));
-        let all = apps.chain([prefix()]);
+        let certificate = certificate.map(|index| CERTIFICATES[index].clone());
+        let all = apps.chain([prefix()]).chain(certificate);
         all.map(|resource| (resource.reference(), resource))
             .collect()
     })
+}
+
+/// No keys, or one.
+fn store_keys() -> impl Strategy<Value = StoreKeys> {
+    static KEYS: LazyLock<StoreKeys> = LazyLock::new(|| {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(file.path(), "5".repeat(64)).unwrap();
+        StoreKeys::read(file.path()).unwrap()
+    });
+    prop_oneof![Just(StoreKeys::default()), Just(KEYS.clone())]
 }
 
 fn changed(from: &Resources, to: &Resources) -> Vec<ResourceRef> {
@@ -62,11 +81,11 @@ fn changed(from: &Resources, to: &Resources) -> Vec<ResourceRef> {
 
 proptest! {
     #[test]
-    fn a_state_comes_back_from_its_objects_whatever_way_led_to_it(states in prop::collection::vec(state(), 1..5)) {
+    fn a_state_comes_back_from_its_objects_whatever_way_led_to_it(states in prop::collection::vec(state(), 1..5), keys in store_keys()) {
         let mut stored: HashMap<ObjectId, Object> = HashMap::new();
         let (mut layout, mut resources) = (Layout::empty(), Resources::new());
         for next in states {
-            let (written, objects) = layout.rewrite(&next, &changed(&resources, &next));
+            let (written, objects) = layout.rewrite(&next, &changed(&resources, &next), &keys);
             let known: Vec<ObjectId> = layout.objects().collect();
             for object in objects {
                 prop_assert!(!known.contains(&object.id()), "written again though unchanged");
@@ -74,7 +93,7 @@ proptest! {
             }
             // From nothing, the same.
             let all: Vec<ResourceRef> = next.keys().cloned().collect();
-            prop_assert_eq!(Layout::empty().rewrite(&next, &all).0, written.clone());
+            prop_assert_eq!(Layout::empty().rewrite(&next, &all, &keys).0, written.clone());
 
             let bytes = stored[&written.id()].bytes();
             let read = Layout::decode(bytes).unwrap();
@@ -82,17 +101,17 @@ proptest! {
             for (known_layout, known) in [(&layout, &resources), (&Layout::empty(), &Resources::new())] {
                 let beyond = read.beyond(known_layout);
                 let chunks: Vec<_> = beyond.chunks().iter().map(|id| stored[id].bytes().clone()).collect();
-                prop_assert_eq!(&beyond.complete(known, &chunks).unwrap(), &next);
+                prop_assert_eq!(&beyond.complete(known, &chunks, &keys).unwrap(), &next);
             }
             (layout, resources) = (written, next);
         }
     }
 
     #[test]
-    fn different_states_have_different_hashes(one in state(), other in state()) {
+    fn different_states_have_different_hashes(one in state(), other in state(), keys in store_keys()) {
         let hash = |state: &Resources| {
             let all: Vec<ResourceRef> = state.keys().cloned().collect();
-            Layout::empty().rewrite(state, &all).0.id()
+            Layout::empty().rewrite(state, &all, &keys).0.id()
         };
         prop_assert_eq!(one == other, hash(&one) == hash(&other));
     }
@@ -101,7 +120,7 @@ proptest! {
     fn no_bytes_make_reading_a_layout_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
         if let Ok(layout) = Layout::decode(&bytes) {
             let beyond = layout.beyond(&Layout::empty());
-            let _ = beyond.complete(&Resources::new(), &[&bytes[..]]);
+            let _ = beyond.complete(&Resources::new(), &[&bytes[..]], &StoreKeys::default());
         }
     }
 }

@@ -86,6 +86,7 @@ impl Running {
             admin: any_port,
             store: embedded(directory.path()),
             retention: Default::default(),
+            store_key: None,
             tls: authority.issue(Role::ConfigService, "config-service"),
         };
         let service = ConfigService::bind(&config).await.unwrap();
@@ -162,7 +163,10 @@ async fn the_history_names_the_certificate_and_not_what_the_client_says() {
         .await
         .unwrap()
         .into_inner();
-    assert_eq!(history.revisions[0].author, "ana");
+    let written = &history.revisions[0];
+    assert_eq!((&*written.author, &*written.roles), ("ana", "operator"));
+    assert!(written.serial.contains(':'), "{written:?}");
+    assert!(written.peer.starts_with("127.0.0.1:"), "{written:?}");
     drop(client);
     running.stop().await;
 }

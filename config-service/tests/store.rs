@@ -7,7 +7,7 @@ mod support;
 use std::{sync::Arc, time::SystemTime};
 
 use anyport_config_service::store::{
-    Committed, Head, Object, ObjectId, Record, RequestMark, Store, StoreError,
+    Author, Committed, Head, Object, ObjectId, Record, RequestMark, Store, StoreError,
     embedded::{Embedded, OpenError},
     etcd::{Etcd, connect},
 };
@@ -24,7 +24,10 @@ fn record(revision: u64, state_hash: ObjectId) -> Record {
     Record {
         revision: Revision(revision),
         committed_at: SystemTime::now(),
-        author: "ana".to_owned(),
+        author: Author {
+            name: "ana".to_owned(),
+            ..Default::default()
+        },
         message: format!("change {revision}"),
         created: 1,
         updated: 2,

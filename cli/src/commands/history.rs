@@ -33,6 +33,11 @@ struct Revision {
     /// RFC 3339.
     committed_at: Option<String>,
     author: String,
+    /// Of the author's certificate; empty without one, and so is the serial number.
+    roles: String,
+    serial: String,
+    /// Address and port that it came from.
+    peer: String,
     message: String,
     created: u32,
     updated: u32,
@@ -48,6 +53,9 @@ impl From<v1::RevisionRecord> for Revision {
             revision: wire.revision,
             committed_at: wire.committed_at.map(|time| time.to_string()),
             author: wire.author,
+            roles: wire.roles,
+            serial: wire.serial,
+            peer: wire.peer,
             message: wire.message,
             created: wire.created,
             updated: wire.updated,

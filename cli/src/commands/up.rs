@@ -142,6 +142,7 @@ async fn start(
         admin: at(1),
         store: StoreUrl::Embedded(directory.join("config")),
         retention: Default::default(),
+        store_key: None,
         tls: tls.clone(),
     };
     let config = ConfigService::bind(&config).await;

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     state::{Draft, Keeper, Snapshot, Turn},
-    store::{ObjectId, Record, RequestMark, StoreError},
+    store::{Author, ObjectId, Record, RequestMark, StoreError},
 };
 
 /// Another replica may be first a few times, but not for ever.
@@ -44,7 +44,7 @@ pub struct Conditions {
     pub expected: Option<Revision>,
     /// The write is done once for all requests of this mark.
     pub request: Option<RequestMark>,
-    pub author: String,
+    pub author: Author,
     pub message: String,
     /// Much may be deleted without being named.
     pub allow_mass_deletion: bool,
@@ -73,6 +73,18 @@ pub enum Outcome {
     DryRun,
     /// The same request was done before.
     Repeated,
+}
+
+impl Outcome {
+    /// One word, for metrics and the audit.
+    pub fn label(self) -> &'static str {
+        match self {
+            Outcome::Committed => "committed",
+            Outcome::Unchanged => "unchanged",
+            Outcome::DryRun => "dry_run",
+            Outcome::Repeated => "repeated",
+        }
+    }
 }
 
 /// A write was not done, or nothing is known of it.
@@ -252,7 +264,8 @@ impl Commit<'_> {
             .filter(|change| change.is_change())
             .map(Change::reference)
             .collect();
-        let draft = Draft::new(self.present.state(), resources, &changed);
+        let keeper = self.turn.keeper();
+        let draft = keeper.draft(self.present.state(), resources, &changed);
         let bytes = draft.state().layout.bytes();
         if bytes > STATE_MAX {
             return Err(Refusal::Invalid(vec![Violation {
@@ -269,7 +282,7 @@ impl Commit<'_> {
         Ok(committed.map(|committed| {
             tracing::info!(
                 revision = committed.revision().0,
-                author = self.conditions.author,
+                author = self.conditions.author.name,
                 created,
                 updated,
                 deleted,

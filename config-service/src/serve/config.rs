@@ -18,15 +18,16 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use super::{
+    audit::Entry,
     page::{Token, page},
     status, watch,
 };
 use crate::{
-    admit::{Change, Conditions, Intent, Outcome, Writer, Written, read_apply},
+    admit::{Change, Conditions, Intent, Writer, Written, read_apply},
     metrics::Metrics,
     nodes::{Nodes, Role},
     state::{Keeper, Rewind, Snapshot, StateAt},
-    store::{ObjectId, RequestMark},
+    store::{Author, ObjectId, RequestMark},
 };
 
 /// Longest texts, in bytes.
@@ -61,11 +62,23 @@ struct Asked {
 }
 
 impl Asked {
-    fn conditions(self, caller: &Caller) -> Result<Conditions, Status> {
-        let author = caller.name().map_or(self.author, str::to_owned);
+    /// Who asks, by the certificate where there is one.
+    fn author(&self, caller: &Caller) -> Author {
+        let certified = caller.certified.as_deref();
+        Author {
+            name: caller.name().unwrap_or(&self.author).to_owned(),
+            roles: certified.map_or_else(String::new, |c| c.roles.to_string()),
+            serial: certified.map_or_else(String::new, |c| c.serial.clone()),
+            peer: caller
+                .address
+                .map_or_else(String::new, |peer| peer.to_string()),
+        }
+    }
+
+    fn conditions(self, author: Author) -> Result<Conditions, Status> {
         let faults: Vec<_> = [
             ("request_id", &self.request_id, REQUEST_ID_MAX),
-            ("author", &author, AUTHOR_MAX),
+            ("author", &author.name, AUTHOR_MAX),
             ("message", &self.message, MESSAGE_MAX),
         ]
         .into_iter()
@@ -108,7 +121,30 @@ impl ConfigApi {
         self.keeper.present().ok_or_else(status::not_loaded)
     }
 
+    /// Does a write, or says why not, and leaves a line for the audit either way.
     async fn write(
+        &self,
+        method: &'static str,
+        asked: Asked,
+        caller: &Caller,
+        dry_run: bool,
+        intent: impl Future<Output = Result<Intent, Status>>,
+    ) -> Result<Written, Status> {
+        let author = asked.author(caller);
+        let entry = Entry::new(method, author.clone(), &asked.message);
+        let written = async {
+            let conditions = Conditions {
+                dry_run,
+                ..asked.conditions(author)?
+            };
+            self.commit(method, intent.await?, conditions).await
+        };
+        let written = written.await;
+        entry.log(&written);
+        written
+    }
+
+    async fn commit(
         &self,
         method: &str,
         intent: Intent,
@@ -116,16 +152,31 @@ impl ConfigApi {
     ) -> Result<Written, Status> {
         let written = self.writer.write(intent, conditions, SystemTime::now).await;
         let result = match &written {
-            Ok(written) => match written.outcome {
-                Outcome::Committed => "committed",
-                Outcome::Unchanged => "unchanged",
-                Outcome::DryRun => "dry_run",
-                Outcome::Repeated => "repeated",
-            },
+            Ok(written) => written.outcome.label(),
             Err(error) => error.label(),
         };
         self.metrics.wrote(method, result);
         written.map_err(status::of_write)
+    }
+
+    async fn rollback_to(&self, revision: Revision) -> Result<Intent, Status> {
+        if revision == Revision::EMPTY {
+            // Also what a request says that leaves the field out.
+            return Err(status::invalid_field(
+                "revision",
+                "is 0 or not set; right is a revision of the history. Revision 0 would delete \
+                 everything, and that has to be asked for by name: delete the resources, or \
+                 apply with prune",
+            ));
+        }
+        let state = self.keeper.at(revision).await;
+        let Some(state) = state.map_err(|error| status::of_store(&error))? else {
+            return Err(self.not_kept(revision).await);
+        };
+        Ok(Intent::Rollback {
+            revision,
+            resources: state.resources.clone(),
+        })
     }
 
     async fn state_at(&self, field: &str, revision: Revision) -> Result<Arc<StateAt>, Status> {
@@ -171,15 +222,14 @@ impl ConfigService for ConfigApi {
             message: wire.message,
             allow_mass_deletion: wire.allow_mass_deletion,
         };
-        let conditions = Conditions {
-            dry_run: wire.dry_run,
-            ..asked.conditions(&caller)?
+        let intent = async {
+            Ok(Intent::Apply {
+                request: read_apply(wire.resources),
+                prune: wire.prune,
+            })
         };
-        let intent = Intent::Apply {
-            request: read_apply(wire.resources),
-            prune: wire.prune,
-        };
-        let written = self.write("apply", intent, conditions).await?;
+        let written = self.write("apply", asked, &caller, wire.dry_run, intent);
+        let written = written.await?;
         Ok(Response::new(v1::ApplyResponse {
             revision: written.revision.0,
             changes: written.changes.iter().map(write_change).collect(),
@@ -246,9 +296,8 @@ impl ConfigService for ConfigApi {
             // What is deleted is named.
             allow_mass_deletion: true,
         };
-        let conditions = asked.conditions(&caller)?;
-        let intent = Intent::Delete(reference(wire.resource)?);
-        let written = self.write("delete", intent, conditions).await?;
+        let intent = async { Ok(Intent::Delete(reference(wire.resource)?)) };
+        let written = self.write("delete", asked, &caller, false, intent).await?;
         Ok(Response::new(v1::DeleteResponse {
             revision: written.revision.0,
         }))
@@ -316,26 +365,10 @@ impl ConfigService for ConfigApi {
             message: wire.message,
             allow_mass_deletion: wire.allow_mass_deletion,
         };
-        let conditions = asked.conditions(&caller)?;
-        let revision = Revision(wire.revision);
-        if revision == Revision::EMPTY {
-            // Also what a request says that leaves the field out.
-            return Err(status::invalid_field(
-                "revision",
-                "is 0 or not set; right is a revision of the history. Revision 0 would delete \
-                 everything, and that has to be asked for by name: delete the resources, or \
-                 apply with prune",
-            ));
-        }
-        let state = self.keeper.at(revision).await;
-        let Some(state) = state.map_err(|error| status::of_store(&error))? else {
-            return Err(self.not_kept(revision).await);
-        };
-        let intent = Intent::Rollback {
-            revision,
-            resources: state.resources.clone(),
-        };
-        let written = self.write("rollback", intent, conditions).await?;
+        let intent = self.rollback_to(Revision(wire.revision));
+        let written = self
+            .write("rollback", asked, &caller, false, intent)
+            .await?;
         Ok(Response::new(v1::RollbackResponse {
             revision: written.revision.0,
             changes: written.changes.iter().map(write_change).collect(),

@@ -1,5 +1,6 @@
 //! `ConfigService` on the wire: wire in, one call, wire out.
 
+mod audit;
 mod config;
 mod page;
 pub(crate) mod status;

@@ -96,6 +96,7 @@ pub(crate) fn of_store(error: &StoreError) -> Status {
     match error {
         StoreError::Unavailable { .. } => retry(Code::Unavailable, error.to_string(), STORE_RETRY),
         StoreError::Corrupt { .. } => Status::data_loss(error.to_string()),
+        StoreError::Sealed(_) => Status::failed_precondition(error.to_string()),
     }
 }
 

@@ -273,7 +273,7 @@ mod tests {
         let record = |revision: u64| Record {
             revision: Revision(revision),
             committed_at: at(revision),
-            author: String::new(),
+            author: Default::default(),
             message: String::new(),
             created: 0,
             updated: 0,

@@ -10,17 +10,25 @@ use std::{
     collections::VecDeque,
     convert::Infallible,
     pin::pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant, SystemTime},
 };
 
-use anyport_model::{names::Revision, resource::ResourceRef, state::Resources};
+use anyport_model::{
+    names::Revision,
+    resource::{Kind, ResourceRef},
+    state::Resources,
+};
 use anyport_node::ready::Condition;
 use tokio::sync::watch;
 
 use super::{
     layout::{Layout, LayoutError},
     rewind::{Book, Rewind, Rewinds},
+    seal::StoreKeys,
     snapshot::{REMEMBERED, Recent, Snapshot, StateAt},
 };
 use crate::{
@@ -44,6 +52,9 @@ pub struct Keeper {
 #[derive(Debug)]
 struct Shared {
     store: Arc<dyn Store>,
+    keys: StoreKeys,
+    /// That a private key is stored as it is was said.
+    warned: AtomicBool,
     /// `None` until the store was read for the first time.
     present: watch::Sender<Option<Arc<Snapshot>>>,
     held: Mutex<VecDeque<Arc<StateAt>>>,
@@ -70,35 +81,25 @@ pub struct Draft {
 }
 
 impl Draft {
-    /// The next revision after `present`, of which `changed` resources differ.
-    pub fn new<'a>(
-        present: &StateAt,
-        resources: Resources,
-        changed: impl IntoIterator<Item = &'a ResourceRef>,
-    ) -> Self {
-        let (layout, objects) = present.layout.rewrite(&resources, changed);
-        let revision = present.revision.next();
-        Self {
-            state: StateAt {
-                revision,
-                layout,
-                resources,
-            },
-            objects,
-        }
-    }
-
     pub fn state(&self) -> &StateAt {
         &self.state
     }
 }
 
 impl Keeper {
-    /// Knows nothing until it is [`follow`]ed or refreshed.
+    /// Knows nothing until it is [`follow`]ed or refreshed. Private keys are stored
+    /// as they are.
     pub fn new(store: Arc<dyn Store>) -> Self {
+        Self::sealing(store, StoreKeys::default())
+    }
+
+    /// As [`new`](Self::new), where private keys are sealed with `keys`.
+    pub fn sealing(store: Arc<dyn Store>, keys: StoreKeys) -> Self {
         Self {
             shared: Arc::new(Shared {
                 store,
+                keys,
+                warned: AtomicBool::new(false),
                 present: watch::Sender::new(None),
                 held: Mutex::default(),
                 moving: tokio::sync::Mutex::default(),
@@ -116,6 +117,29 @@ impl Keeper {
     /// The latest state known; `None` until the store was read.
     pub fn present(&self) -> Option<Arc<Snapshot>> {
         self.shared.present.borrow().clone()
+    }
+
+    /// The next revision after `present`, of which `changed` resources differ.
+    pub fn draft(&self, present: &StateAt, resources: Resources, changed: &[ResourceRef]) -> Draft {
+        let Shared { keys, warned, .. } = &*self.shared;
+        let stores_key = |reference: &ResourceRef| {
+            reference.kind() == Kind::Certificate && resources.contains_key(reference)
+        };
+        if keys.are_none()
+            && changed.iter().any(stores_key)
+            && !warned.swap(true, Ordering::Relaxed)
+        {
+            tracing::warn!("private keys are stored as they are; --store-key seals them");
+        }
+        let (layout, objects) = present.layout.rewrite(&resources, changed, keys);
+        Draft {
+            state: StateAt {
+                revision: present.revision.next(),
+                layout,
+                resources,
+            },
+            objects,
+        }
     }
 
     /// Follows the latest state.
@@ -251,7 +275,10 @@ impl Keeper {
     /// read again.
     async fn load(&self, record: &Record) -> Result<Arc<StateAt>, StoreError> {
         let what = || format!("revision {}", record.revision);
-        let damaged = |error: LayoutError| StoreError::corrupt(what(), error);
+        let damaged = |error: LayoutError| match error {
+            LayoutError::Sealed(error) => StoreError::Sealed(error.to_string()),
+            error => StoreError::corrupt(what(), error),
+        };
         let known = match self.present() {
             Some(present) => Arc::clone(present.state()),
             None => Arc::new(StateAt::empty()),
@@ -267,7 +294,7 @@ impl Keeper {
         let beyond = layout.beyond(&known.layout);
         let chunks = self.shared.store.objects(beyond.chunks()).await?;
         let resources = beyond
-            .complete(&known.resources, &chunks)
+            .complete(&known.resources, &chunks, &self.shared.keys)
             .map_err(damaged)?;
         Ok(Arc::new(StateAt {
             revision: record.revision,
@@ -320,6 +347,11 @@ impl Keeper {
 }
 
 impl Turn<'_> {
+    /// Whose state moves.
+    pub fn keeper(&self) -> &Keeper {
+        self.keeper
+    }
+
     /// Takes what the store says.
     pub async fn refresh(&self) -> Result<Arc<Snapshot>, StoreError> {
         let refreshed = self.take_latest().await;

@@ -14,11 +14,12 @@ use anyport_model::{
 };
 use anyport_proto::{
     convert::{read_resource, write_resource},
-    v1,
+    v1::{self, resource::Kind},
 };
 use prost::Message;
 use sha2::{Digest, Sha256};
 
+use super::seal::{SealError, SealedKey, StoreKeys};
 use crate::store::{Object, ObjectId};
 
 /// A chunk ends before the resource that would make it longer than this.
@@ -53,6 +54,8 @@ pub enum LayoutError {
     HashLength { len: usize },
     #[error("holds a resource that this version cannot read: {0}")]
     Resource(String),
+    #[error(transparent)]
+    Sealed(#[from] SealError),
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -75,6 +78,9 @@ struct StoredChunkRef {
 struct StoredChunk {
     #[prost(message, repeated, tag = "1")]
     resources: Vec<v1::Resource>,
+    /// Of certificates above, which are without it.
+    #[prost(message, repeated, tag = "2")]
+    sealed: Vec<SealedKey>,
 }
 
 fn bucket_of(reference: &ResourceRef) -> BucketIndex {
@@ -97,17 +103,19 @@ impl Layout {
     }
 
     /// The layout of `resources`, which differ from those of this layout in
-    /// `changed` only; and the objects that it has and this one has not.
+    /// `changed` only; and the objects that it has and this one has not. Private keys
+    /// in them are sealed with `keys`.
     pub fn rewrite<'a>(
         &self,
         resources: &Resources,
         changed: impl IntoIterator<Item = &'a ResourceRef>,
+        keys: &StoreKeys,
     ) -> (Self, Vec<Object>) {
         let touched: BTreeSet<BucketIndex> = changed.into_iter().map(bucket_of).collect();
         let mut chunks: Vec<Chunk> = self.chunks.clone();
         chunks.retain(|chunk| !touched.contains(&chunk.bucket));
         let mut objects = Vec::new();
-        for (bucket, written) in write_buckets(resources, &touched) {
+        for (bucket, written) in write_buckets(resources, &touched, keys) {
             for object in written {
                 chunks.push(Chunk {
                     bucket,
@@ -199,14 +207,17 @@ impl Beyond {
         &self.chunks
     }
 
-    /// The whole state, from the known one and the bytes of the chunks.
+    /// The whole state, from the known one and the bytes of the chunks. Private keys
+    /// in them are opened with `keys`.
     ///
     /// # Errors
-    /// [`LayoutError`], which says what is wrong with the bytes.
+    /// [`LayoutError`], which says what is wrong with the bytes, or that a key is not
+    /// there.
     pub fn complete<B: AsRef<[u8]>>(
         &self,
         known: &Resources,
         chunks: &[B],
+        keys: &StoreKeys,
     ) -> Result<Resources, LayoutError> {
         let same = |reference: &ResourceRef| !self.buckets.contains(&bucket_of(reference));
         let mut resources: Resources = if self.buckets.len() > usize::from(BucketIndex::MAX) {
@@ -218,7 +229,7 @@ impl Beyond {
                 .collect()
         };
         for bytes in chunks {
-            for resource in StoredChunk::decode(bytes.as_ref())?.resources {
+            for resource in StoredChunk::decode(bytes.as_ref())?.open(keys)? {
                 let resource = read_resource(resource).map_err(unreadable)?;
                 resources.insert(resource.reference(), resource);
             }
@@ -252,6 +263,7 @@ fn encode(chunks: &[Chunk]) -> Vec<u8> {
 fn write_buckets(
     resources: &Resources,
     touched: &BTreeSet<BucketIndex>,
+    keys: &StoreKeys,
 ) -> Vec<(BucketIndex, Vec<Object>)> {
     let mut buckets: Vec<Vec<&Resource>> = vec![Vec::new(); usize::from(BucketIndex::MAX) + 1];
     for (reference, resource) in resources {
@@ -262,23 +274,56 @@ fn write_buckets(
     }
     let written = touched
         .iter()
-        .map(|&bucket| (bucket, write_chunks(&buckets[usize::from(bucket)])));
+        .map(|&bucket| (bucket, write_chunks(&buckets[usize::from(bucket)], keys)));
     written.collect()
 }
 
-fn write_chunks(resources: &[&Resource]) -> Vec<Object> {
+/// A certificate whose private key is sealed is without it.
+fn write_sealed(resource: &Resource, keys: &StoreKeys) -> (v1::Resource, Option<SealedKey>) {
+    let mut wire = write_resource(resource);
+    let mut sealed = None;
+    if let Some(Kind::Certificate(certificate)) = &mut wire.kind {
+        sealed = keys.seal(&certificate.name, &certificate.key);
+        if sealed.is_some() {
+            certificate.key.clear();
+        }
+    }
+    (wire, sealed)
+}
+
+impl StoredChunk {
+    /// With private keys where they belong.
+    fn open(self, keys: &StoreKeys) -> Result<Vec<v1::Resource>, SealError> {
+        let mut resources = self.resources;
+        for sealed in self.sealed {
+            let of = |resource: &&mut v1::Resource| match &resource.kind {
+                Some(Kind::Certificate(certificate)) => certificate.name == sealed.certificate,
+                _ => false,
+            };
+            if let Some(resource) = resources.iter_mut().find(of)
+                && let Some(Kind::Certificate(certificate)) = &mut resource.kind
+            {
+                certificate.key = keys.open(sealed)?;
+            }
+        }
+        Ok(resources)
+    }
+}
+
+fn write_chunks(resources: &[&Resource], keys: &StoreKeys) -> Vec<Object> {
     let mut chunks = Vec::new();
     let mut chunk = StoredChunk::default();
     let mut bytes = 0;
     for resource in resources {
-        let wire = write_resource(resource);
-        let len = wire.encoded_len();
+        let (wire, sealed) = write_sealed(resource, keys);
+        let len = wire.encoded_len() + sealed.as_ref().map_or(0, Message::encoded_len);
         if bytes + len > CHUNK_BYTES && !chunk.resources.is_empty() {
             chunks.push(Object::new(std::mem::take(&mut chunk).encode_to_vec()));
             bytes = 0;
         }
         bytes += len;
         chunk.resources.push(wire);
+        chunk.sealed.extend(sealed);
     }
     if !chunk.resources.is_empty() {
         chunks.push(Object::new(chunk.encode_to_vec()));
@@ -320,7 +365,8 @@ mod tests {
         let state: Resources = together
             .map(|n| (reference(n), large_pool(&format!("pool-{n}"))))
             .collect();
-        let (layout, objects) = Layout::empty().rewrite(&state, state.keys());
+        let (layout, objects) =
+            Layout::empty().rewrite(&state, state.keys(), &StoreKeys::default());
         assert!(
             layout.bytes() > 2 * CHUNK_BYTES as u64,
             "{}",
@@ -337,7 +383,9 @@ mod tests {
                 object.unwrap().bytes()
             };
             let chunks: Vec<_> = beyond.chunks().iter().map(bytes).collect();
-            beyond.complete(resources, &chunks).unwrap()
+            beyond
+                .complete(resources, &chunks, &StoreKeys::default())
+                .unwrap()
         };
         let nothing = (&Layout::empty(), &Resources::new());
         assert_eq!(read(&layout, nothing.0, nothing.1, &objects), state);
@@ -345,7 +393,7 @@ mod tests {
         // A change in the last chunk only leaves the names of the others.
         let mut next = state.clone();
         let (last, _) = next.pop_last().unwrap();
-        let (changed, written) = layout.rewrite(&next, [&last]);
+        let (changed, written) = layout.rewrite(&next, [&last], &StoreKeys::default());
         assert_eq!(changed.chunks[0], layout.chunks[0]);
         let objects: Vec<Object> = objects.into_iter().chain(written).collect();
         assert_eq!(read(&changed, &layout, &state, &objects), next);

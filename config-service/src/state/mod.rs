@@ -4,10 +4,12 @@ pub mod history;
 mod keeper;
 mod layout;
 mod rewind;
+mod seal;
 mod snapshot;
 
 pub use history::Retention;
 pub use keeper::{Draft, Keeper, Turn, follow};
 pub use layout::{Layout, LayoutError};
 pub use rewind::{Rewind, Rewinds};
+pub use seal::{SealError, StoreKeyError, StoreKeys};
 pub use snapshot::{Remembered, Snapshot, StateAt};

@@ -451,7 +451,7 @@ mod tests {
         Record {
             revision: Revision(revision),
             committed_at: SystemTime::UNIX_EPOCH,
-            author: String::new(),
+            author: Default::default(),
             message: String::new(),
             created: 0,
             updated: 0,

@@ -23,7 +23,7 @@ use anyport_model::names::Revision;
 use prost::bytes::Bytes;
 
 pub use object::{Object, ObjectId, ObjectIdError};
-pub use record::{Record, RecordError, RequestMark};
+pub use record::{Author, Record, RecordError, RequestMark};
 pub use url::{EtcdUrl, StoreUrl, StoreUrlError};
 
 /// Largest object, in bytes: well under the 1.5 MiB that etcd takes at once.
@@ -143,6 +143,9 @@ pub enum StoreError {
         /// What is wrong with it.
         problem: String,
     },
+    /// It holds what this process was not given the key for, in words.
+    #[error("the store cannot be read: {0}")]
+    Sealed(String),
 }
 
 impl StoreError {

@@ -13,8 +13,7 @@ use super::object::ObjectId;
 pub struct Record {
     pub revision: Revision,
     pub committed_at: SystemTime,
-    /// Who, as far as known.
-    pub author: String,
+    pub author: Author,
     /// Why, as the author said.
     pub message: String,
     pub created: u32,
@@ -28,6 +27,19 @@ pub struct Record {
     pub request: Option<RequestMark>,
     /// W3C trace context of the write; empty: not traced.
     pub traceparent: String,
+}
+
+/// Who wrote, as far as known; what is not is empty.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Author {
+    /// By the certificate; without one, as the client said.
+    pub name: String,
+    /// Of the certificate.
+    pub roles: String,
+    /// Of the certificate.
+    pub serial: String,
+    /// Address and port.
+    pub peer: String,
 }
 
 /// Tells a repeated write from a new one.
@@ -68,7 +80,10 @@ impl Record {
         v1::RevisionRecord {
             revision: self.revision.0,
             committed_at: Some(self.committed_at.into()),
-            author: self.author.clone(),
+            author: self.author.name.clone(),
+            roles: self.author.roles.clone(),
+            serial: self.author.serial.clone(),
+            peer: self.author.peer.clone(),
             message: self.message.clone(),
             created: self.created,
             updated: self.updated,
@@ -112,7 +127,12 @@ impl Record {
         Ok(Self {
             revision: Revision(record.revision),
             committed_at,
-            author: record.author,
+            author: Author {
+                name: record.author,
+                roles: record.roles,
+                serial: record.serial,
+                peer: record.peer,
+            },
             message: record.message,
             created: record.created,
             updated: record.updated,
@@ -138,7 +158,12 @@ mod tests {
         Record {
             revision: Revision(7),
             committed_at: SystemTime::now(),
-            author: "ana".to_owned(),
+            author: Author {
+                name: "ana".to_owned(),
+                roles: "operator".to_owned(),
+                serial: "0a:1b".to_owned(),
+                peer: "10.0.0.7:49152".to_owned(),
+            },
             message: "more origins".to_owned(),
             created: 1,
             updated: 2,

@@ -66,6 +66,11 @@ impl EtcdServer {
         self.port
     }
 
+    /// Where it keeps everything.
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
     /// With a prefix of its own for each test.
     pub fn url(&self, prefix: &str) -> StoreUrl {
         url(self.port, prefix)

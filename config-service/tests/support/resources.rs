@@ -73,3 +73,13 @@ pub fn reference(kind: v1::Kind, name: &str) -> v1::ResourceRef {
         name: name.to_owned(),
     }
 }
+
+/// With its private key.
+pub fn certificate(name: &str) -> v1::Resource {
+    let made = rcgen::generate_simple_self_signed(vec![format!("{name}.example")]).unwrap();
+    resource(Kind::Certificate(v1::Certificate {
+        name: name.to_owned(),
+        cert: made.cert.pem(),
+        key: made.signing_key.serialize_pem(),
+    }))
+}

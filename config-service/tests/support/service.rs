@@ -1,8 +1,14 @@
 //! A whole config service in this process.
 
-use std::{net::SocketAddr, path::Path};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
 
-use anyport_config_service::{Config, ConfigService, RunError, store::StoreUrl};
+use anyport_config_service::{
+    Config, ConfigService, RunError,
+    store::{StoreUrl, embedded::OpenError},
+};
 use anyport_node::{drain::Drain, ready::Readiness};
 use anyport_proto::{
     sync::UPDATE_MAX,
@@ -14,7 +20,7 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
-use super::soon;
+use super::{eventually, soon};
 
 pub struct Service {
     pub address: SocketAddr,
@@ -31,14 +37,27 @@ pub fn embedded(directory: &Path) -> StoreUrl {
 impl Service {
     /// Does not wait until it is ready.
     pub async fn start(store: StoreUrl) -> Self {
+        Self::start_with(store, None).await
+    }
+
+    /// As [`start`](Self::start), with a file of store keys.
+    pub async fn start_with(store: StoreUrl, store_key: Option<PathBuf>) -> Self {
         let config = Config {
             listen: "127.0.0.1:0".parse().unwrap(),
             admin: "127.0.0.1:0".parse().unwrap(),
             store,
             retention: Default::default(),
+            store_key,
             tls: Default::default(),
         };
-        let service = ConfigService::bind(&config).await.expect("it starts");
+        let bind = || async {
+            match ConfigService::bind(&config).await {
+                // The last task of one that was stopped lets go of it a moment later.
+                Err(RunError::Embedded(OpenError::InUse { .. })) => None,
+                other => Some(other.expect("it starts")),
+            }
+        };
+        let service = eventually("the store is free", bind).await;
         let drain = Drain::new();
         let (address, admin) = (service.address(), service.admin_address());
         let readiness = service.readiness();
@@ -56,7 +75,11 @@ impl Service {
     }
 
     pub async fn ready(store: StoreUrl) -> Self {
-        let service = Self::start(store).await;
+        Self::ready_with(store, None).await
+    }
+
+    pub async fn ready_with(store: StoreUrl, store_key: Option<PathBuf>) -> Self {
+        let service = Self::start_with(store, store_key).await;
         let mut changes = service.readiness.changes();
         soon("ready", async {
             // The store is a condition only once the service runs.

@@ -15,7 +15,6 @@ use super::talk;
 
 /// Which process to be.
 #[derive(Debug, clap::Subcommand)]
-#[expect(clippy::large_enum_variant, reason = "a process has one")]
 pub enum Role {
     ConfigService(anyport_config_service::Config),
     Balancer(anyport_balancer::Args),
