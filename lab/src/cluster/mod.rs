@@ -17,6 +17,7 @@
 //!   process's log goes to the test's output.
 
 mod beside;
+mod certs;
 mod command;
 mod each;
 mod error;
@@ -38,6 +39,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyport_netns::{Mounts, Topology};
+use anyport_node::identity::TlsArgs;
 use tempfile::TempDir;
 
 pub use beside::Beside;
@@ -78,6 +80,9 @@ pub struct Plan {
     /// Environment of every process, for example of the exporter of traces. They inherit nothing
     /// of the kind from the test's own.
     pub environment: Vec<(String, String)>,
+    /// Everything in mutual TLS, with certificates that `anyport certs` made; only with
+    /// [`Store::Embedded`].
+    pub tls: bool,
     /// Neither balancer nor agent: nodes are the test's, in the client's namespace, and the config
     /// service listens where they can reach it.
     pub without_nodes: bool,
@@ -99,6 +104,12 @@ impl Plan {
     }
 }
 
+impl Plan {
+    fn scheme(&self) -> &'static str {
+        if self.tls { "https" } else { "http" }
+    }
+}
+
 impl Default for Plan {
     fn default() -> Self {
         Self {
@@ -108,6 +119,7 @@ impl Default for Plan {
             workers: WORKERS,
             open_files: None,
             environment: Vec::new(),
+            tls: false,
             without_nodes: false,
         }
     }
@@ -164,6 +176,13 @@ impl Cluster {
             programs,
             _turn: turn,
         };
+        if cluster.plan.tls {
+            for service in services {
+                let (role, name) = certs::of(*service);
+                cluster.issue(role, &name)?;
+            }
+            cluster.issue("operator", certs::OPERATOR)?;
+        }
         // All at once: each has to bear that the others are not there yet.
         for service in services {
             cluster.spawn(*service)?;
@@ -357,6 +376,10 @@ impl Cluster {
                 .iter()
                 .map(|(name, value)| (name, value)),
         );
+        if self.plan.tls {
+            let tls = self.certificate(&certs::of(service).1);
+            command.envs(certs::environment(&tls));
+        }
         command.args(service.arguments(&self.plan, self.directory.path()));
         Process::spawn(command, &self.log_path(service)).map_err(|source| {
             let what = format!("starting {service}");
@@ -422,8 +445,49 @@ impl Cluster {
                 .iter()
                 .map(|(name, value)| (name, value)),
         );
-        command.env("ANYPORT_SERVER", Replica::First.url());
+        command.env("ANYPORT_SERVER", Replica::First.url_in(self.plan.scheme()));
+        if self.plan.tls {
+            command.envs(certs::environment(&self.certificate(certs::OPERATOR)));
+        }
         Ok(command)
+    }
+
+    /// Issues a certificate, in place of an earlier one of that name; with the first one, makes
+    /// the authority.
+    ///
+    /// # Errors
+    ///
+    /// Where the command did not exit with 0.
+    pub fn issue(&self, roles: &str, name: &str) -> Result<TlsArgs> {
+        let directory = self.certificates().display().to_string();
+        let certs = |arguments: &[&str]| {
+            let said = self.anyport(&[&["certs"], arguments, &["--dir", &directory]].concat())?;
+            match said.status {
+                Some(0) => Ok(()),
+                _ => Err(Error::Refused { said }),
+            }
+        };
+        if !self.certificates().exists() {
+            certs(&["init"])?;
+        }
+        certs(&["issue", roles, name, "--force"])?;
+        Ok(self.certificate(name))
+    }
+
+    /// Where the certificates are.
+    pub fn certificates(&self) -> PathBuf {
+        self.directory.path().join("certificates")
+    }
+
+    /// The files of a certificate that was issued.
+    pub fn certificate(&self, name: &str) -> TlsArgs {
+        let below = |file: String| Some(self.certificates().join(file));
+        TlsArgs {
+            tls_cert: below(format!("{name}.pem")),
+            tls_key: below(format!("{name}.key")),
+            tls_ca: below("ca.pem".to_owned()),
+            insecure: false,
+        }
     }
 
     /// What a service counts now.

@@ -81,7 +81,11 @@ impl Replica {
 
     /// Its gRPC URL, inside the edge's namespace.
     pub fn url(self) -> String {
-        format!("http://127.0.0.1:{}", self.port())
+        self.url_in("http")
+    }
+
+    pub(super) fn url_in(self, scheme: &str) -> String {
+        format!("{scheme}://127.0.0.1:{}", self.port())
     }
 
     /// Its gRPC URL, inside the client's namespace, where the plan is
@@ -174,15 +178,18 @@ impl Service {
             }
             Self::Balancer => vec![
                 flag("name", &"balancer1"),
-                flag("config-service", &Replica::First.url()),
+                flag("config-service", &Replica::First.url_in(plan.scheme())),
             ],
             Self::EdgeAgent => {
                 let replica = plan.store.replicas().last().unwrap_or(&Replica::First);
                 vec![
                     flag("name", &"edge1"),
                     flag("region", &"lab"),
-                    flag("config-service", &replica.url()),
-                    flag("balancer", &format!("http://{}", Self::Balancer.listen())),
+                    flag("config-service", &replica.url_in(plan.scheme())),
+                    flag(
+                        "balancer",
+                        &format!("{}://{}", plan.scheme(), Self::Balancer.listen()),
+                    ),
                     flag("state-dir", &below("edge-agent")),
                     flag("steering", &plan.steering),
                     flag("workers", &plan.workers),
