@@ -230,6 +230,61 @@ async fn without_its_store_a_replica_reads_but_does_not_write_and_says_so() {
 }
 
 #[tokio::test]
+async fn who_is_ahead_of_a_replica_that_is_cut_off_is_not_led_back() {
+    let server = EtcdServer::start().await;
+    let link = Link::to(server.port()).await;
+    let near = Service::ready(server.url("fleet")).await;
+    let behind = Service::ready(url(link.port(), "fleet")).await;
+    near.apply(many(2)).await.unwrap();
+    eventually("the state", || async {
+        (behind.list().await.0 == 1).then_some(())
+    })
+    .await;
+    link.cut();
+    let latest = near.apply(vec![app("app-0", 700)]).await.unwrap();
+    let ahead = || v1::Subscribe {
+        revision: latest.revision,
+        state_hash: latest.state_hash.clone(),
+        ..edge("e1")
+    };
+    // Sent away, to where the revision may be known.
+    let refused = Subscriber::connect(&behind, ahead()).await.next().await;
+    assert_eq!(refused.unwrap_err().code(), Code::Unavailable);
+    link.mend();
+    let update = eventually("the replica has caught up", || async {
+        Subscriber::connect(&behind, ahead())
+            .await
+            .next()
+            .await
+            .ok()
+    })
+    .await;
+    assert_eq!(update.revision, latest.revision);
+    assert_eq!(
+        behind.rewind().await,
+        None,
+        "it was behind, and the store was not"
+    );
+}
+
+#[tokio::test]
+async fn writes_that_wait_at_a_replica_that_is_cut_off_are_refused_together() {
+    let server = EtcdServer::start().await;
+    let link = Link::to(server.port()).await;
+    let service = Service::ready(url(link.port(), "fleet")).await;
+    service.apply(many(1)).await.unwrap();
+    link.cut();
+    let began = std::time::Instant::now();
+    let [a, b, c, d] = ["a", "b", "c", "d"].map(|name| service.apply(vec![app(name, 99)]));
+    let refused: [_; 4] = tokio::join!(a, b, c, d).into();
+    for refused in refused {
+        assert_eq!(refused.unwrap_err().code(), Code::Unavailable);
+    }
+    let took = began.elapsed();
+    assert!(took < std::time::Duration::from_secs(10), "{took:?}");
+}
+
+#[tokio::test]
 async fn a_replica_that_is_cut_off_does_not_go_on_showing_the_nodes_of_others() {
     let server = EtcdServer::start().await;
     let link = Link::to(server.port()).await;

@@ -6,6 +6,7 @@ mod support;
 
 use std::time::Duration;
 
+use anyport_config_service::store::embedded::Embedded;
 use anyport_proto::v1::{self, change::Action, sync_request::Message};
 use support::{
     PATIENCE, eventually,
@@ -704,6 +705,59 @@ async fn a_subscriber_resumes_from_what_it_holds_if_that_is_true() {
         assert!(update.full, "{revision} {hash:?}");
         assert_eq!(update.upserts.len(), 4);
     }
+}
+
+#[tokio::test]
+async fn a_file_that_was_restored_from_an_older_copy_is_told_by_the_nodes_that_know_better() {
+    let (directory, service) = fresh().await;
+    service.apply(many(1)).await.unwrap();
+    service.stop().await;
+    let copy = tempfile::tempdir().unwrap();
+    let [file, saved] = [&directory, &copy].map(|at| at.path().join("config.redb"));
+    // What a service that has stopped was about to send may keep it open a moment.
+    let closed = || {
+        eventually("the file is closed", || async {
+            Embedded::open(directory.path()).ok().map(drop)
+        })
+    };
+    closed().await;
+    std::fs::copy(&file, &saved).unwrap();
+    let service = Service::ready(embedded(directory.path())).await;
+    let lost = service.apply(vec![app("lost", 700)]).await.unwrap();
+    service.stop().await;
+    closed().await;
+    std::fs::copy(&saved, &file).unwrap();
+
+    let service = Service::ready(embedded(directory.path())).await;
+    assert_eq!(service.rewind().await, None, "nobody knows");
+    let knowing = |name: &str| v1::Subscribe {
+        revision: lost.revision,
+        state_hash: lost.state_hash.clone(),
+        ..edge(name)
+    };
+    for name in ["one", "other"] {
+        let mut subscriber = Subscriber::connect(&service, knowing(name)).await;
+        let update = subscriber.take().await;
+        assert_eq!((update.revision, update.full), (1, true));
+    }
+    let rewind = service.rewind().await.unwrap();
+    assert_eq!((rewind.lost_revision, rewind.latest_revision), (2, 1));
+    let metrics = get(service.admin, "/metrics").await;
+    assert!(
+        metrics.contains("anyport_config_store_rewinds_total 1"),
+        "{metrics}"
+    );
+    // Also where the revision has come a second time, and the process has forgotten.
+    service.apply(vec![app("new", 701)]).await.unwrap();
+    service.apply(vec![app("new", 702)]).await.unwrap();
+    service.stop().await;
+    closed().await;
+    let service = Service::ready(embedded(directory.path())).await;
+    let mut subscriber = Subscriber::connect(&service, knowing("third")).await;
+    let update = subscriber.take().await;
+    assert_eq!((update.revision, update.full), (3, true));
+    let rewind = service.rewind().await.unwrap();
+    assert_eq!((rewind.lost_revision, rewind.latest_revision), (2, 3));
 }
 
 #[tokio::test]

@@ -317,6 +317,40 @@ async fn a_compaction_while_the_watcher_is_cut_off_loses_nothing() {
 }
 
 #[tokio::test]
+async fn a_commit_that_was_done_and_is_asked_for_again_is_done_once() {
+    let server = EtcdServer::start().await;
+    let store = etcd_store(&server.url("fleet")).await;
+    let seen = commit_up_to(&store, 1).await;
+    let state = object("state 2");
+    let record = record(2, state.id());
+    let done = store
+        .commit(&seen, &record, std::slice::from_ref(&state))
+        .await;
+    // As where the answer was lost with the member that was to give it.
+    let again = store
+        .commit(&seen, &record, std::slice::from_ref(&state))
+        .await;
+    assert!(matches!(done, Ok(Committed::Done(_))), "{done:?}");
+    let (done, again) = (done.unwrap(), again.unwrap());
+    let (Committed::Done(done), Committed::Done(again)) = (done, again) else {
+        panic!("{done:?}, then {again:?}");
+    };
+    assert_eq!(done.written, again.written);
+    // Also after somebody has written more; but not for one that was never done.
+    commit_up_to(&store, 3).await;
+    let late = store
+        .commit(&seen, &record, std::slice::from_ref(&state))
+        .await;
+    assert!(matches!(late, Ok(Committed::Done(late)) if late.written == done.written));
+    let other = Record {
+        author: "somebody else".to_owned(),
+        ..record
+    };
+    let other = store.commit(&seen, &other, &[state]).await.unwrap();
+    assert_eq!(other, Committed::Conflict);
+}
+
+#[tokio::test]
 async fn objects_that_are_forgotten_before_the_head_names_them_are_written_again() {
     let server = EtcdServer::start().await;
     let store = etcd_store(&server.url("fleet")).await;

@@ -27,7 +27,7 @@ use crate::{
     metrics::Metrics,
     nodes::{Nodes, Role},
     state::{Keeper, Rewind, Snapshot, StateAt},
-    store::{Author, ObjectId, RequestMark},
+    store::{Author, ObjectId, RequestMark, StoreError},
 };
 
 /// Longest texts, in bytes.
@@ -169,8 +169,8 @@ impl ConfigApi {
                  apply with prune",
             ));
         }
-        let state = self.keeper.at(revision).await;
-        let Some(state) = state.map_err(|error| status::of_store(&error))? else {
+        let kept = self.kept_at(revision).await;
+        let Some(state) = kept.map_err(|error| status::of_store(&error))? else {
             return Err(self.not_kept(revision).await);
         };
         Ok(Intent::Rollback {
@@ -190,6 +190,15 @@ impl ConfigApi {
 }
 
 impl ConfigApi {
+    /// The state of a revision that is kept, and not merely still in the memory of
+    /// this replica.
+    async fn kept_at(&self, revision: Revision) -> Result<Option<Arc<StateAt>>, StoreError> {
+        match self.keeper.store().record(revision).await? {
+            Some(_) => self.keeper.at(revision).await,
+            None => Ok(None),
+        }
+    }
+
     /// Why there is no state of a revision.
     async fn not_kept(&self, revision: Revision) -> Status {
         let (latest, oldest) = match (self.present(), self.keeper.store().oldest().await) {
@@ -336,16 +345,23 @@ impl ConfigService for ConfigApi {
             size => size.min(HISTORY_MAX),
         };
         let store = self.keeper.store();
-        let read = async { tokio::try_join!(store.records_below(below, size), store.oldest()) };
-        let (records, oldest) = read.await.map_err(|error| status::of_store(&error))?;
+        let read = async {
+            let records = store.records_below(below, size).await?;
+            Ok((records, store.oldest().await?))
+        };
+        let read: Result<_, StoreError> = read.await;
+        let (mut records, oldest) = read.map_err(|error| status::of_store(&error))?;
         let oldest = oldest.map_or(Revision::EMPTY, |oldest| oldest.revision);
         let next = records
             .last()
             .filter(|last| records.len() == size && last.revision > oldest);
+        let next_page_token = next
+            .map(|last| last.revision.to_string())
+            .unwrap_or_default();
+        // Some may have been forgotten meanwhile.
+        records.retain(|record| record.revision >= oldest);
         Ok(Response::new(v1::HistoryResponse {
-            next_page_token: next
-                .map(|last| last.revision.to_string())
-                .unwrap_or_default(),
+            next_page_token,
             revisions: records.iter().map(|record| record.to_wire()).collect(),
             oldest_revision: oldest.0,
         }))

@@ -7,6 +7,7 @@ use std::{
 
 use anyport_config_service::{
     Config, ConfigService, RunError,
+    state::Retention,
     store::{StoreUrl, embedded::OpenError},
 };
 use anyport_node::{drain::Drain, ready::Readiness};
@@ -37,16 +38,25 @@ pub fn embedded(directory: &Path) -> StoreUrl {
 impl Service {
     /// Does not wait until it is ready.
     pub async fn start(store: StoreUrl) -> Self {
-        Self::start_with(store, None).await
+        Self::start_keeping(store, None, Retention::default()).await
     }
 
     /// As [`start`](Self::start), with a file of store keys.
     pub async fn start_with(store: StoreUrl, store_key: Option<PathBuf>) -> Self {
+        Self::start_keeping(store, store_key, Retention::default()).await
+    }
+
+    /// As [`start_with`](Self::start_with), and not for as long as is usual.
+    pub async fn start_keeping(
+        store: StoreUrl,
+        store_key: Option<PathBuf>,
+        retention: Retention,
+    ) -> Self {
         let config = Config {
             listen: "127.0.0.1:0".parse().unwrap(),
             admin: "127.0.0.1:0".parse().unwrap(),
             store,
-            retention: Default::default(),
+            retention,
             store_key,
             tls: Default::default(),
         };
@@ -92,7 +102,7 @@ impl Service {
         service
     }
 
-    async fn loaded(&self) -> bool {
+    pub async fn loaded(&self) -> bool {
         let mut client = self.client();
         client.list(v1::ListRequest::default()).await.is_ok()
     }
@@ -148,6 +158,17 @@ impl Service {
         let mut client = self.client();
         let answer = client.list_nodes(v1::ListNodesRequest::default());
         soon("nodes", answer).await.unwrap().into_inner().nodes
+    }
+
+    /// Where the store was found to have lost what it held.
+    pub async fn rewind(&self) -> Option<v1::StoreRewind> {
+        let mut client = self.client();
+        let answer = client.list_nodes(v1::ListNodesRequest::default());
+        soon("nodes", answer)
+            .await
+            .unwrap()
+            .into_inner()
+            .store_rewind
     }
 
     pub async fn stop(self) {

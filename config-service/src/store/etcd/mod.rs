@@ -198,15 +198,23 @@ impl Store for Etcd {
         objects: &[Object],
     ) -> Result<Committed, StoreError> {
         // Objects may be deleted as unused between their writing and the moment
-        // when the head names them. Whoever deletes rewrites this key.
-        let forgotten = self.last_forgotten().await?;
-        self.put_objects(objects).await?;
+        // when the head names them.
+        let conditions = if objects.len() < OPERATIONS_MAX {
+            self.put_objects(objects).await?;
+            let keys = objects.iter().map(|object| self.keys.object(object.id()));
+            let are_there = keys.map(|key| Compare::create_revision(key, CompareOp::Greater, 0));
+            are_there.chain([self.head_is(seen)]).collect()
+        } else {
+            // Too many for one request; but whoever deletes rewrites this key.
+            let forgotten = self.last_forgotten().await?;
+            self.put_objects(objects).await?;
+            let mark = self.keys.forgotten();
+            let unchanged = Compare::mod_revision(mark, CompareOp::Equal, forgotten);
+            vec![unchanged, self.head_is(seen)]
+        };
         let (bytes, record) = (record.encode(), self.keys.record(record.revision));
         let txn = Txn::new()
-            .when([
-                self.head_is(seen),
-                Compare::mod_revision(self.keys.forgotten(), CompareOp::Equal, forgotten),
-            ])
+            .when(conditions)
             .and_then([
                 TxnOp::put(self.keys.head(), bytes.clone(), None),
                 TxnOp::put(record.clone(), bytes.clone(), None),
