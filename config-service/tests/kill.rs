@@ -25,7 +25,7 @@ use anyport_config_service::{
 };
 use anyport_model::names::Revision;
 use anyport_node::identity::Identity;
-use anyport_proto::v1;
+use anyport_proto::v1::{self, change::Action};
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 use support::{
     etcd::{EtcdServer, etcd_url},
@@ -148,11 +148,9 @@ async fn every_acknowledged_write_is_there_and_every_other_is_whole_or_absent(st
         let record = record.unwrap_or_else(|| panic!("write {n} was acknowledged and is lost"));
         assert_eq!(record.revision, answer.revision, "write {n}");
         assert_eq!(record.state_hash, answer.state_hash, "write {n}");
-        let created = answer
-            .changes
-            .iter()
-            .filter(|change| change.before.is_none());
-        assert!(created.count() >= 3, "write {n}: {:?}", answer.changes);
+        let created = |change: &&v1::Change| change.action() == Action::Created;
+        let created = answer.changes.iter().filter(created).count();
+        assert!(created >= 3, "write {n}: {:?}", answer.changes);
     }
     let absent = known
         .given_up

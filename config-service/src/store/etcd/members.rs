@@ -104,10 +104,12 @@ pub async fn connect(url: &EtcdUrl, identity: &Identity) -> Result<Members, Conn
         })?;
         members.push(Member { name, client });
     }
+    // Replicas spread over them.
+    let first = rand::random_range(0..members.len().max(1));
     Ok(Members {
         shared: Arc::new(Shared {
             members,
-            preferred: AtomicUsize::new(0),
+            preferred: AtomicUsize::new(first),
         }),
     })
 }
