@@ -17,7 +17,7 @@ use std::{
 
 use anyport_config_service::{
     Config,
-    admit::{Conditions, Intent, Writer, read_apply},
+    admit::{Conditions, Intent, WriteError, Writer, read_apply},
     state::{Keeper, Layout, Retention, history},
     store::{
         ObjectId, Store, StoreUrl,
@@ -70,8 +70,15 @@ async fn write(keeper: Keeper, number: u16) {
             request: read_apply(resources),
             prune: false,
         };
-        let written = writer.write(intent, Conditions::default(), SystemTime::now);
-        soon("a write", written).await.unwrap();
+        loop {
+            let written = writer.write(intent.clone(), Conditions::default(), SystemTime::now);
+            match soon("a write", written).await {
+                Ok(_) => break,
+                // The other replica writes without end: its client would try again.
+                Err(WriteError::Contended) => {}
+                Err(error) => panic!("{error}"),
+            }
+        }
     }
 }
 

@@ -343,7 +343,7 @@ async fn a_commit_that_was_done_and_is_asked_for_again_is_done_once() {
         .await;
     assert!(matches!(late, Ok(Committed::Done(late)) if late.written == done.written));
     let other = Record {
-        author: "somebody else".to_owned(),
+        message: "another one".to_owned(),
         ..record
     };
     let other = store.commit(&seen, &other, &[state]).await.unwrap();

@@ -195,6 +195,7 @@ pub async fn forget(
         return Ok(None);
     };
     let mut needed = needed(keeper, &records).await?;
+    let mut turn = None;
     for _ in 0..ATTEMPTS {
         let unused: Vec<ObjectId> = stored
             .iter()
@@ -204,6 +205,11 @@ pub async fn forget(
         if store.forget(&head, oldest, &unused).await? {
             let objects = unused.len();
             return Ok(Some(Forgotten { oldest, objects }));
+        }
+        // Somebody wrote. Here nobody does any more meanwhile: who writes without end
+        // would else come between without end.
+        if turn.is_none() {
+            turn = Some(keeper.turn().await?);
         }
         // What came between may need some of them.
         let seen = head.revision();
