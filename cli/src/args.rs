@@ -64,6 +64,8 @@ pub enum Command {
     History(commands::history::Args),
     /// Go back to the state of a revision, as a new revision
     Rollback(commands::rollback::Args),
+    /// Give the revision that some edges try to all others
+    Promote(commands::promote::Args),
     /// Edges, balancers, and the health of every pool
     Status(commands::status::Args),
     /// Which app would take a connection, why, and where it would go
@@ -95,6 +97,7 @@ impl Command {
             Command::Delete(_) => "delete",
             Command::History(_) => "history",
             Command::Rollback(_) => "rollback",
+            Command::Promote(_) => "promote",
             Command::Status(_) => "status",
             Command::Explain(_) => "explain",
             Command::Connections(_) => "connections",

@@ -16,8 +16,10 @@ pub mod get;
 pub mod history;
 mod nodes;
 mod pools;
+pub mod promote;
 pub mod rollback;
 pub mod status;
+mod trial;
 pub mod up;
 mod wait;
 
@@ -68,6 +70,7 @@ pub async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Delete(args) => delete::run(args, context()?).await,
         Command::History(args) => history::run(args, context()?).await,
         Command::Rollback(args) => rollback::run(args, context()?).await,
+        Command::Promote(args) => promote::run(args, context()?).await,
         Command::Status(args) => status::run(args, context()?).await,
         Command::Explain(args) => explain::run(args, context()?).await,
         Command::Connections(args) => connections::run(args, context()?).await,

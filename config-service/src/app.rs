@@ -22,6 +22,7 @@ use crate::{
     metrics::Metrics,
     nodes::{self, Nodes, share},
     push::{DiscoveryServer, Push},
+    rollout::conduct,
     serve::ConfigApi,
     state::{Keeper, Retention, StoreKeyError, StoreKeys, follow, history::tidy},
     store::{
@@ -156,8 +157,9 @@ impl ConfigService {
             drain.clone(),
             replica,
         );
+        let writer = Writer::new(keeper.clone());
         let api = ConfigApi {
-            writer: Writer::new(keeper.clone()),
+            writer: writer.clone(),
             keeper: keeper.clone(),
             nodes: nodes.clone(),
             metrics: metrics.clone(),
@@ -184,6 +186,7 @@ impl ConfigService {
             never = Box::pin(tidy(&keeper, retention)) => match never {},
             never = count(&keeper, &nodes, &metrics) => match never {},
             never = identity::follow(identity.clone(), expiry, remark) => match never {},
+            never = Box::pin(conduct(&keeper, &nodes, &writer)) => match never {},
         }
     }
 }

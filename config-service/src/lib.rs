@@ -4,6 +4,7 @@
 //! - [`state`]: the present state, in memory, true to the store
 //! - [`admit`]: what may become a revision
 //! - [`push`]: how edges and balancers get it
+//! - `rollout`: what some edges try goes to all, or back
 //! - [`nodes`]: who is connected, and what each has applied
 //! - [`serve`]: all of it on the wire
 //!
@@ -21,6 +22,7 @@ mod config;
 mod metrics;
 pub mod nodes;
 pub mod push;
+mod rollout;
 pub mod serve;
 pub mod state;
 pub mod store;

@@ -363,7 +363,7 @@ async fn what_is_too_large_or_too_many_is_refused_by_its_limit() {
         "{problem}"
     );
 
-    let many: Vec<v1::Resource> = (0..100_001)
+    let many: Vec<v1::Resource> = (0..200_001)
         .map(|n| monitor(&format!("monitor-{n}")))
         .collect();
     let refused = violations(&service.apply(many.clone()).await.unwrap_err());
@@ -371,7 +371,7 @@ async fn what_is_too_large_or_too_many_is_refused_by_its_limit() {
     assert_eq!(field, "resources");
     assert_eq!(
         problem,
-        "there would be 100001 resources; right is at most 100000"
+        "there would be 200001 resources; right is at most 200000"
     );
     let most = service.apply(many[1..].to_vec()).await.unwrap();
     assert_eq!(most.revision, 1);
@@ -838,7 +838,7 @@ async fn what_balancers_and_edges_report_is_listed_and_nothing_else() {
     }];
     let report = v1::Report {
         pools: pools.clone(),
-        drain: 0,
+        ..Default::default()
     };
     reporter.say(Message::Report(report.clone())).await;
     eventually("the report", || async {
@@ -847,8 +847,8 @@ async fn what_balancers_and_edges_report_is_listed_and_nothing_else() {
     })
     .await;
     let drained = v1::Report {
-        pools: Vec::new(),
         drain: v1::DrainState::Drained.into(),
+        ..Default::default()
     };
     let mut drains = Subscriber::connect(&service, edge("e2")).await;
     drains.take().await;

@@ -33,6 +33,8 @@ fn record(revision: u64, state_hash: ObjectId) -> Record {
         updated: 2,
         deleted: 3,
         rollback_of: None,
+        rollout: None,
+        promotion_of: None,
         state_hash,
         request: Some(RequestMark {
             id: format!("request-{revision}"),

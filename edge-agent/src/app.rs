@@ -24,7 +24,7 @@ use tokio::{sync::watch, task::JoinSet};
 use crate::{
     admin::Admin,
     config::Config,
-    control::{Applier, Cache, InUse, SharedTable, follow_weights, report},
+    control::{Applier, Cache, InUse, SharedTable, follow_weights, report, tell_trial},
     descriptors::{Budget, tell_shortages},
     drain::{Duty, Gate, Parts},
     earlier::{Earlier, Finishing},
@@ -142,6 +142,7 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
     let (live, orders) = Live::of_workers(config.workers());
     let configuring = Arc::default();
     let gate = Gate::new(kernel.clone());
+    let (tried, trial) = watch::channel(None);
     let mut applier = Applier {
         kernel: gate.clone(),
         table: table.clone(),
@@ -155,6 +156,7 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
         live: live.clone(),
         configuring: Arc::clone(&configuring),
         replica: Default::default(),
+        trial: tried,
     };
     // What the kernel still steers from the last run is served from the moment
     // that the rules lead to the new listeners. A successor waits for its turn.
@@ -284,7 +286,8 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
     let (tell, reports) = watch::channel(None);
     let counts = Arc::clone(&stats);
     let open = move || counts.open_connections() + earlier.open();
-    control.spawn(drainer.report(open, tell));
+    control.spawn(drainer.report(open, tell.clone()));
+    control.spawn(tell_trial(Arc::clone(&stats), trial, tell));
     control.spawn(report(stats, name.to_string(), followed_seen));
     control.spawn(async move { in_use.follow_kernel().await });
     control.spawn(async move {

@@ -6,10 +6,12 @@ mod cache;
 mod configuration;
 mod in_use;
 mod report;
+mod trial;
 mod weights;
 
 pub use cache::{Cache, CacheError};
 pub use configuration::{Applier, SharedTable};
 pub use in_use::{InUse, Progress};
 pub use report::report;
+pub use trial::tell_trial;
 pub use weights::{Balancer, follow_weights};

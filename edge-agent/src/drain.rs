@@ -79,14 +79,14 @@ impl Drainer {
         loop {
             let drain = self.state(open());
             to.send_if_modified(|told| {
-                let known = told.as_ref().map_or(DrainState::Serving, v1::Report::drain);
+                let known = match told.as_ref().map(v1::Report::drain) {
+                    None | Some(DrainState::Unspecified) => DrainState::Serving,
+                    Some(known) => known,
+                };
                 if known == drain {
                     return false;
                 }
-                *told = Some(v1::Report {
-                    drain: drain.into(),
-                    ..v1::Report::default()
-                });
+                told.get_or_insert_default().drain = drain.into();
                 true
             });
             tokio::select! {

@@ -20,6 +20,7 @@ mod control;
 mod descriptors;
 mod drain;
 mod earlier;
+mod endings;
 mod events;
 mod handover;
 mod listen;

@@ -28,6 +28,7 @@ use prometheus::{
 };
 
 use crate::{
+    endings::Endings,
     origin::{DnsStats, Rest},
     shield::{self, Refusal, Tally},
 };
@@ -234,7 +235,7 @@ pub struct AppStats {
     /// Connections of which it is not known yet whether they are for this app or
     /// for one that shares its place.
     pub waiting: Tally,
-    /// Of `closed`, by position of the status, as they come to be needed.
+    /// Of `closed`, by number of the status, as they come to be needed.
     closed_with: [OnceLock<IntCounter>; Status::ALL.len()],
 }
 
@@ -533,6 +534,13 @@ impl Stats {
         }
     }
 
+    /// How connections have ended so far, by app.
+    pub fn endings(&self) -> BTreeMap<AppName, Endings> {
+        let apps = lock(&self.apps);
+        let each = apps.iter().map(|(name, app)| (name.clone(), app.endings()));
+        each.collect()
+    }
+
     /// Connections open now, over all apps.
     pub fn open_connections(&self) -> u64 {
         let open = lock(&self.apps)
@@ -627,6 +635,16 @@ impl AppStats {
             Some(counter) => counter.get_or_init(make).inc(),
             None => make().inc(),
         }
+    }
+
+    fn endings(&self) -> Endings {
+        let mut endings = Endings::default();
+        for status in Status::ALL {
+            let counter = self.closed_with.get(status as usize);
+            let counter = counter.and_then(OnceLock::get);
+            endings.add(status, counter.map_or(0, IntCounter::get));
+        }
+        endings
     }
 
     /// A flow of UDP, which is counted as a connection too.

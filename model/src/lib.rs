@@ -9,6 +9,7 @@
 //! - **claim**: a rectangle of addresses × ports ([`steering::Claim`])
 //! - **revision**: a number for one committed state ([`names::Revision`])
 //! - **state**: all resources of a revision, which fit each other ([`state::State`])
+//! - **rollout**: a revision that a few edges try before all others ([`rollout::Rollout`])
 //! - **health**, **weights**: what is known of origins, and the share of each
 //!
 //! Time, randomness and hash seeds are arguments everywhere.
@@ -36,6 +37,7 @@ pub mod pick;
 pub mod ports;
 pub mod replica;
 pub mod resource;
+pub mod rollout;
 pub mod route;
 pub mod server_name;
 pub mod sip;

@@ -123,6 +123,12 @@ impl Status {
         }
     }
 
+    /// Because of the origin, or of what the edge was to do with the connection,
+    /// and neither of the client nor of a rule or limit that is against it.
+    pub fn is_failure(self) -> bool {
+        matches!(self.code(), 443..=448 | 500..)
+    }
+
     /// An error while reading from or writing to the client.
     pub fn of_client_error(kind: ErrorKind) -> Self {
         match kind {

@@ -52,6 +52,9 @@ pub struct Origin {
     pub committed_at: Option<prost_types::Timestamp>,
     /// W3C trace context of the write; empty: not traced.
     pub traceparent: String,
+    /// Only some edges have the revision yet: how connections fare with it is to
+    /// be reported.
+    pub trial: bool,
 }
 
 /// What became of an update.
@@ -220,6 +223,7 @@ impl<S: Subscriber> Session<'_, S> {
         let origin = Origin {
             committed_at: wire.committed_at,
             traceparent: wire.traceparent.clone(),
+            trial: wire.trial,
         };
         let read = read_update(wire)
             .map_err(|fault| Status::internal(format!("the update is unreadable: {fault}")))?;

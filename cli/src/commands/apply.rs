@@ -15,6 +15,7 @@ use tonic_types::{FieldViolation, StatusExt};
 
 use super::{
     Context, Why, certificates, changes,
+    trial::{self, CanaryArgs},
     wait::{self, Edges},
 };
 use crate::{
@@ -54,6 +55,8 @@ pub struct Args {
     )]
     wait: Option<Duration>,
     #[command(flatten)]
+    canary: CanaryArgs,
+    #[command(flatten)]
     why: Why,
 }
 
@@ -66,6 +69,7 @@ impl Args {
             prune: false,
             allow_mass_deletion: false,
             wait: None,
+            canary: CanaryArgs::default(),
             why: Why::default(),
         }
     }
@@ -73,9 +77,16 @@ impl Args {
 
 pub async fn run(args: Args, mut context: Context) -> Result<(), Failure> {
     let revision = apply(&args, &mut context).await?;
-    match args.wait {
-        Some(limit) => wait::until_applied(&mut context, revision, limit, Edges::AnyNumber).await,
-        None => Ok(()),
+    let trial = match args.canary.is_given() && !args.dry_run {
+        true => trial::begun(&mut context, revision).await?,
+        false => None,
+    };
+    match (args.wait, trial) {
+        (Some(limit), Some(trial)) => trial::follow(&mut context, revision, &trial, limit).await,
+        (Some(limit), None) => {
+            wait::until_applied(&mut context, revision, limit, Edges::AnyNumber).await
+        }
+        (None, _) => Ok(()),
     }
 }
 
@@ -157,6 +168,7 @@ async fn send(
         request_id: request_id(),
         message: args.why.message.clone(),
         author: author(),
+        canary: args.canary.to_wire(),
     };
     let call = async |mut client: Client, request| client.apply(request).await;
     let answer = context.connection.write(request, call).await;

@@ -3,7 +3,7 @@
 use anyport_proto::v1;
 use serde::Serialize;
 
-use super::Context;
+use super::{Context, trial::Trial};
 use crate::{
     connection::Client,
     console::{Cell, Format, Mood},
@@ -45,6 +45,12 @@ struct Revision {
     /// For a rollback, the revision whose state came back.
     #[serde(skip_serializing_if = "Option::is_none")]
     rollback_of: Option<u64>,
+    /// Who tried it before all others got it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    trial: Option<Trial>,
+    /// For a promotion, the revision that some had tried.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    promotion_of: Option<u64>,
 }
 
 impl From<v1::RevisionRecord> for Revision {
@@ -61,6 +67,8 @@ impl From<v1::RevisionRecord> for Revision {
             updated: wire.updated,
             deleted: wire.deleted,
             rollback_of: (wire.rollback_of > 0).then_some(wire.rollback_of),
+            trial: wire.rollout.map(Trial::from),
+            promotion_of: (wire.promotion_of > 0).then_some(wire.promotion_of),
         }
     }
 }
@@ -122,10 +130,16 @@ fn row(revision: &Revision) -> Vec<Cell> {
         .filter(|(_, count)| *count > 0)
         .map(|(sign, count)| format!("{sign}{count}"))
         .collect();
-    let why = match (revision.rollback_of, revision.message.as_str()) {
-        (Some(of), "") => format!("back to {of}"),
-        (Some(of), message) => format!("back to {of}: {message}"),
-        (None, message) => message.to_owned(),
+    let what = match (revision.rollback_of, revision.promotion_of, &revision.trial) {
+        (Some(of), _, _) => format!("back to {of}"),
+        (None, Some(of), _) => format!("{of} for all"),
+        (None, None, Some(trial)) => trial.to_string(),
+        (None, None, None) => String::new(),
+    };
+    let why = match (what.as_str(), revision.message.as_str()) {
+        ("", message) => message.to_owned(),
+        (_, "") => what,
+        (_, message) => format!("{what}: {message}"),
     };
     let when = revision.committed_at.as_deref().unwrap_or("-");
     // Seconds are enough to look at; the rest is in the JSON.

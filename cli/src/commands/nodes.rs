@@ -29,7 +29,7 @@ pub(super) struct Node {
     #[serde(skip_serializing_if = "Option::is_none")]
     drain: Option<&'static str>,
     applied_revision: u64,
-    /// How many revisions are newer.
+    /// How many revisions it lacks of those that it is to have.
     behind: u64,
     /// RFC 3339, as all times.
     applied_at: Option<String>,
@@ -72,7 +72,11 @@ impl Node {
                 v1::DrainState::Drained => "drained",
             }),
             applied_revision: status.applied_revision,
-            behind: latest.saturating_sub(status.applied_revision),
+            behind: match status.wanted_revision {
+                0 => latest,
+                wanted => wanted,
+            }
+            .saturating_sub(status.applied_revision),
             applied_at: status.applied_at.map(|time| time.to_string()),
             connected_at: status.connected_at.map(|time| time.to_string()),
             replica: status.replica.clone(),

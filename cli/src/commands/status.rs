@@ -10,6 +10,7 @@ use super::{
     Context,
     nodes::{self, Node},
     pools::{self, PoolHealth},
+    trial::TrialStatus,
 };
 use crate::{
     console::{Cell, Console, Format, Mood},
@@ -39,6 +40,9 @@ struct Status {
     /// Where the store lost what it held.
     #[serde(skip_serializing_if = "Option::is_none")]
     store_rewind: Option<Rewind>,
+    /// Set while only some edges have the latest revision.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    trial: Option<TrialStatus>,
     /// Replicas of the config service that edges and balancers are connected to.
     replicas: Vec<String>,
     edges: Vec<Node>,
@@ -101,6 +105,7 @@ impl Status {
             server,
             revision: nodes.revision,
             store_rewind: nodes.store_rewind.as_ref().map(Rewind::from),
+            trial: nodes.rollout.clone().map(TrialStatus::from),
             replicas: replicas.into_iter().collect(),
             edges: Node::of_role(nodes, v1::NodeRole::Edge),
             balancers: Node::of_role(nodes, v1::NodeRole::Balancer),
@@ -126,6 +131,11 @@ impl Status {
                  latest when that was noticed, at {when}"
             );
             let line = console.paint(line, Mood::Bad);
+            console.line(line)?;
+        }
+        if let Some(trial) = &self.trial {
+            let line = trial.line(self.revision, now);
+            let line = console.paint(line, Mood::Notable);
             console.line(line)?;
         }
         if self.replicas.len() > 1 {

@@ -87,7 +87,7 @@ fn context_failure(status: &Status) -> String {
     )
 }
 
-fn may_come_back(status: &Status) -> bool {
+pub(super) fn may_come_back(status: &Status) -> bool {
     matches!(
         status.code(),
         Code::Unavailable | Code::Unknown | Code::Internal | Code::Cancelled | Code::Aborted
@@ -211,7 +211,11 @@ impl Progress {
             }
             edge.connected = connected;
         }
-        for node in nodes {
+        let revision = self.revision;
+        // While some try it, it is for them only.
+        let meant =
+            |node: &&v1::NodeStatus| node.wanted_revision == 0 || node.wanted_revision >= revision;
+        for node in nodes.iter().filter(meant) {
             let state = if node.applied_revision < self.revision {
                 State::Behind(node.applied_revision)
             } else if node.rejections.is_empty() {

@@ -395,6 +395,10 @@ impl ConfigService for Fake {
         })
     }
 
+    async fn promote(&self, _: Request<v1::PromoteRequest>) -> Answer<v1::PromoteResponse> {
+        Err(Status::unimplemented("nothing is tried here"))
+    }
+
     async fn list_nodes(
         &self,
         request: Request<v1::ListNodesRequest>,
@@ -408,6 +412,7 @@ impl ConfigService for Fake {
             nodes,
             revision,
             store_rewind: None,
+            rollout: None,
         }))
     }
 
@@ -430,7 +435,11 @@ impl ConfigService for Fake {
             let mut nodes = known.connected;
             nodes.retain(|node| role == 0 || node.role == role);
             fake.state(|state| state.streamed = Some(nodes.len()));
-            Ok(v1::WatchNodesResponse { nodes, revision })
+            Ok(v1::WatchNodesResponse {
+                nodes,
+                revision,
+                rollout: None,
+            })
         });
         Ok(Response::new(Box::pin(updates)))
     }

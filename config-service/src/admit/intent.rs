@@ -8,8 +8,9 @@ use std::{
 
 use anyport_model::{
     fault::StateFault,
-    names::Revision,
+    names::{NodeName, Revision},
     resource::{Kind, Resource, ResourceRef},
+    rollout::Rollout,
     state::{Resources, State},
     validate,
 };
@@ -30,6 +31,8 @@ pub enum Intent {
         revision: Revision,
         resources: Resources,
     },
+    /// All nodes get what some try; whichever that is, or this one.
+    Promote(Option<Revision>),
 }
 
 /// The resources of a request, as far as they could be read.
@@ -91,6 +94,24 @@ pub enum Refusal {
         "this would delete {0}; if that is meant, say so: allow_mass_deletion, in the command --allow-mass-deletion"
     )]
     MassDeletion(MassDeletion),
+    #[error(
+        "revision {revision} is being tried by {}: promote it, or roll back to {stable}",
+        names(edges)
+    )]
+    OnTrial {
+        revision: Revision,
+        edges: BTreeSet<NodeName>,
+        stable: Revision,
+    },
+    #[error("no revision is being tried; the latest, {latest}, is for all")]
+    NotOnTrial { latest: Revision },
+    #[error("revision {asked} is not the one that is being tried, which is {tried}")]
+    OtherOnTrial { asked: Revision, tried: Revision },
+}
+
+fn names(edges: &BTreeSet<NodeName>) -> String {
+    let names: Vec<&str> = edges.iter().map(NodeName::as_str).collect();
+    names.join(", ")
 }
 
 /// A field that refers to what was to be deleted.
@@ -159,6 +180,7 @@ impl Intent {
             Intent::Apply { request, prune } => apply(present, request, *prune),
             Intent::Delete(reference) => delete(present, reference),
             Intent::Rollback { resources, .. } => rollback(present, resources),
+            Intent::Promote(_) => Ok(plan(present, present.clone(), |_| false)),
         }
     }
 
@@ -166,7 +188,32 @@ impl Intent {
     pub fn rollback_of(&self) -> Option<Revision> {
         match self {
             Intent::Rollback { revision, .. } => Some(*revision),
-            Intent::Apply { .. } | Intent::Delete(_) => None,
+            Intent::Apply { .. } | Intent::Delete(_) | Intent::Promote(_) => None,
+        }
+    }
+
+    /// May it be done while nodes try a revision, or not, as it is at `latest`?
+    ///
+    /// # Errors
+    /// [`Refusal`], with what may be done.
+    pub fn fits(&self, latest: Revision, rollout: Option<&Rollout>) -> Result<(), Refusal> {
+        match (self, rollout) {
+            (Intent::Rollback { .. }, _)
+            | (Intent::Apply { .. } | Intent::Delete(_), None)
+            | (Intent::Promote(None), Some(_)) => Ok(()),
+            (Intent::Apply { .. } | Intent::Delete(_), Some(rollout)) => Err(Refusal::OnTrial {
+                revision: latest,
+                edges: rollout.canary.edges.clone(),
+                stable: rollout.stable,
+            }),
+            (Intent::Promote(_), None) => Err(Refusal::NotOnTrial { latest }),
+            (Intent::Promote(Some(asked)), Some(_)) if *asked != latest => {
+                Err(Refusal::OtherOnTrial {
+                    asked: *asked,
+                    tried: latest,
+                })
+            }
+            (Intent::Promote(Some(_)), Some(_)) => Ok(()),
         }
     }
 }

@@ -11,7 +11,7 @@ use super::{
 use crate::store::OBJECT_MAX;
 
 /// Resources of one revision.
-pub const RESOURCES_MAX: usize = 100_000;
+pub const RESOURCES_MAX: usize = 200_000;
 /// Bytes of one resource: with what is around it, it is one object of the store.
 pub const RESOURCE_MAX: usize = 1_000_000;
 const _: () = assert!(RESOURCE_MAX + (16 << 10) < OBJECT_MAX);

@@ -5,7 +5,11 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use anyport_model::{backoff::Backoff, names::Revision};
+use anyport_model::{
+    backoff::Backoff,
+    names::Revision,
+    rollout::{Canary, Rollout},
+};
 use anyport_node::telemetry;
 use anyport_proto::sync::UPDATE_MAX;
 use tracing::Instrument;
@@ -48,6 +52,8 @@ pub struct Conditions {
     pub message: String,
     /// Much may be deleted without being named.
     pub allow_mass_deletion: bool,
+    /// Who tries it before all others get it; `None`: all get it at once.
+    pub canary: Option<Canary>,
 }
 
 /// A write that was done, now or before.
@@ -153,6 +159,9 @@ impl Writer {
                 let latest = present.revision();
                 return Err(WriteError::Outdated { expected, latest });
             }
+            if !conditions.dry_run {
+                intent.fits(present.revision(), present.rollout())?;
+            }
             let mut plan = admit(&intent, &present).await?;
             let forbidden = plan
                 .mass_deletion
@@ -164,7 +173,9 @@ impl Writer {
             }
             let outcome = if conditions.dry_run {
                 Some(Outcome::DryRun)
-            } else if !plan.changes.iter().any(Change::is_change) {
+            } else if !plan.changes.iter().any(Change::is_change)
+                && !matches!(*intent, Intent::Promote(_))
+            {
                 Some(Outcome::Unchanged)
             } else {
                 None
@@ -312,6 +323,12 @@ impl Commit<'_> {
             updated: count(|change| matches!(change, Change::Updated { .. })),
             deleted: count(|change| matches!(change, Change::Deleted(_))),
             rollback_of: self.intent.rollback_of(),
+            rollout: self.conditions.canary.clone().map(|canary| Rollout {
+                canary,
+                stable: self.present.revision(),
+            }),
+            promotion_of: matches!(self.intent, Intent::Promote(_))
+                .then(|| self.present.revision()),
             state_hash: draft.state().hash(),
             request: self.conditions.request.clone(),
             traceparent: telemetry::current_traceparent().unwrap_or_default(),

@@ -54,7 +54,7 @@ impl From<Role> for v1::NodeRole {
 }
 
 impl NodeKey {
-    fn of(status: &v1::NodeStatus) -> Option<Self> {
+    pub fn of(status: &v1::NodeStatus) -> Option<Self> {
         Some(Self {
             role: Role::read(status.role)?,
             name: status.name.parse().ok()?,
@@ -147,6 +147,12 @@ impl Nodes {
             .filter(|(key, _)| role.is_none_or(|role| key.role == role))
             .map(|(_, status)| v1::NodeStatus::clone(status))
             .collect()
+    }
+
+    /// Names of the nodes of a role.
+    pub fn names(&self, role: Role) -> Vec<String> {
+        let nodes = self.list(Some(role)).into_iter();
+        nodes.map(|node| node.name).collect()
     }
 
     /// Number of nodes of a role that are connected here.

@@ -18,7 +18,7 @@ use tokio::sync::OnceCell;
 
 use crate::{
     nodes::Role,
-    state::{Keeper, Snapshot, StateAt},
+    state::{Keeper, StateAt, Target},
     store::ObjectId,
 };
 
@@ -49,9 +49,9 @@ struct Key {
     role: Role,
     from: Option<Held>,
     to: Held,
-    /// Of two writes that made the same revision (one of them lost to a restore
-    /// from a backup), even with the same state.
+    /// See [`Target::written`].
     written: u64,
+    trial: bool,
 }
 
 /// `None`: what was to be changed is not known.
@@ -74,14 +74,14 @@ impl Frames {
 
     /// The change that leads a subscriber from what it holds to `to`; `None`
     /// where the state it holds is not known.
-    pub async fn change(&self, role: Role, from: Held, to: &Snapshot) -> Option<Frame> {
+    pub async fn change(&self, role: Role, from: Held, to: &Target) -> Option<Frame> {
         let slot = self.slot(role, Some(from), to);
         let made = slot.get_or_init(|| self.make_change(role, from, to)).await;
         made.clone()
     }
 
     /// The whole of `to`.
-    pub async fn whole(&self, role: Role, to: &Snapshot) -> Frame {
+    pub async fn whole(&self, role: Role, to: &Target) -> Frame {
         let slot = self.slot(role, None, to);
         let made = slot
             .get_or_init(async || Some(encode(to, whole(role, to))))
@@ -92,12 +92,13 @@ impl Frames {
         }
     }
 
-    fn slot(&self, role: Role, from: Option<Held>, to: &Snapshot) -> Slot {
+    fn slot(&self, role: Role, from: Option<Held>, to: &Target) -> Slot {
         let key = Key {
             role,
             from,
             to: held(to),
-            written: to.head().version.written,
+            written: to.written,
+            trial: to.trial,
         };
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, slot)) = kept.iter().find(|(other, _)| *other == key) {
@@ -111,7 +112,7 @@ impl Frames {
         slot
     }
 
-    async fn make_change(&self, role: Role, from: Held, to: &Snapshot) -> Option<Frame> {
+    async fn make_change(&self, role: Role, from: Held, to: &Target) -> Option<Frame> {
         let known = self.known(from).await?;
         Some(encode(to, change(role, &known, to)))
     }
@@ -130,20 +131,21 @@ impl Frames {
     }
 }
 
-pub fn held(snapshot: &Snapshot) -> Held {
+pub fn held(target: &Target) -> Held {
     Held {
-        revision: snapshot.revision(),
-        hash: snapshot.hash(),
+        revision: target.state.revision,
+        hash: target.state.hash(),
     }
 }
 
-fn encode(to: &Snapshot, update: v1::Update) -> Frame {
+fn encode(to: &Target, update: v1::Update) -> Frame {
     let full = update.full;
     let update = v1::Update {
-        revision: to.revision().0,
-        state_hash: to.hash().to_vec(),
-        committed_at: to.committed_at().map(Into::into),
-        traceparent: to.traceparent().to_owned(),
+        revision: to.state.revision.0,
+        state_hash: to.state.hash().to_vec(),
+        committed_at: to.committed_at.map(Into::into),
+        traceparent: to.traceparent.clone(),
+        trial: to.trial,
         ..update
     };
     let response = v1::SyncResponse {
@@ -179,8 +181,8 @@ fn concerns(role: Role, kind: Kind) -> bool {
     }
 }
 
-fn whole(role: Role, to: &Snapshot) -> v1::Update {
-    let upserts = to.resources().values();
+fn whole(role: Role, to: &Target) -> v1::Update {
+    let upserts = to.state.resources.values();
     let upserts = upserts.filter(|resource| concerns(role, resource.kind()));
     v1::Update {
         full: true,
@@ -189,8 +191,8 @@ fn whole(role: Role, to: &Snapshot) -> v1::Update {
     }
 }
 
-fn change(role: Role, known: &StateAt, to: &Snapshot) -> v1::Update {
-    let diff = Diff::between(&known.resources, to.resources());
+fn change(role: Role, known: &StateAt, to: &Target) -> v1::Update {
+    let diff = Diff::between(&known.resources, &to.state.resources);
     let upserts = diff.upserts.iter();
     let removals = diff.removals.iter();
     v1::Update {

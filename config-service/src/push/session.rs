@@ -22,7 +22,7 @@ use crate::{
     metrics::Metrics,
     nodes::{NodeKey, Nodes, Role, Session},
     serve::status,
-    state::{Keeper, Snapshot},
+    state::{Keeper, Target},
 };
 
 /// Whole states on their way at once: after a restart every edge of the fleet
@@ -34,6 +34,8 @@ const WHOLE_PATIENCE: Duration = Duration::from_secs(10);
 /// Rejections kept of one acknowledgement, and the longest reason in bytes.
 const REJECTIONS_MAX: usize = 1_000;
 const REASON_MAX: usize = 1_000;
+/// Apps kept of one report on a trial.
+const TRIAL_APPS_MAX: usize = 100;
 
 /// Pushes the present state to whoever subscribes. Clones share it.
 #[derive(Debug, Clone)]
@@ -56,7 +58,7 @@ struct Shared {
 /// An update that is not acknowledged yet.
 struct InFlight {
     update: Held,
-    snapshot: Arc<Snapshot>,
+    target: Arc<Target>,
     /// Given back at the latest when the acknowledgement comes.
     whole: Option<OwnedSemaphorePermit>,
 }
@@ -145,21 +147,21 @@ impl Shared {
             let latest = present.borrow_and_update().clone();
             if let Some(latest) = latest
                 && connection.in_flight.is_none()
-                && connection.lacks(&latest)
+                && connection.lacks(latest.target(&connection.key))
             {
-                let change = connection.change_to(&latest).await;
+                let target = latest.target(&connection.key);
+                let change = connection.change_to(target).await;
                 if let Some(change) = change {
-                    connection.send(&latest, change, None, updates).await?;
+                    connection.send(target, change, None, updates).await?;
                 } else {
                     let Some(place) = connection.place(&mut requests).await? else {
                         return Ok(());
                     };
                     // It may have moved while others had their turn.
                     let latest = present.borrow_and_update().clone().unwrap_or(latest);
-                    let whole = self.frames.whole(connection.key.role, &latest).await;
-                    connection
-                        .send(&latest, whole, Some(place), updates)
-                        .await?;
+                    let target = latest.target(&connection.key);
+                    let whole = self.frames.whole(connection.key.role, target).await;
+                    connection.send(target, whole, Some(place), updates).await?;
                 }
             }
             tokio::select! {
@@ -216,14 +218,14 @@ impl Drop for Connection<'_> {
 impl Connection<'_> {
     /// The first update is sent in any case: its acknowledgement is how the
     /// subscriber says what it runs.
-    fn lacks(&self, latest: &Snapshot) -> bool {
-        self.found.is_none() || self.held != Some(held(latest))
+    fn lacks(&self, target: &Target) -> bool {
+        self.found.is_none() || self.held != Some(held(target))
     }
 
     /// `None`: the whole state is needed.
-    async fn change_to(&self, latest: &Snapshot) -> Option<Frame> {
+    async fn change_to(&self, target: &Target) -> Option<Frame> {
         let frames = &self.shared.frames;
-        frames.change(self.key.role, self.held?, latest).await
+        frames.change(self.key.role, self.held?, target).await
     }
 
     /// Waits for a place among whole states; `None`: the subscriber ended.
@@ -247,7 +249,7 @@ impl Connection<'_> {
 
     async fn send(
         &mut self,
-        latest: &Arc<Snapshot>,
+        target: &Arc<Target>,
         frame: Frame,
         whole: Option<OwnedSemaphorePermit>,
         updates: &mpsc::Sender<Result<Bytes, Status>>,
@@ -257,10 +259,10 @@ impl Connection<'_> {
             leads_to,
             full,
         } = frame;
-        self.found.get_or_insert(latest.revision());
+        self.found.get_or_insert(target.state.revision);
         self.in_flight = Some(InFlight {
             update: leads_to,
-            snapshot: Arc::clone(latest),
+            target: Arc::clone(target),
             whole,
         });
         self.shared.metrics.pushed(self.key.role, full, bytes.len());
@@ -285,6 +287,9 @@ impl Connection<'_> {
             Role::Balancer if told_drain => Err(Status::invalid_argument(
                 "report.drain: only an edge is drained",
             )),
+            Role::Balancer if report.trial.is_some() => Err(Status::invalid_argument(
+                "report.trial: only an edge has connections",
+            )),
             Role::Edge if !report.pools.is_empty() => Err(Status::invalid_argument(
                 "report.pools: only a balancer has pools to report",
             )),
@@ -293,16 +298,18 @@ impl Connection<'_> {
                 Ok(())
             }
             Role::Edge => {
-                self.session.update(|status| status.drain = report.drain);
+                let trial = report.trial.map(bounded_trial);
+                self.session.update(|status| {
+                    status.drain = report.drain;
+                    status.trial = trial;
+                });
                 Ok(())
             }
         }
     }
 
     fn acknowledged(&mut self, ack: v1::Ack, now: SystemTime) -> Result<(), Status> {
-        let InFlight {
-            update, snapshot, ..
-        } = match self.in_flight.take() {
+        let InFlight { update, target, .. } = match self.in_flight.take() {
             Some(sent)
                 if sent.update.revision.0 == ack.revision
                     && sent.update.hash.as_bytes()[..] == ack.state_hash[..] =>
@@ -335,7 +342,7 @@ impl Connection<'_> {
             );
         }
         if self.found < Some(update.revision)
-            && let Some(committed) = snapshot.committed_at()
+            && let Some(committed) = target.committed_at
         {
             let took = now.duration_since(committed).unwrap_or_default();
             self.shared.metrics.propagated(took);
@@ -365,6 +372,13 @@ impl Connection<'_> {
             _ => std::future::pending().await,
         }
     }
+}
+
+/// As many apps as a report may have; names and numbers are judged when they
+/// are looked at.
+fn bounded_trial(mut trial: v1::TrialReport) -> v1::TrialReport {
+    trial.apps.truncate(TRIAL_APPS_MAX);
+    trial
 }
 
 fn bounded(mut rejection: v1::Rejection) -> v1::Rejection {

@@ -6,10 +6,11 @@ use anyport_model::{
     fault::Fault,
     names::Revision,
     resource::{Kind, ResourceRef},
+    rollout::Canary,
 };
 use anyport_node::{access::Caller, drain::Drain};
 use anyport_proto::{
-    convert::{read_kind, read_reference, write_redacted, write_reference},
+    convert::{read_canary, read_kind, read_reference, write_redacted, write_reference},
     v1::{self, config_service_server::ConfigService},
 };
 use prost::Message;
@@ -19,6 +20,7 @@ use tonic::{Request, Response, Status};
 
 use super::{
     audit::Entry,
+    nodes,
     page::{Token, page},
     status, watch,
 };
@@ -57,6 +59,7 @@ struct Asked {
     author: String,
     message: String,
     allow_mass_deletion: bool,
+    canary: Option<v1::Canary>,
     /// Of the whole request, its method with it.
     digest: ObjectId,
 }
@@ -105,6 +108,7 @@ impl Asked {
             author,
             message: self.message,
             allow_mass_deletion: self.allow_mass_deletion,
+            canary: None,
         })
     }
 }
@@ -133,8 +137,10 @@ impl ConfigApi {
         let author = asked.author(caller);
         let entry = Entry::new(method, author.clone(), &asked.message);
         let written = async {
+            let canary = asked.canary.as_ref().map(|canary| self.canary(canary));
             let conditions = Conditions {
                 dry_run,
+                canary: canary.transpose()?,
                 ..asked.conditions(author)?
             };
             self.commit(method, intent.await?, conditions).await
@@ -177,6 +183,32 @@ impl ConfigApi {
             revision,
             resources: state.resources.clone(),
         })
+    }
+
+    /// Who tries a revision: each of them has to be there.
+    fn canary(&self, wire: &v1::Canary) -> Result<Canary, Status> {
+        let canary = read_canary(wire).map_err(|faults| {
+            let path = |fault: Fault| (format!("canary.{}", fault.field), fault.problem);
+            status::invalid(faults.into_iter().map(path))
+        })?;
+        let connected: Vec<String> = self.nodes.names(Role::Edge);
+        let missing = wire.edges.iter().enumerate();
+        let missing = missing.filter(|(_, name)| !connected.contains(name));
+        let faults: Vec<_> = missing
+            .map(|(index, name)| {
+                let right = match &connected[..] {
+                    [] => "no edge is".to_owned(),
+                    some => format!("those that are: {}", some.join(", ")),
+                };
+                let problem = format!("edge {name} is not connected; {right}");
+                (format!("canary.edges[{index}]"), problem)
+            })
+            .collect();
+        if faults.is_empty() {
+            Ok(canary)
+        } else {
+            Err(status::invalid(faults))
+        }
     }
 
     async fn state_at(&self, field: &str, revision: Revision) -> Result<Arc<StateAt>, Status> {
@@ -230,6 +262,7 @@ impl ConfigService for ConfigApi {
             author: wire.author,
             message: wire.message,
             allow_mass_deletion: wire.allow_mass_deletion,
+            canary: wire.canary,
         };
         let intent = async {
             Ok(Intent::Apply {
@@ -304,6 +337,7 @@ impl ConfigService for ConfigApi {
             message: wire.message,
             // What is deleted is named.
             allow_mass_deletion: true,
+            canary: None,
         };
         let intent = async { Ok(Intent::Delete(reference(wire.resource)?)) };
         let written = self.write("delete", asked, &caller, false, intent).await?;
@@ -380,6 +414,7 @@ impl ConfigService for ConfigApi {
             author: wire.author,
             message: wire.message,
             allow_mass_deletion: wire.allow_mass_deletion,
+            canary: None,
         };
         let intent = self.rollback_to(Revision(wire.revision));
         let written = self
@@ -391,15 +426,40 @@ impl ConfigService for ConfigApi {
         }))
     }
 
+    async fn promote(
+        &self,
+        request: Request<v1::PromoteRequest>,
+    ) -> Result<Response<v1::PromoteResponse>, Status> {
+        let caller = Caller::of(request.extensions());
+        let wire = request.into_inner();
+        let asked = Asked {
+            digest: digest("Promote", &wire),
+            expected: wire.expected_revision,
+            request_id: wire.request_id,
+            author: wire.author,
+            message: wire.message,
+            allow_mass_deletion: false,
+            canary: None,
+        };
+        let revision = (wire.revision != 0).then_some(Revision(wire.revision));
+        let intent = async { Ok(Intent::Promote(revision)) };
+        let written = self.write("promote", asked, &caller, false, intent);
+        Ok(Response::new(v1::PromoteResponse {
+            revision: written.await?.revision.0,
+        }))
+    }
+
     async fn list_nodes(
         &self,
         request: Request<v1::ListNodesRequest>,
     ) -> Result<Response<v1::ListNodesResponse>, Status> {
         let role = role(request.into_inner().role)?;
+        let present = self.present()?;
         Ok(Response::new(v1::ListNodesResponse {
-            nodes: self.nodes.list(role),
-            revision: self.present()?.revision().0,
             store_rewind: self.keeper.rewinds().borrow().last.map(write_rewind),
+            nodes: nodes::list(&self.nodes, role, Some(&present)),
+            revision: present.revision().0,
+            rollout: nodes::rollout(&self.nodes, &present),
         }))
     }
 

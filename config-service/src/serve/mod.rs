@@ -2,6 +2,7 @@
 
 mod audit;
 mod config;
+mod nodes;
 mod page;
 pub(crate) mod status;
 mod watch;

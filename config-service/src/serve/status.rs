@@ -134,6 +134,10 @@ fn of_refusal(refusal: Refusal) -> Status {
                 .collect();
             precondition(message, violations)
         }
+        Refusal::OnTrial { .. } | Refusal::NotOnTrial { .. } | Refusal::OtherOnTrial { .. } => {
+            let violation = PreconditionViolation::new("ROLLOUT", "revision", message.clone());
+            precondition(message, vec![violation])
+        }
         Refusal::MassDeletion(mass) => {
             let violation =
                 PreconditionViolation::new("MASS_DELETION", "resources", mass.to_string());

@@ -86,13 +86,12 @@ pub(super) async fn nodes(
     let mut changes = nodes.changes();
     loop {
         changes.borrow_and_update();
-        let revision = present
-            .borrow_and_update()
-            .as_ref()
-            .map(|state| state.revision());
+        let latest = present.borrow_and_update().clone();
+        let latest = latest.as_deref();
         let answer = v1::WatchNodesResponse {
-            nodes: nodes.list(role),
-            revision: revision.map_or(0, |revision| revision.0),
+            nodes: super::nodes::list(&nodes, role, latest),
+            revision: latest.map_or(0, |latest| latest.revision().0),
+            rollout: latest.and_then(|latest| super::nodes::rollout(&nodes, latest)),
         };
         if answers.send(Ok(answer)).await.is_err() {
             return;

@@ -35,7 +35,8 @@ const RECORDS_AT_ONCE: usize = 250;
 const ATTEMPTS: usize = 100;
 
 /// How long revisions are kept. Both limits count: what is beyond either of them
-/// goes. The present revision stays in any case.
+/// goes. The present revision stays in any case, and the one before as long as
+/// the present one is tried by some only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::Args)]
 pub struct Retention {
     /// How many revisions are kept, to look at and to go back to; a tenth more may
@@ -86,6 +87,7 @@ impl Retention {
         let mut newer: Option<&Record> = None;
         for (index, record) in (0..).zip(records) {
             if let Some(newer) = newer
+                && !(index == 1 && newer.rollout.is_some())
                 && (index >= self.revisions.get() || self.is_expired(newer.committed_at, now))
             {
                 return Some(newer.revision);
@@ -270,6 +272,8 @@ async fn needed(keeper: &Keeper, records: &[Record]) -> Result<HashSet<ObjectId>
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use anyport_model::rollout::{Canary, Rollout};
+
     use super::*;
 
     const DAY: Duration = Duration::from_secs(86_400);
@@ -285,6 +289,8 @@ mod tests {
             updated: 0,
             deleted: 0,
             rollback_of: None,
+            rollout: None,
+            promotion_of: None,
             state_hash: Layout::empty().id(),
             request: None,
             traceparent: String::new(),
@@ -325,6 +331,20 @@ mod tests {
             assert_eq!(found.map(|r| r.0), oldest, "{retention:?}");
         }
         assert_eq!(keep(10, None).oldest_kept(&[], at(0)), None);
+    }
+
+    #[test]
+    fn what_all_others_have_stays_while_some_try_the_next() {
+        let mut records = one_a_day(40);
+        records[0].rollout = Some(Rollout {
+            canary: Canary {
+                edges: ["a".parse().unwrap()].into(),
+                promote_after: None,
+            },
+            stable: Revision(39),
+        });
+        let found = keep(1, Some(1)).oldest_kept(&records, at(1000));
+        assert_eq!(found, Some(Revision(39)));
     }
 
     #[test]

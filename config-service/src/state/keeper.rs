@@ -29,7 +29,7 @@ use super::{
     layout::{Layout, LayoutError},
     rewind::{Book, Rewind, Rewinds},
     seal::StoreKeys,
-    snapshot::{REMEMBERED, Recent, Snapshot, StateAt},
+    snapshot::{REMEMBERED, Recent, Snapshot, StateAt, Target},
 };
 use crate::{
     store::{Committed, Head, Object, ObjectId, Record, Store, StoreError},
@@ -271,6 +271,21 @@ impl Keeper {
         }
     }
 
+    /// A revision that nodes have while some try a later one.
+    async fn target(&self, revision: Revision, written: u64) -> Result<Arc<Target>, StoreError> {
+        let record = match revision {
+            Revision::EMPTY => None,
+            _ => self.shared.store.record(revision).await?,
+        };
+        match self.at(revision).await? {
+            Some(state) => Ok(Target::of(record.as_ref(), state, written)),
+            None => Err(StoreError::corrupt(
+                format_args!("revision {revision}"),
+                "is gone, and all have it that do not try the latest",
+            )),
+        }
+    }
+
     /// Reads the state of a record; what the present one shares with it is not
     /// read again.
     async fn load(&self, record: &Record) -> Result<Arc<StateAt>, StoreError> {
@@ -312,11 +327,15 @@ impl Keeper {
                 (self.load(record).await?, Recent::of(&records))
             }
         };
-        Ok(Snapshot {
-            head,
-            state,
-            recent,
-        })
+        let tried = head.record.as_ref();
+        let stable = match tried.and_then(|record| record.rollout.as_ref()) {
+            Some(rollout) => {
+                let target = self.target(rollout.stable, head.version.written);
+                Some(target.await?)
+            }
+            None => None,
+        };
+        Ok(Snapshot::new(head, state, stable, recent))
     }
 
     fn publish(&self, snapshot: Snapshot) -> Arc<Snapshot> {
@@ -368,13 +387,13 @@ impl Turn<'_> {
         loop {
             let present = self.keeper.present();
             if let Some(present) = &present
-                && present.head.is_same_write(&head)
+                && present.head().is_same_write(&head)
             {
                 return Ok(Arc::clone(present));
             }
             if let Some(ours) = present
                 .as_ref()
-                .and_then(|present| present.head.record.as_ref())
+                .and_then(|present| present.head().record.as_ref())
                 && !self.keeper.leads_on_from(ours, &head).await?
             {
                 self.keeper
@@ -404,7 +423,7 @@ impl Turn<'_> {
     ) -> Result<Option<Arc<Snapshot>>, StoreError> {
         let Keeper { shared } = self.keeper;
         let revision = record.revision.0;
-        let committed = shared.store.commit(&present.head, &record, &draft.objects);
+        let committed = shared.store.commit(present.head(), &record, &draft.objects);
         let committed = committed.await.inspect_err(|error| {
             tracing::error!(revision, %error, "the store did not take a revision");
             shared.failed_commit.send_replace(Some(error.to_string()));
@@ -413,17 +432,16 @@ impl Turn<'_> {
             Committed::Conflict => Ok(None),
             Committed::Done(version) => {
                 shared.failed_commit.send_replace(None);
-                let mut recent = present.recent.clone();
+                let mut recent = present.recent().clone();
                 recent.add(&record);
+                let stable = record.rollout.is_some();
+                let stable = stable.then(|| Arc::clone(present.latest()));
                 let head = Head {
                     record: Some(record),
                     version,
                 };
-                Ok(Some(self.keeper.publish(Snapshot {
-                    head,
-                    state: Arc::new(draft.state),
-                    recent,
-                })))
+                let snapshot = Snapshot::new(head, Arc::new(draft.state), stable, recent);
+                Ok(Some(self.keeper.publish(snapshot)))
             }
         }
     }

@@ -12,4 +12,4 @@ pub use keeper::{Draft, Keeper, Turn, follow};
 pub use layout::{Layout, LayoutError};
 pub use rewind::{Rewind, Rewinds};
 pub use seal::{SealError, StoreKeyError, StoreKeys};
-pub use snapshot::{Remembered, Snapshot, StateAt};
+pub use snapshot::{Remembered, Snapshot, StateAt, Target};

@@ -2,10 +2,13 @@
 
 use std::{collections::VecDeque, sync::Arc, time::SystemTime};
 
-use anyport_model::{names::Revision, state::Resources};
+use anyport_model::{names::Revision, rollout::Rollout, state::Resources};
 
 use super::layout::Layout;
-use crate::store::{Head, ObjectId, Record, RequestMark};
+use crate::{
+    nodes::{NodeKey, Role},
+    store::{Head, ObjectId, Record, RequestMark},
+};
 
 /// Revisions of which the request ids are remembered. A client that repeats a
 /// write does so within seconds.
@@ -35,17 +38,92 @@ impl StateAt {
     }
 }
 
+/// A revision that nodes are to have.
+#[derive(Debug)]
+pub struct Target {
+    pub state: Arc<StateAt>,
+    /// `None` before the first revision.
+    pub committed_at: Option<SystemTime>,
+    /// W3C trace context of the write; empty: not traced.
+    pub traceparent: String,
+    /// Of two writes that made the same revision (one of them lost to a restore
+    /// from a backup), even with the same state.
+    pub written: u64,
+    /// Only some are to have it yet.
+    pub trial: bool,
+}
+
+impl Target {
+    /// As `record` says, which is none before the first revision; `written` is
+    /// when the head was.
+    pub(super) fn of(record: Option<&Record>, state: Arc<StateAt>, written: u64) -> Arc<Self> {
+        Arc::new(Self {
+            state,
+            committed_at: record.map(|record| record.committed_at),
+            traceparent: record.map_or_else(String::new, |record| record.traceparent.clone()),
+            written,
+            trial: record.is_some_and(|record| record.rollout.is_some()),
+        })
+    }
+}
+
 /// The latest revision, with what is known about it.
 #[derive(Debug)]
 pub struct Snapshot {
-    pub(super) head: Head,
-    pub(super) state: Arc<StateAt>,
-    pub(super) recent: Recent,
+    head: Head,
+    latest: Arc<Target>,
+    /// What nodes have that do not try the latest; `None`: all have that.
+    stable: Option<Arc<Target>>,
+    recent: Recent,
 }
 
 impl Snapshot {
+    pub(super) fn new(
+        head: Head,
+        state: Arc<StateAt>,
+        stable: Option<Arc<Target>>,
+        recent: Recent,
+    ) -> Self {
+        Self {
+            latest: Target::of(head.record.as_ref(), state, head.version.written),
+            head,
+            stable,
+            recent,
+        }
+    }
+
+    pub(super) fn latest(&self) -> &Arc<Target> {
+        &self.latest
+    }
+
+    pub(super) fn recent(&self) -> &Recent {
+        &self.recent
+    }
+
+    /// Who tries the latest revision, where not all have it yet.
+    pub fn rollout(&self) -> Option<&Rollout> {
+        self.head.record.as_ref()?.rollout.as_ref()
+    }
+
+    /// What nodes have that do not try the latest revision.
+    pub fn stable(&self) -> &Arc<Target> {
+        self.stable.as_ref().unwrap_or(&self.latest)
+    }
+
+    /// What a node is to have. Balancers try nothing: what they say of pools is
+    /// for all.
+    pub fn target(&self, node: &NodeKey) -> &Arc<Target> {
+        let tries = |rollout: &Rollout| {
+            node.role == Role::Edge && rollout.canary.edges.contains(&node.name)
+        };
+        match self.rollout() {
+            Some(rollout) if !tries(rollout) => self.stable(),
+            _ => &self.latest,
+        }
+    }
+
     pub fn revision(&self) -> Revision {
-        self.state.revision
+        self.latest.state.revision
     }
 
     /// Where the store's head stood.
@@ -54,26 +132,20 @@ impl Snapshot {
     }
 
     pub fn state(&self) -> &Arc<StateAt> {
-        &self.state
+        &self.latest.state
     }
 
     pub fn resources(&self) -> &Resources {
-        &self.state.resources
+        &self.latest.state.resources
     }
 
     pub fn hash(&self) -> ObjectId {
-        self.state.hash()
+        self.latest.state.hash()
     }
 
     /// `None` before the first revision.
     pub fn committed_at(&self) -> Option<SystemTime> {
-        self.head.record.as_ref().map(|record| record.committed_at)
-    }
-
-    /// W3C trace context of the write; empty: not traced.
-    pub fn traceparent(&self) -> &str {
-        let record = self.head.record.as_ref();
-        record.map_or("", |record| &record.traceparent)
+        self.latest.committed_at
     }
 
     /// The write that had this request id, if it is not long ago.

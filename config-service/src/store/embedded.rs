@@ -457,6 +457,8 @@ mod tests {
             updated: 0,
             deleted: 0,
             rollback_of: None,
+            rollout: None,
+            promotion_of: None,
             state_hash: object.id(),
             request: None,
             traceparent: String::new(),

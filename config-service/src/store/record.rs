@@ -2,8 +2,11 @@
 
 use std::time::SystemTime;
 
-use anyport_model::names::Revision;
-use anyport_proto::v1;
+use anyport_model::{fault::Fault, names::Revision, rollout::Rollout};
+use anyport_proto::{
+    convert::{read_rollout, write_rollout},
+    v1,
+};
 use prost::Message;
 
 use super::object::ObjectId;
@@ -21,6 +24,10 @@ pub struct Record {
     pub deleted: u32,
     /// The revision whose state this one brought back.
     pub rollback_of: Option<Revision>,
+    /// Set where only some nodes are to have it.
+    pub rollout: Option<Rollout>,
+    /// The revision of the same state that only some had.
+    pub promotion_of: Option<Revision>,
     /// Name of the state's layout object, and what subscribers report back.
     pub state_hash: ObjectId,
     /// What asked for it, where it said so.
@@ -58,6 +65,8 @@ pub enum RecordError {
     Malformed(#[from] prost::DecodeError),
     #[error("is a record without {0}")]
     Missing(&'static str),
+    #[error("is a record whose rollout.{0}")]
+    Rollout(Fault),
     #[error("is a record whose {field} has {len} bytes; a hash has 32")]
     HashLength { field: &'static str, len: usize },
 }
@@ -90,6 +99,8 @@ impl Record {
             deleted: self.deleted,
             rollback_of: self.rollback_of.map_or(0, |revision| revision.0),
             state_hash: self.state_hash.to_vec(),
+            rollout: self.rollout.as_ref().map(write_rollout),
+            promotion_of: self.promotion_of.map_or(0, |revision| revision.0),
         }
     }
 
@@ -124,6 +135,11 @@ impl Record {
                 digest: hash("request_digest", &stored.request_digest)?,
             })
         };
+        let rollout = record.rollout.as_ref().map(read_rollout).transpose();
+        let rollout = rollout.map_err(|faults| {
+            let first = faults.into_iter().next();
+            RecordError::Rollout(first.unwrap_or_else(|| Fault::new("", "is unreadable")))
+        })?;
         Ok(Self {
             revision: Revision(record.revision),
             committed_at,
@@ -137,12 +153,19 @@ impl Record {
             created: record.created,
             updated: record.updated,
             deleted: record.deleted,
-            rollback_of: (record.rollback_of != 0).then_some(Revision(record.rollback_of)),
+            rollback_of: set(record.rollback_of),
+            rollout,
+            promotion_of: set(record.promotion_of),
             state_hash: hash("state_hash", &record.state_hash)?,
             request,
             traceparent: stored.traceparent,
         })
     }
+}
+
+/// 0 stands for none.
+fn set(revision: u64) -> Option<Revision> {
+    (revision != 0).then_some(Revision(revision))
 }
 
 fn hash(field: &'static str, bytes: &[u8]) -> Result<ObjectId, RecordError> {
@@ -152,6 +175,8 @@ fn hash(field: &'static str, bytes: &[u8]) -> Result<ObjectId, RecordError> {
 
 #[cfg(test)]
 mod tests {
+    use anyport_model::rollout::Canary;
+
     use super::*;
 
     fn record() -> Record {
@@ -169,6 +194,14 @@ mod tests {
             updated: 2,
             deleted: 3,
             rollback_of: Some(Revision(5)),
+            rollout: Some(Rollout {
+                canary: Canary {
+                    edges: ["edge1".parse().expect("a name")].into(),
+                    promote_after: None,
+                },
+                stable: Revision(6),
+            }),
+            promotion_of: Some(Revision(4)),
             state_hash: ObjectId::of(b"layout"),
             request: Some(RequestMark {
                 id: "r-1".to_owned(),
@@ -183,6 +216,8 @@ mod tests {
         let full = record();
         let bare = Record {
             rollback_of: None,
+            rollout: None,
+            promotion_of: None,
             request: None,
             ..record()
         };

@@ -28,11 +28,13 @@ use anyport_proto::{
     sync::{Applied, Origin, Subscriber},
     v1,
 };
+use tokio::sync::watch;
 use tracing::Instrument;
 
 use super::{
     Cache, CacheError,
     in_use::{Configured, InUse, Source},
+    trial::Trial,
 };
 use crate::{
     kernel::{Desired, Kernel, KernelError, ListenerPorts, SteeredSockets, Steering},
@@ -63,6 +65,8 @@ pub struct Applier<K> {
     /// Held while a configuration is taken into use.
     pub configuring: Arc<tokio::sync::Mutex<()>>,
     pub replica: Replica,
+    /// What connections are held against while only some edges have the revision.
+    pub trial: watch::Sender<Option<Trial>>,
 }
 
 /// The table's writer, for configuration and for weights. Never held across an
@@ -181,12 +185,21 @@ impl<K: Kernel> Applier<K> {
         Ok(())
     }
 
-    async fn apply_update(&mut self, update: Update) -> Result<Applied, Gap> {
+    async fn apply_update(&mut self, update: Update, trial: bool) -> Result<Applied, Gap> {
         let start = Instant::now();
         let configuring = Arc::clone(&self.configuring);
         let _configuring = configuring.lock().await;
         self.replica.apply(update)?;
         let revision = self.replica.revision;
+        // Before any connection goes by it.
+        self.trial.send_if_modified(|before| {
+            let same = before.as_ref().map(|trial| trial.revision) == Some(revision);
+            if same && trial || before.is_none() && !trial {
+                return false;
+            }
+            *before = trial.then(|| Trial::begin(revision, self.stats.endings()));
+            true
+        });
         self.stats
             .revision
             .set(i64::try_from(revision.0).unwrap_or(i64::MAX));
@@ -212,7 +225,7 @@ impl<K: Kernel> Subscriber for Applier<K> {
     ) -> impl Future<Output = Result<Applied, Gap>> + Send {
         let span = tracing::info_span!("apply_revision", revision = update.revision.0);
         set_parent(&span, &origin.traceparent);
-        self.apply_update(update).instrument(span)
+        self.apply_update(update, origin.trial).instrument(span)
     }
 
     fn connection(&mut self, state: Result<(), &tonic::Status>) {

@@ -127,7 +127,7 @@ impl Stage {
         + Send,
     ) -> T {
         let answered = self.outside().block_on(move || async move {
-            let channel = endpoint(Service::First).connect().await;
+            let channel = endpoint(&Service::First.url_for_clients()).connect().await;
             let channel = channel.expect("the first replica listens");
             let client = ConfigServiceClient::new(channel)
                 .max_decoding_message_size(UPDATE_MAX)
@@ -140,12 +140,31 @@ impl Stage {
             .into_inner()
     }
 
-    /// Starts a fleet. With `held`, its edges come with that already, as after a restart.
+    /// Starts a fleet, on both replicas. With `held`, its edges come with that already, as after a
+    /// restart.
     ///
     /// # Errors
     ///
     /// Where the thread cannot be started.
     pub fn fleet(&self, edges: usize, held: Option<&Held>) -> Result<Fleet> {
+        let replicas = [Service::First, Service::Second].map(Service::url_for_clients);
+        Fleet::start(self.outside(), &replicas, edges, held)
+    }
+}
+
+impl Fleet {
+    /// Starts a fleet in a namespace, where the replicas are at these URLs. With `held`, its edges
+    /// come with that already, as after a restart.
+    ///
+    /// # Errors
+    ///
+    /// Where the thread cannot be started.
+    pub fn start(
+        namespace: &Namespace,
+        replicas: &[String],
+        edges: usize,
+        held: Option<&Held>,
+    ) -> Result<Self> {
         let book = Arc::new(Book::new(edges));
         let stop = CancellationToken::new();
         let mut witnesses = Vec::new();
@@ -168,18 +187,16 @@ impl Stage {
                 }
             })
             .collect();
-        let stopped = stop.clone();
-        let thread = self.outside().spawn_thread(move || run(fleet, &stopped))?;
-        Ok(Fleet {
+        let (stopped, replicas) = (stop.clone(), replicas.to_vec());
+        let thread = namespace.spawn_thread(move || run(fleet, &replicas, &stopped))?;
+        Ok(Self {
             book,
             witnesses,
             stop,
             thread: Some(thread),
         })
     }
-}
 
-impl Fleet {
     /// Waits until every edge is connected and at `revision`.
     ///
     /// # Panics
@@ -217,7 +234,7 @@ impl Drop for Fleet {
 }
 
 /// All edges on one thread, until they are told to stop.
-fn run(fleet: Vec<SimulatedEdge>, stop: &CancellationToken) {
+fn run(fleet: Vec<SimulatedEdge>, replicas: &[String], stop: &CancellationToken) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -226,9 +243,9 @@ fn run(fleet: Vec<SimulatedEdge>, stop: &CancellationToken) {
         let (_report, report) = watch::channel(None);
         for mut edge in fleet {
             let report = report.clone();
+            let replicas = replicas.iter().map(|url| endpoint(url));
+            let replicas = replicas.map(Endpoint::into_dial).collect();
             tokio::spawn(async move {
-                let replicas = [Service::First, Service::Second].map(endpoint);
-                let replicas = replicas.map(Endpoint::into_dial).into_iter().collect();
                 follow(replicas, edge.identity(), report, &mut edge).await;
             });
         }
@@ -237,11 +254,8 @@ fn run(fleet: Vec<SimulatedEdge>, stop: &CancellationToken) {
 }
 
 /// As an agent dials it.
-fn endpoint(replica: Service) -> Endpoint {
-    let url: ServerUrl = replica
-        .url_for_clients()
-        .parse()
-        .expect("the lab's own URLs are right");
+fn endpoint(url: &str) -> Endpoint {
+    let url: ServerUrl = url.parse().expect("the lab's own URLs are right");
     Endpoint::new(&url, &Identity::none(), Role::ConfigService)
         .expect("clear text is allowed there")
 }

@@ -28,6 +28,7 @@ pub const TABLE: &[(&str, &[Role])] = &[
     ("/anyport.v1.ConfigService/List", READ),
     ("/anyport.v1.ConfigService/ListNodes", READ),
     ("/anyport.v1.ConfigService/Rollback", WRITE),
+    ("/anyport.v1.ConfigService/Promote", WRITE),
     ("/anyport.v1.ConfigService/Watch", READ),
     ("/anyport.v1.ConfigService/WatchNodes", READ),
     ("/anyport.v1.DiscoveryService/Sync", NODES),
@@ -161,7 +162,7 @@ mod tests {
         let may = |path: &str, role| allowed(path).expect("an entry").contains(&role);
         for role in Role::ALL {
             let operator = role == Role::Operator;
-            for method in ["Apply", "Delete", "Rollback"] {
+            for method in ["Apply", "Delete", "Rollback", "Promote"] {
                 let path = format!("/anyport.v1.ConfigService/{method}");
                 assert_eq!(may(&path, role), operator, "{path}");
             }

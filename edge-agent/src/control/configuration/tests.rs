@@ -57,6 +57,7 @@ impl Agent {
             protected: Protected::new([&"http://203.0.113.5:7400".parse().unwrap()]),
             in_use,
             replica: Replica::default(),
+            trial: watch::Sender::default(),
         };
         applier.restore().await.unwrap();
         Self {
