@@ -726,7 +726,7 @@ error: cannot undrain origin game/z: pool \"game\" has no origin \"z\"
 
 #[tokio::test]
 async fn delete_history_and_rollback_tell_one_story() {
-    let (_fake, server) = applied().await;
+    let (fake, server) = applied().await;
     anyport(server, &["delete", "pools", "game"], "").await.is(
         1,
         "",
@@ -770,6 +770,37 @@ async fn delete_history_and_rollback_tell_one_story() {
     assert!(lines[0].starts_with("REVISION  WHEN"), "{}", ran.out);
     assert!(lines[1].starts_with("3         2026-09-21T") && lines[1].ends_with("back to 1"));
     assert!(lines[2].ends_with("-1       season over"), "{}", ran.out);
+    assert_eq!(lines.len(), 4);
+
+    fake.state(|state| state.revisions.remove(0));
+    let begins = "older than 2: not kept any more\n";
+    let ran = anyport(server, &["history"], "").await;
+    assert!(ran.out.ends_with(begins), "{}", ran.out);
+    let ran = anyport(server, &["history", "-n", "1"], "").await;
+    assert!(!ran.out.contains(begins), "there is more: {}", ran.out);
+}
+
+#[tokio::test]
+async fn status_tells_of_a_store_that_went_back() {
+    let (fake, server) = applied().await;
+    fake.set_rewind(v1::StoreRewind {
+        lost_revision: 1_040,
+        latest_revision: 1_030,
+        noticed_at: Some(prost_types::Timestamp {
+            seconds: 1_800_000_000,
+            nanos: 0,
+        }),
+    });
+    let ran = anyport(server, &["status"], "").await;
+    let lines: Vec<&str> = ran.out.lines().collect();
+    let told = [
+        "the store went back: revision 1040 is lost, the latest was then 1030;",
+        "noticed at 2027-01-15T08:00:00Z",
+    ];
+    assert_eq!(lines[1..3], told, "{}", ran.out);
+    let ran = anyport(server, &["status", "-o", "json"], "").await;
+    let status: serde_json::Value = serde_json::from_str(&ran.out).unwrap();
+    assert_eq!(status["store_rewind"]["lost_revision"], 1_040);
 }
 
 #[tokio::test]

@@ -127,11 +127,12 @@ impl Status {
             } = rewind;
             let when = noticed_at.as_deref().unwrap_or("an unknown time");
             let line = format_args!(
-                "the store went back: revision {lost_revision} is lost, {latest_revision} was the \
-                 latest when that was noticed, at {when}"
+                "the store went back: revision {lost_revision} is lost, the latest was then \
+                 {latest_revision};"
             );
             let line = console.paint(line, Mood::Bad);
             console.line(line)?;
+            console.line(format_args!("noticed at {when}"))?;
         }
         if let Some(trial) = &self.trial {
             let line = trial.line(self.revision, now);

@@ -39,6 +39,7 @@ struct Nodes {
     /// Counts starts of the server: streams of an earlier one break.
     start: u32,
     connected: Vec<v1::NodeStatus>,
+    store_rewind: Option<v1::StoreRewind>,
 }
 
 #[derive(Default)]
@@ -73,6 +74,11 @@ impl Fake {
 
     pub fn state<T>(&self, see: impl FnOnce(&mut State) -> T) -> T {
         see(&mut self.state.lock().expect("no panic while locked"))
+    }
+
+    pub fn set_rewind(&self, rewind: v1::StoreRewind) {
+        self.nodes
+            .send_modify(|known| known.store_rewind = Some(rewind));
     }
 
     pub fn set_nodes(&self, nodes: Vec<v1::NodeStatus>) {
@@ -354,7 +360,7 @@ impl ConfigService for Fake {
             Ok(Response::new(v1::HistoryResponse {
                 revisions: state.revisions.iter().rev().cloned().collect(),
                 next_page_token: String::new(),
-                oldest_revision: 1,
+                oldest_revision: state.revisions.first().map_or(0, |record| record.revision),
             }))
         })
     }
@@ -411,7 +417,7 @@ impl ConfigService for Fake {
         Ok(Response::new(v1::ListNodesResponse {
             nodes,
             revision,
-            store_rewind: None,
+            store_rewind: self.nodes.borrow().store_rewind,
             rollout: None,
         }))
     }
