@@ -268,6 +268,49 @@ async fn who_is_ahead_of_a_replica_that_is_cut_off_is_not_led_back() {
 }
 
 #[tokio::test]
+async fn a_store_that_is_empty_all_at_once_takes_nothing_from_anybody() {
+    let server = EtcdServer::start().await;
+    let service = Service::ready(server.url("fleet")).await;
+    let applied = service.apply(many(2)).await.unwrap();
+    let mut subscriber = Subscriber::connect(&service, edge("e1")).await;
+    assert_eq!(subscriber.take().await.revision, 1);
+
+    let all = etcd_client::DeleteOptions::new().with_prefix();
+    let mut etcd = server.client().await;
+    etcd.delete("/fleet/", Some(all)).await.unwrap();
+    let mut changes = service.readiness.changes();
+    soon("it says so", async {
+        while changes.report().is_ready() {
+            changes.next().await;
+        }
+    })
+    .await;
+    let why = service.readiness.report().to_string();
+    assert!(why.contains("is empty, and revision 1 was in it"), "{why}");
+    assert!(subscriber.nothing_comes().await);
+    assert_eq!(service.list().await.1.len(), 3, "reading goes on");
+    let refused = service.apply(vec![app("more", 99)]).await.unwrap_err();
+    assert_eq!(refused.code(), Code::DataLoss, "{refused:?}");
+
+    // Nor by a service that knows of nothing, until something is applied there.
+    service.stop().await;
+    let service = Service::ready(server.url("fleet")).await;
+    let holding = v1::Subscribe {
+        revision: applied.revision,
+        state_hash: applied.state_hash,
+        ..edge("e1")
+    };
+    let mut subscriber = Subscriber::connect(&service, holding.clone()).await;
+    let refused = subscriber.next().await.unwrap_err();
+    assert!(refused.message().contains("is empty"), "{refused:?}");
+    let anew = service.apply(many(5)).await.unwrap();
+    let mut subscriber = Subscriber::connect(&service, holding).await;
+    let update = subscriber.take().await;
+    assert_eq!((update.revision, update.full), (anew.revision, true));
+    assert_eq!(service.rewind().await.unwrap().lost_revision, 1);
+}
+
+#[tokio::test]
 async fn writes_that_wait_at_a_replica_that_is_cut_off_are_refused_together() {
     let server = EtcdServer::start().await;
     let link = Link::to(server.port()).await;

@@ -157,7 +157,7 @@ impl Keeper {
     /// asked. Where it does not know it either, that is noted.
     ///
     /// # Errors
-    /// Where the store would have to be asked, and cannot be.
+    /// Where the store would have to be asked, and cannot be; where it is empty.
     pub async fn catch_up_with(
         &self,
         revision: Revision,
@@ -196,6 +196,9 @@ impl Keeper {
         };
         if !is_known {
             self.note_rewind(revision, latest, Some(node));
+            if latest == Revision::EMPTY {
+                return Err(emptied(revision));
+            }
         }
         Ok(())
     }
@@ -365,6 +368,18 @@ impl Keeper {
     }
 }
 
+/// A store that lost all that it held is no state to lead anybody to: every edge
+/// would drop every app. What is held stays until there is a first revision again.
+fn emptied(held: Revision) -> StoreError {
+    StoreError::corrupt(
+        "it",
+        format_args!(
+            "is empty, and revision {held} was in it; restore it from a copy, or restart the \
+             config services and apply everything anew: until then edges keep what they have"
+        ),
+    )
+}
+
 impl Turn<'_> {
     /// Whose state moves.
     pub fn keeper(&self) -> &Keeper {
@@ -391,16 +406,19 @@ impl Turn<'_> {
             {
                 return Ok(Arc::clone(present));
             }
-            if let Some(ours) = present
-                .as_ref()
-                .and_then(|present| present.head().record.as_ref())
-                && !self.keeper.leads_on_from(ours, &head).await?
-            {
-                self.keeper
-                    .note_rewind(ours.revision, head.revision(), None);
-            }
+            let ours = present.as_ref().and_then(|p| p.head().record.as_ref());
+            let lost = match ours {
+                Some(ours) if head.record.is_none() => return Err(emptied(ours.revision)),
+                Some(ours) if !self.keeper.leads_on_from(ours, &head).await? => Some(ours.revision),
+                _ => None,
+            };
             let damaged = match self.keeper.read(head.clone()).await {
-                Ok(snapshot) => return Ok(self.keeper.publish(snapshot)),
+                Ok(snapshot) => {
+                    if let Some(lost) = lost {
+                        self.keeper.note_rewind(lost, snapshot.revision(), None);
+                    }
+                    return Ok(self.keeper.publish(snapshot));
+                }
                 Err(error @ StoreError::Corrupt { .. }) => error,
                 Err(error) => return Err(error),
             };
