@@ -13,7 +13,7 @@ endif
 
 PROGRAMS := $(or $(CARGO_TARGET_DIR),target)/release
 
-.PHONY: help demo test lint bench swarm fuzz build bpf
+.PHONY: help demo test lint bench swarm fuzz build bpf proto
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,6 +53,10 @@ fuzz: ## every parser for FUZZ_SECONDS (600) each, from the committed corpus on
 bpf: ## the steering program, after a change of its source (building needs no clang)
 	@scripts/setup bpf
 	edge-agent/bpf/compile
+
+proto: ## proto/accepted.txt, after an addition to the gRPC interface (what breaks programs of others is refused)
+	@scripts/setup build
+	ANYPORT_PROTO_ACCEPT=1 cargo test --locked --quiet --package anyport-proto --test contract
 
 build: ## the four programs, in target/release
 	@scripts/setup build
