@@ -16,6 +16,7 @@ use std::{
 use anyport_model::outcome::Status;
 use anyport_node::{drain::DrainGuard, telemetry::TRACE_ONLY};
 use arc_swap::ArcSwap;
+use futures_util::future::Either;
 use tokio::net::TcpStream;
 use tracing::{Instrument, Span, field};
 
@@ -92,18 +93,59 @@ pub(super) enum Legs {
 
 /// Serves an accepted connection to its end. `place` and `guard` are held as
 /// long, and the two descriptors that `service` comes with.
-pub async fn serve(
+pub fn serve(
     service: Pair<Service>,
     client: Unanswered,
     peer: SocketAddr,
     place: Place,
     guard: DrainGuard,
-) {
+) -> impl Future<Output = ()> + Send {
+    // Whatever an async function is given, and what is borrowed once in its
+    // body, it keeps room for to its end, also after it was moved on. So what
+    // the relay does not need is boxed until then, or is in functions that are
+    // not async.
+    let accepted = Box::new(Accepted {
+        client,
+        peer,
+        place,
+    });
+    async move {
+        if let Some((span, join)) = begin(&service, accepted) {
+            live(&service, join).instrument(span).await;
+        }
+        drop(guard);
+    }
+}
+
+struct Accepted {
+    client: Unanswered,
+    peer: SocketAddr,
+    place: Place,
+}
+
+type Joining<F> = Pin<Box<F>>;
+
+/// The connection's span, and what joins it to an origin; `None` where it is
+/// gone.
+#[expect(
+    clippy::boxed_local,
+    reason = "unboxed, it is part of the caller's future"
+)]
+fn begin<'a>(
+    service: &'a Service,
+    accepted: Box<Accepted>,
+) -> Option<(
+    Span,
+    Joining<impl Future<Output = Option<Taken<'a>>> + Send>,
+)> {
+    let Accepted {
+        client,
+        peer,
+        place,
+    } = *accepted;
     // The kernel steered the connection here without rewriting it, so the
     // local address is the one that the client dialled.
-    let Ok(destination) = client.local_addr() else {
-        return;
-    };
+    let destination = client.local_addr().ok()?;
     let span = tracing::debug_span!(
         target: TRACE_ONLY,
         "connection",
@@ -125,40 +167,23 @@ pub async fn serve(
         status = field::Empty,
         reason = field::Empty,
     );
-    // Boxed, so that the memory of handshakes and the dial is given back before
-    // the relay, which may be idle for hours.
-    let join = Box::pin(join(&service, client, peer, destination, place));
-    live(&service, join).instrument(span).await;
-    drop(guard);
+    let join = Box::pin(join(service, client, peer, destination, place));
+    Some((span, join))
 }
 
 /// A connection that an app has taken, with both legs or without.
 type Taken<'a> = (Account<'a>, Result<Joined, Refused>);
 
-async fn live<'a>(service: &'a Service, join: Pin<Box<impl Future<Output = Option<Taken<'a>>>>>) {
-    let Some((account, joined)) = join.await else {
+async fn live<'a>(service: &'a Service, join: Joining<impl Future<Output = Option<Taken<'a>>>>) {
+    let Some(taken) = join.await else {
         service.stats.unclaimed.inc();
         return;
     };
-    let Joined {
-        legs,
-        held,
-        idle,
-        paces,
-    } = match joined {
-        Ok(joined) => joined,
-        Err(refused) => {
-            record(refused.status, &refused.reason);
-            let kind = EventKind::of_refusal(refused.status);
-            return account.close(kind, refused.status, Reason::Text(refused.reason.into()));
-        }
+    let Some(relay) = carry(taken) else {
+        return;
     };
-    let both = Relayed { account, held };
-    match legs {
-        Legs::Plain(client, origin) => carry(both, client, origin, idle, paces).await,
-        Legs::Ended(client, origin) => carry(both, client, origin, idle, paces).await,
-        Legs::Renewed(client, origin) => carry(both, client, origin, idle, paces).await,
-    }
+    let (ended, both) = relay.await;
+    conclude(both, &ended);
 }
 
 /// Finds the app and makes both legs; `None` if no app takes the connection.
@@ -223,19 +248,45 @@ async fn join(
     Some((account, joined))
 }
 
-async fn carry<C: Leg, O: Leg>(
-    mut both: Relayed<'_>,
-    client: C,
-    origin: O,
-    idle: Duration,
-    paces: Option<Box<StreamPaces>>,
-) {
-    both.account
-        .connected(client.socket().as_fd(), origin.socket().as_fd());
-    let ended = relay(client, origin, idle, paces, &mut both).await;
-    let Relayed { account, held } = both;
+/// Relays between both legs, if there are both.
+fn carry((account, joined): Taken<'_>) -> Option<impl Future<Output = (Ended, Relayed<'_>)>> {
+    let Joined {
+        legs,
+        held,
+        idle,
+        paces,
+    } = match joined {
+        Ok(joined) => joined,
+        Err(refused) => {
+            record(refused.status, &refused.reason);
+            let kind = EventKind::of_refusal(refused.status);
+            account.close(kind, refused.status, Reason::Text(refused.reason.into()));
+            return None;
+        }
+    };
+    let both = Relayed { account, held };
+    let begins = |client: &TcpStream, origin: &TcpStream| {
+        both.account.connected(client.as_fd(), origin.as_fd());
+    };
+    Some(match legs {
+        Legs::Plain(client, origin) => {
+            begins(&client, &origin);
+            Either::Left(relay(client, origin, idle, paces, both))
+        }
+        Legs::Ended(client, origin) => {
+            begins(client.socket(), &origin);
+            Either::Right(Either::Left(relay(client, origin, idle, paces, both)))
+        }
+        Legs::Renewed(client, origin) => {
+            begins(client.socket(), origin.socket());
+            Either::Right(Either::Right(relay(client, origin, idle, paces, both)))
+        }
+    })
+}
+
+fn conclude(Relayed { account, held }: Relayed<'_>, ended: &Ended) {
     drop(held);
-    let (status, reason) = outcome(&ended);
+    let (status, reason) = outcome(ended);
     let span = Span::current();
     if !span.is_disabled() {
         let (from_client, from_origin) = account.connection().bytes();
@@ -269,6 +320,6 @@ mod tests {
     #[test]
     fn a_connection_fits_its_memory_budget() {
         let size = size_of_result(serve);
-        assert!(size <= 1304, "{size} bytes");
+        assert!(size <= 672, "{size} bytes");
     }
 }

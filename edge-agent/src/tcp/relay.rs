@@ -73,15 +73,15 @@ pub(super) trait Observer {
 /// An observer is told of what moved at the latest when it is this much.
 const TELL: u64 = 64 << 10;
 
-/// Relays until both sides are done. Where the relay is dropped before its
-/// end, both sides are reset.
-pub(super) fn relay<C: Leg, O: Leg>(
+/// Relays until both sides are done, and gives the observer back. Where the
+/// relay is dropped before its end, both sides are reset.
+pub(super) fn relay<C: Leg, O: Leg, B: Observer>(
     client: C,
     origin: O,
     idle: Duration,
     paces: Option<Box<StreamPaces>>,
-    observer: &mut impl Observer,
-) -> impl Future<Output = Ended> {
+    mut observer: B,
+) -> impl Future<Output = (Ended, B)> {
     // Not in the future, which would keep room for the arguments as well.
     let mut legs = Legs::new(client, origin, paces);
     let mut silence = Silence::new(idle);
@@ -112,7 +112,8 @@ pub(super) fn relay<C: Leg, O: Leg>(
         let (client, origin) = (legs.client.socket(), legs.origin.socket());
         observer.ends(client.as_fd(), origin.as_fd());
         legs.close(&ended);
-        ended
+        drop(legs);
+        (ended, observer)
     }
 }
 
@@ -658,8 +659,8 @@ mod tests {
         let (client, near_client) = pair().await;
         let (near_origin, origin) = pair().await;
         let ended = tokio::spawn(async move {
-            let mut sum = Sum::default();
-            let ended = relay(near_client, near_origin, idle, paces, &mut sum).await;
+            let sum = Sum::default();
+            let (ended, sum) = relay(near_client, near_origin, idle, paces, sum).await;
             (ended, sum.moved)
         });
         Lines {
@@ -941,8 +942,7 @@ mod tests {
         assert_eq!(segments_sent(&origin), 1, "the SYN");
         client.write_all(b"question").await.unwrap();
         within(near_client.readable()).await.unwrap();
-        let mut sum = Sum::default();
-        let relay = relay(near_client, near_origin, HOUR, None, &mut sum);
+        let relay = relay(near_client, near_origin, HOUR, None, Sum::default());
         let question = async {
             let (mut far, _) = listener.accept().await.unwrap();
             let mut question = [0; 8];
@@ -950,7 +950,7 @@ mod tests {
             question
         };
         tokio::select! {
-            ended = relay => panic!("{ended:?}"),
+            (ended, _) = relay => panic!("{ended:?}"),
             question = within(question) => assert_eq!(&question, b"question"),
         }
         assert_eq!(segments_sent(&origin), 2);
@@ -962,8 +962,8 @@ mod tests {
         let (near_origin, listener) = dialled().await;
         let origin = near_origin.as_fd().try_clone_to_owned().unwrap();
         assert_eq!(segments_sent(&origin), 1, "the SYN");
-        let mut sum = Sum::default();
-        let mut relay = pin!(relay(near_client, near_origin, HOUR, None, &mut sum));
+        let sum = Sum::default();
+        let mut relay = pin!(relay(near_client, near_origin, HOUR, None, sum));
         let polled = poll_fn(|cx| Poll::Ready(relay.as_mut().poll(cx).is_pending())).await;
         assert_eq!((polled, segments_sent(&origin)), (true, 2));
         within(listener.accept()).await.unwrap();
@@ -982,12 +982,20 @@ mod tests {
                 tokio::task::yield_now().await;
             }
         };
-        let mut sum = Sum::default();
-        let idle = Duration::from_secs(4);
+        let (sum, idle) = (Sum::default(), Duration::from_secs(4));
         tokio::select! {
-            ended = relay(near_client, near_origin, idle, None, &mut sum) => panic!("{ended:?}"),
+            (ended, _) = relay(near_client, near_origin, idle, None, sum) => panic!("{ended:?}"),
             () = within(looked) => {}
         }
+    }
+
+    /// Whatever is added here, every idle connection pays for.
+    #[tokio::test]
+    async fn a_relay_fits_its_memory_budget() {
+        let ((_client, client), (origin, _origin)) = tokio::join!(pair(), pair());
+        let relay = relay(client, origin, HOUR, None, Sum::default());
+        let size = size_of_val(&relay) - size_of::<Sum>();
+        assert!(size <= 448, "{size} bytes");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io::{ErrorKind, Read, Write};
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 
 use anyport_lab::cluster::{Cluster, PATIENCE, Plan, Store, eventually};
 use anyport_lab::tls::{self, Authority};
@@ -291,6 +291,111 @@ fn a_client_that_a_header_names_is_the_client() {
             Err(format!("{told:?}"))
         }
     });
+}
+
+/// Until the name is known, no app's limits count a connection, and its app's rules are not known.
+#[test]
+fn who_says_no_name_is_turned_away_at_once_or_waits_with_few_of_its_source() {
+    const MOST: usize = 64;
+    let cluster = cluster(Store::Embedded);
+    let authority = Authority::new("everybody");
+    let server = authority.issue("a.example.com").server();
+    tls::serve(&cluster, 0, 8001, Some(server), tls::echo);
+    let app = |name: &str| {
+        format!(
+            "  - {{ name: {name}, protocol: tcp/443, edge_ips: [{V4}, \"{V6}\"], \
+             origin_direct: [\"tcp://10.0.2.2:8001\"], sni: [{name}.example.com], \
+             timeouts: {{ tls_handshake: 60s }}, limits: {{ connections_per_source: 3 }}, \
+             access: {{ rules: [ {{ action: deny, source: 10.0.1.10 }}, \
+               {{ action: deny, source: \"fd00:1:0:1::/64\" }} ] }} }}\n"
+        )
+    };
+    let apps = [app("a"), app("b")].concat();
+    cluster.apply(&format!("{PREFIXES}apps:\n{apps}")).unwrap();
+    let client = cluster.topology().client();
+    // Reset at once, it may be so before the connect has looked.
+    let silent = |number: usize, to: SocketAddr| {
+        let stream = client.run(|| dial(address(number, to), to)).unwrap();
+        let stream = stream.ok()?;
+        stream.set_nonblocking(true).unwrap();
+        Some(stream)
+    };
+    let is_reset = |stream: &TcpStream| match (&*stream).read(&mut [0]) {
+        Err(error) if error.kind() == ErrorKind::WouldBlock => false,
+        Err(error) if error.kind() == ErrorKind::ConnectionReset => true,
+        other => panic!("{other:?}"),
+    };
+    let await_reset = |streams: &mut [Option<TcpStream>], expected: usize| {
+        eventually(PATIENCE, "so many are reset", || {
+            for stream in streams.iter_mut() {
+                stream.take_if(|stream| is_reset(stream));
+            }
+            let count = streams.iter().filter(|stream| stream.is_none()).count();
+            if count == expected {
+                Ok(())
+            } else {
+                Err(count)
+            }
+        });
+    };
+    let sum = |name: &str, label: (&str, &str)| metric(&cluster, name, &[label]);
+    let refused = |cause: &str| sum("anyport_connections_refused_total", ("cause", cause));
+
+    await_reset(&mut [silent(0, at(V4, 443)), silent(1, at(V6, 443))], 2);
+    assert_eq!(refused("access"), 2);
+
+    let begun = |door: &str, count: usize| -> Vec<Option<TcpStream>> {
+        (0..count).map(|_| silent(2, at(door, 443))).collect()
+    };
+    for (round, door) in [(1, V4), (2, V6)] {
+        let mut waiting = begun(door, MOST + 6);
+        await_reset(&mut waiting, 6);
+        assert_eq!(refused("client_hello"), 6 * round, "{door}");
+        // Others have room, and those of the source once some do not wait any more.
+        let to = at(door, 443).to_string();
+        let shaken = || tls::shaken(&cluster, &to, authority.client(), "a.example.com");
+        let mut other = shaken().unwrap();
+        other.write_all(b"x").unwrap();
+        other.read_exact(&mut [0]).unwrap();
+        drop(waiting);
+        let ended = || sum("anyport_connections_closed_total", ("status", "443"));
+        eventually(PATIENCE, "who waited is gone", || {
+            let ended = ended();
+            if ended == (2 * round - 1) * MOST as u64 {
+                Ok(())
+            } else {
+                Err(ended)
+            }
+        });
+        // As many as may are let wait, and none is reset: each ends as one that said nothing.
+        drop(begun(door, MOST));
+        eventually(PATIENCE, "they are gone too", || {
+            let ended = ended();
+            if ended == 2 * round * MOST as u64 {
+                Ok(())
+            } else {
+                Err(ended)
+            }
+        });
+        assert_eq!(refused("client_hello"), 6 * round, "{door}");
+    }
+    let told: Vec<_> = ["a", "b"]
+        .into_iter()
+        .flat_map(|app| events(&cluster, app, "clientFiltered"))
+        .map(|event| text(&event, "reason"))
+        .collect();
+    for reason in [
+        "access: deny by the rule for 10.0.1.10/32",
+        "access: deny by the rule for fd00:1:0:1::/64",
+        "64 connections from 10.0.1.11 wait for their ClientHello",
+        "64 connections from fd00:1:0:2::/64 wait for their ClientHello",
+    ] {
+        assert_eq!(
+            told.iter().filter(|said| *said == reason).count(),
+            1,
+            "{told:?}"
+        );
+    }
 }
 
 /// Two apps at one place, and one whose TLS ends at the edge, each with its own rules.
