@@ -246,7 +246,7 @@ fn a_fleet_in_tls_does_its_work_and_each_write_leaves_a_line() {
 }
 
 #[test]
-fn a_renewed_certificate_is_used_and_nobody_is_cut_off_for_it() {
+fn certificates_of_another_authority_are_taken_into_use_and_nobody_is_cut_off_for_it() {
     let cluster = cluster();
     cluster.apply(MANIFEST).unwrap();
     let connected_at = || {
@@ -262,16 +262,25 @@ fn a_renewed_certificate_is_used_and_nobody_is_cut_off_for_it() {
         metrics.sum("anyport_identity_expires_timestamp_seconds", &[])
     };
     let (before, since) = (services.map(expires), connected_at());
-    let directory = cluster.certificates();
-    let directory = directory.to_str().unwrap();
+    // All of it from another authority, the files one after the other.
+    let new = cluster.directory().join("new");
+    let certs = |arguments: &[&str]| {
+        let dir = ["--dir", new.to_str().unwrap()];
+        let said = cluster.anyport(&[&["certs"], arguments, &dir].concat());
+        assert_eq!(said.as_ref().unwrap().status, Some(0), "{said:?}");
+    };
+    certs(&["init"]);
     for (role, name) in [
         ("config-service", "config-service"),
         ("balancer", "balancer1"),
         ("edge", "edge1"),
+        ("operator", "operator"),
     ] {
-        let longer = ["--force", "--days", "366", "--dir", directory];
-        let said = cluster.anyport(&[&["certs", "issue", role, name], &longer[..]].concat());
-        assert_eq!(said.as_ref().unwrap().status, Some(0), "{said:?}");
+        certs(&["issue", role, name, "--days", "366"]);
+    }
+    for entry in fs::read_dir(&new).unwrap() {
+        let entry = entry.unwrap();
+        fs::copy(entry.path(), cluster.certificates().join(entry.file_name())).unwrap();
     }
     for (service, before) in services.into_iter().zip(before) {
         eventually(PATIENCE, "the renewed certificate is in use", || {
@@ -283,7 +292,12 @@ fn a_renewed_certificate_is_used_and_nobody_is_cut_off_for_it() {
             }
         });
     }
+    // By the new ones, of which the old ones know nothing.
     cluster.apply(&MANIFEST.replace("443", "444")).unwrap();
+    let asked = cluster
+        .anyport(&["connections", "--edge", "edge1"])
+        .unwrap();
+    assert_eq!(asked.status, Some(0), "{asked}");
     assert_eq!(connected_at(), since, "the edge stays connected");
 
     let key = cluster.certificate("edge1").tls_key.unwrap();
