@@ -175,7 +175,7 @@ async fn follow(
     mut subscriber: Subscriber,
 ) -> &'static str {
     let replicas = replicas.into_iter().map(Endpoint::into_dial).collect();
-    sync::follow(replicas, identity, reports, &mut subscriber).await;
+    sync::follow(replicas, identity, reports, &mut subscriber, rand::random).await;
     "the subscription"
 }
 

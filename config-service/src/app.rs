@@ -204,10 +204,7 @@ async fn count(keeper: &Keeper, nodes: &Nodes, metrics: &Metrics) -> Infallible 
     let mut here = nodes.changes_here();
     let mut rewinds = keeper.rewinds();
     loop {
-        let revision = present
-            .borrow_and_update()
-            .as_ref()
-            .map(|state| state.revision());
+        let revision = present.latest().map(|state| state.revision());
         metrics.moved_to(revision.map_or(0, |revision| revision.0));
         here.borrow_and_update();
         metrics.rewound(rewinds.borrow_and_update().count);

@@ -43,12 +43,12 @@ pub async fn conduct(keeper: &Keeper, nodes: &Nodes, writer: &Writer) -> Infalli
     let mut absences = Absences::default();
     loop {
         changes.borrow_and_update();
-        let latest = present.borrow_and_update().clone();
+        let latest = present.latest();
         let latest = latest.filter(|latest| latest.rollout().is_some());
         let Some(latest) = latest else {
             absences = Absences::default();
             // Cannot fail: `keeper` holds the sender.
-            let _ = present.changed().await;
+            present.changed().await;
             continue;
         };
         if let Some(rollout) = latest.rollout() {

@@ -292,7 +292,7 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
     control.spawn(async move { in_use.follow_kernel().await });
     control.spawn(async move {
         let replicas = replicas.into_iter().map(Endpoint::into_dial).collect();
-        sync::follow(replicas, who, reports, &mut applier).await;
+        sync::follow(replicas, who, reports, &mut applier, rand::random).await;
     });
     notify(Notice::Ready);
 

@@ -12,7 +12,12 @@ use anyport_model::{
 };
 use tokio::sync::{mpsc, watch};
 use tokio_stream::{StreamExt, wrappers::ReceiverStream};
-use tonic::{Status, transport::Channel};
+use tonic::{
+    Status,
+    body::Body,
+    client::GrpcService,
+    codegen::{Body as HttpBody, Bytes, StdError},
+};
 
 use crate::{
     convert::{read_update, write_timestamp},
@@ -88,19 +93,21 @@ pub trait Subscriber: Send {
 /// `report` is sent on connecting and whenever it changes.
 ///
 /// `replicas` dial one each. They are tried in turn, starting with one at random, so
-/// that a fleet spreads over them.
-pub async fn follow<S, D, F>(
+/// that a fleet spreads over them. `random` gives numbers uniform over all 64 bits.
+pub async fn follow<S, D, F, T>(
     replicas: Vec<D>,
     identity: Identity,
     mut report: watch::Receiver<Option<v1::Report>>,
     subscriber: &mut S,
+    random: impl Fn() -> u64 + Send,
 ) where
     S: Subscriber,
     D: Fn() -> F + Send + Sync,
-    F: Future<Output = Result<Channel, Status>> + Send,
+    F: Future<Output = Result<T, Status>> + Send,
+    T: Transport,
 {
     let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
-    let mut next = rand::random_range(0..replicas.len().max(1));
+    let mut next = (random() % replicas.len().max(1) as u64) as usize;
     let mut from_scratch = false;
     loop {
         let Some(replica) = replicas.get(next % replicas.len().max(1)) else {
@@ -121,8 +128,30 @@ pub async fn follow<S, D, F>(
         if !ended.gap {
             next += 1;
         }
-        tokio::time::sleep(backoff.pause(rand::random())).await;
+        tokio::time::sleep(backoff.pause(random())).await;
     }
+}
+
+/// What calls can be made over: a [`Channel`](tonic::transport::Channel), or
+/// something that stands in for one.
+pub trait Transport:
+    GrpcService<
+        Body,
+        ResponseBody: HttpBody<Data = Bytes, Error: Into<StdError> + Send> + Send + 'static,
+        Future: Send,
+        Error: Into<StdError>,
+    > + Send
+{
+}
+
+impl<T> Transport for T where
+    T: GrpcService<
+            Body,
+            ResponseBody: HttpBody<Data = Bytes, Error: Into<StdError> + Send> + Send + 'static,
+            Future: Send,
+            Error: Into<StdError>,
+        > + Send
+{
 }
 
 /// Why a session is over.
@@ -155,9 +184,9 @@ struct Session<'a, S> {
 }
 
 impl<S: Subscriber> Session<'_, S> {
-    async fn run(
+    async fn run<T: Transport>(
         &mut self,
-        dialled: impl Future<Output = Result<Channel, Status>> + Send,
+        dialled: impl Future<Output = Result<T, Status>> + Send,
         report: &mut watch::Receiver<Option<v1::Report>>,
     ) -> Ended {
         match self.follow(dialled, report).await {
@@ -166,9 +195,9 @@ impl<S: Subscriber> Session<'_, S> {
         }
     }
 
-    async fn follow(
+    async fn follow<T: Transport>(
         &mut self,
-        dialled: impl Future<Output = Result<Channel, Status>> + Send,
+        dialled: impl Future<Output = Result<T, Status>> + Send,
         report: &mut watch::Receiver<Option<v1::Report>>,
     ) -> Result<std::convert::Infallible, Ended> {
         let mut client =
@@ -182,6 +211,8 @@ impl<S: Subscriber> Session<'_, S> {
         let mut reports_end = false;
         loop {
             tokio::select! {
+                // In this order, so that a simulation can be replayed.
+                biased;
                 update = updates.next() => {
                     let message = update.ok_or_else(|| Status::unavailable("the stream ended"))??;
                     if let Some(update) = message.update {

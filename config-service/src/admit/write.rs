@@ -12,6 +12,7 @@ use anyport_model::{
 };
 use anyport_node::telemetry;
 use anyport_proto::sync::UPDATE_MAX;
+use tokio::runtime::{Handle, RuntimeFlavor};
 use tracing::Instrument;
 
 use super::{
@@ -203,7 +204,7 @@ impl Writer {
             match commit.run(plan).instrument(span).await? {
                 Some(written) => return Ok(written),
                 None => {
-                    tokio::time::sleep(backoff.pause(rand::random())).await;
+                    tokio::time::sleep(backoff.pause(self.keeper.random())).await;
                     present = turn.refresh().await?;
                 }
             }
@@ -250,8 +251,12 @@ impl Writer {
 async fn admit(intent: &Arc<Intent>, present: &Arc<Snapshot>) -> Result<Plan, WriteError> {
     let span = tracing::info_span!("admit", against = present.revision().0.cast_signed());
     let (intent, present) = (Arc::clone(intent), Arc::clone(present));
-    let planned =
-        tokio::task::spawn_blocking(move || span.in_scope(|| intent.plan(present.resources())));
+    let plan = move || span.in_scope(|| intent.plan(present.resources()));
+    // Where there is one thread only, nobody else is kept from it.
+    if Handle::current().runtime_flavor() == RuntimeFlavor::CurrentThread {
+        return Ok(plan()?);
+    }
+    let planned = tokio::task::spawn_blocking(plan);
     Ok(planned.await.map_err(WriteError::Panicked)??)
 }
 

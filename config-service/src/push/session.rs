@@ -96,6 +96,7 @@ impl Push {
         tokio::spawn(async move {
             let gone = updates.clone();
             let ended = tokio::select! {
+                biased;
                 ended = shared.serve(requests, &updates) => ended,
                 () = gone.closed() => return,
             };
@@ -136,7 +137,7 @@ impl Shared {
         loop {
             if connection.found.is_none()
                 && let Some(Held { revision, hash }) = connection.held
-                && present.borrow().is_some()
+                && present.latest().is_some()
             {
                 let node = connection.key.to_string();
                 let caught_up = self.keeper.catch_up_with(revision, hash, &node).await;
@@ -144,7 +145,7 @@ impl Shared {
                 caught_up.map_err(|error| status::of_store(&error))?;
             }
             // Marked as seen before it is sent, so that none is missed.
-            let latest = present.borrow_and_update().clone();
+            let latest = present.latest();
             if let Some(latest) = latest
                 && connection.in_flight.is_none()
                 && connection.lacks(latest.target(&connection.key))
@@ -158,13 +159,15 @@ impl Shared {
                         return Ok(());
                     };
                     // It may have moved while others had their turn.
-                    let latest = present.borrow_and_update().clone().unwrap_or(latest);
+                    let latest = present.latest().unwrap_or(latest);
                     let target = latest.target(&connection.key);
                     let whole = self.frames.whole(connection.key.role, target).await;
                     connection.send(target, whole, Some(place), updates).await?;
                 }
             }
             tokio::select! {
+                // In this order, so that a simulation can be replayed.
+                biased;
                 request = requests.next() => match request {
                     Some(request) => connection.hear(request?)?,
                     None => return Ok(()),
@@ -236,6 +239,7 @@ impl Connection<'_> {
         let mut place = pin!(Arc::clone(&self.shared.whole).acquire_owned());
         loop {
             tokio::select! {
+                biased;
                 // Never closed.
                 place = &mut place => return Ok(place.ok()),
                 request = requests.next() => match request {

@@ -33,7 +33,7 @@ pub(super) async fn resources(
     let mut present = keeper.subscribe();
     let mut sent: Option<Arc<Snapshot>> = None;
     loop {
-        let latest = present.borrow_and_update().clone();
+        let latest = present.latest();
         if let Some(latest) = latest {
             let answer = difference(sent.as_deref(), &latest, &kinds);
             if answers.send(Ok(answer)).await.is_err() {
@@ -86,7 +86,7 @@ pub(super) async fn nodes(
     let mut changes = nodes.changes();
     loop {
         changes.borrow_and_update();
-        let latest = present.borrow_and_update().clone();
+        let latest = present.latest();
         let latest = latest.as_deref();
         let answer = v1::WatchNodesResponse {
             nodes: super::nodes::list(&nodes, role, latest),

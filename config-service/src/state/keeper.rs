@@ -26,12 +26,14 @@ use anyport_node::ready::Condition;
 use tokio::sync::watch;
 
 use super::{
+    latest::{Latest, News},
     layout::{Layout, LayoutError},
     rewind::{Book, Rewind, Rewinds},
     seal::StoreKeys,
     snapshot::{REMEMBERED, Recent, Snapshot, StateAt, Target},
 };
 use crate::{
+    random::Random,
     store::{Committed, Head, Object, ObjectId, Record, Store, StoreError},
     trouble::Trouble,
 };
@@ -56,7 +58,7 @@ struct Shared {
     /// That a private key is stored as it is was said.
     warned: AtomicBool,
     /// `None` until the store was read for the first time.
-    present: watch::Sender<Option<Arc<Snapshot>>>,
+    present: Latest<Option<Arc<Snapshot>>>,
     held: Mutex<VecDeque<Arc<StateAt>>>,
     moving: tokio::sync::Mutex<()>,
     /// Why a commit failed last. Reading may go on where writing does not.
@@ -64,6 +66,7 @@ struct Shared {
     /// When the store last could not be asked, and why.
     out_of_reach: Mutex<Option<(Instant, &'static str, String)>>,
     rewinds: Book,
+    random: Random,
 }
 
 /// The right to move the present state: nothing else of this replica does
@@ -100,14 +103,29 @@ impl Keeper {
                 store,
                 keys,
                 warned: AtomicBool::new(false),
-                present: watch::Sender::new(None),
+                present: Latest::new(None),
                 held: Mutex::default(),
                 moving: tokio::sync::Mutex::default(),
                 failed_commit: watch::Sender::new(None),
                 out_of_reach: Mutex::default(),
                 rewinds: Book::default(),
+                random: Random::default(),
             }),
         }
+    }
+
+    /// As [`new`](Self::new), where pauses are as long as these numbers say.
+    pub fn with_random(store: Arc<dyn Store>, random: Random) -> Self {
+        let mut keeper = Self::new(store);
+        if let Some(shared) = Arc::get_mut(&mut keeper.shared) {
+            shared.random = random;
+        }
+        keeper
+    }
+
+    /// Uniform over all 64 bits.
+    pub fn random(&self) -> u64 {
+        self.shared.random.next()
     }
 
     pub fn store(&self) -> &Arc<dyn Store> {
@@ -116,7 +134,7 @@ impl Keeper {
 
     /// The latest state known; `None` until the store was read.
     pub fn present(&self) -> Option<Arc<Snapshot>> {
-        self.shared.present.borrow().clone()
+        self.shared.present.get()
     }
 
     /// The next revision after `present`, of which `changed` resources differ.
@@ -143,8 +161,8 @@ impl Keeper {
     }
 
     /// Follows the latest state.
-    pub fn subscribe(&self) -> watch::Receiver<Option<Arc<Snapshot>>> {
-        self.shared.present.subscribe()
+    pub fn subscribe(&self) -> News<Option<Arc<Snapshot>>> {
+        self.shared.present.news()
     }
 
     /// Follows how often the store was found to have gone back.
@@ -353,9 +371,7 @@ impl Keeper {
                 held.pop_front();
             }
         }
-        self.shared
-            .present
-            .send_replace(Some(Arc::clone(&snapshot)));
+        self.shared.present.replace(Some(Arc::clone(&snapshot)));
         snapshot
     }
 
@@ -474,7 +490,7 @@ pub async fn follow(keeper: &Keeper, readiness: &Condition) -> Infallible {
             Ok(never) => match never {},
             Err(error) => error,
         };
-        let pause = trouble.again(&error, rand::random());
+        let pause = trouble.again(&error, keeper.random());
         readiness.set_not_ready(error.to_string());
         tokio::time::sleep(pause).await;
     }
@@ -513,6 +529,8 @@ async fn follow_until_error(
         let mut reread = pin!(tokio::time::sleep(again));
         loop {
             tokio::select! {
+                // In this order, so that a simulation can be replayed.
+                biased;
                 moved = &mut moved => {
                     moved?;
                     break;

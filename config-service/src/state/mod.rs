@@ -2,6 +2,7 @@
 
 pub mod history;
 mod keeper;
+mod latest;
 mod layout;
 mod rewind;
 mod seal;
@@ -9,6 +10,7 @@ mod snapshot;
 
 pub use history::Retention;
 pub use keeper::{Draft, Keeper, Turn, follow};
+pub use latest::{Latest, News};
 pub use layout::{Layout, LayoutError};
 pub use rewind::{Rewind, Rewinds};
 pub use seal::{SealError, StoreKeyError, StoreKeys};

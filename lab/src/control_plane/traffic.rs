@@ -455,7 +455,7 @@ async fn followed(number: usize, url: String, mut recorder: Recorder, stop: Arc<
         }
     };
     tokio::select! {
-        () = follow(vec![dial], identity, reports, &mut recorder) => {}
+        () = follow(vec![dial], identity, reports, &mut recorder, rand::random) => {}
         () = stopped => {}
     }
 }

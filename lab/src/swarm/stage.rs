@@ -246,7 +246,7 @@ fn run(fleet: Vec<SimulatedEdge>, replicas: &[String], stop: &CancellationToken)
             let replicas = replicas.iter().map(|url| endpoint(url));
             let replicas = replicas.map(Endpoint::into_dial).collect();
             tokio::spawn(async move {
-                follow(replicas, edge.identity(), report, &mut edge).await;
+                follow(replicas, edge.identity(), report, &mut edge, rand::random).await;
             });
         }
         stop.cancelled().await;
