@@ -5,7 +5,12 @@ use std::{
     net::{SocketAddr, TcpListener},
 };
 
+use nix::sys::socket::{Backlog, listen};
+
 use crate::identity::{ClearTextRefused, Identity};
+
+/// Connections that wait to be accepted; the kernel's `somaxconn` may allow less.
+const BACKLOG: i32 = 4_096;
 
 /// A service could not listen where its flags said.
 #[derive(Debug, thiserror::Error)]
@@ -52,6 +57,8 @@ pub(crate) fn bind(
     let listener = inherited.map_or_else(|| TcpListener::bind(address), Ok);
     let bound = listener.and_then(|listener| {
         listener.set_nonblocking(true)?;
+        // The standard library's is 128, and a fleet comes back all at once.
+        listen(&listener, Backlog::new(BACKLOG)?)?;
         Ok(listener)
     });
     bound.map_err(|source| ListenError::Bind {

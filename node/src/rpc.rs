@@ -6,6 +6,7 @@
 
 mod channel;
 mod connection;
+mod deadline;
 mod dial;
 mod server;
 mod span;

@@ -11,6 +11,7 @@ pub(super) struct Entry {
     method: &'static str,
     author: Author,
     message: String,
+    told: bool,
 }
 
 impl Entry {
@@ -20,22 +21,25 @@ impl Entry {
             method,
             author,
             message,
+            told: false,
         }
     }
 
     /// How it ended.
-    pub(super) fn log(self, ended: &Result<Written, Status>) {
+    pub(super) fn log(mut self, ended: &Result<Written, Status>) {
+        self.told = true;
         let Self {
             method,
-            author,
+            author:
+                Author {
+                    name,
+                    roles,
+                    serial,
+                    peer,
+                },
             message,
-        } = self;
-        let Author {
-            name,
-            roles,
-            serial,
-            peer,
-        } = author;
+            ..
+        } = &self;
         match ended {
             Ok(written) => {
                 let outcome = written.outcome.label();
@@ -55,6 +59,27 @@ impl Entry {
                 );
             }
         }
+    }
+}
+
+impl Drop for Entry {
+    /// The caller left, or its deadline passed, while the write was under way.
+    fn drop(&mut self) {
+        if self.told {
+            return;
+        }
+        let Author {
+            name,
+            roles,
+            serial,
+            peer,
+        } = &self.author;
+        tracing::warn!(
+            target: AUDIT,
+            method = self.method, outcome = "unknown", author = name, roles, serial, peer,
+            message = self.message,
+            "write given up by its caller; the history says whether it was done"
+        );
     }
 }
 

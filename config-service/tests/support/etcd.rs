@@ -66,6 +66,21 @@ impl EtcdServer {
         self.port
     }
 
+    /// It hangs: what is asked of it waits.
+    pub fn pause(&self) {
+        self.signal("-STOP");
+    }
+
+    pub fn resume(&self) {
+        self.signal("-CONT");
+    }
+
+    fn signal(&self, signal: &str) {
+        let pid = self.process.id().to_string();
+        let sent = Command::new("kill").args([signal, &pid]).status();
+        assert!(sent.unwrap().success(), "kill {signal} {pid}");
+    }
+
     /// Where it keeps everything.
     pub fn directory(&self) -> &Path {
         self.directory.path()

@@ -8,6 +8,7 @@
 )]
 
 pub mod etcd;
+pub mod frames;
 pub mod link;
 pub mod program;
 pub mod resources;

@@ -1,7 +1,9 @@
 //! The real program, which can be killed.
 
 use std::{
+    fs::{self, File},
     net::TcpListener,
+    path::Path,
     process::{Child, Command, Stdio},
     time::Duration,
 };
@@ -23,21 +25,27 @@ pub struct Program {
 
 impl Program {
     pub fn start(store: &StoreUrl) -> Self {
-        let port = {
-            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-            listener.local_addr().unwrap().port()
-        };
-        Self::start_on(store, port)
+        Self::start_on(store, free_port())
+    }
+
+    /// With a file for its log.
+    pub fn start_logging(store: &StoreUrl, log: &Path) -> Self {
+        let log = File::create(log).unwrap();
+        Self::spawn(store, free_port(), log.into())
     }
 
     /// On a port of the test's choice.
     pub fn start_on(store: &StoreUrl, port: u16) -> Self {
+        Self::spawn(store, port, Stdio::null())
+    }
+
+    fn spawn(store: &StoreUrl, port: u16, log: Stdio) -> Self {
         let process = Command::new(env!("CARGO_BIN_EXE_config-service"))
             .args(["--listen", &format!("127.0.0.1:{port}")])
             .args(["--admin", "127.0.0.1:0"])
             .arg(format!("--store={store}"))
             .stdin(Stdio::null())
-            .stderr(Stdio::null())
+            .stderr(log)
             .spawn()
             .unwrap();
         Self { process, port }
@@ -45,6 +53,15 @@ impl Program {
 
     pub fn port(&self) -> u16 {
         self.port
+    }
+
+    /// Bytes of memory that it has now.
+    pub fn resident(&self) -> u64 {
+        let path = format!("/proc/{}/status", self.process.id());
+        let status = fs::read_to_string(path).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kib = line.unwrap().trim().trim_end_matches(" kB");
+        kib.parse::<u64>().unwrap() << 10
     }
 
     /// SIGKILL.
@@ -62,6 +79,11 @@ impl Program {
         })
         .await
     }
+}
+
+fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().port()
 }
 
 /// A client of whoever listens there, now or later.

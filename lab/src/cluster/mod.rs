@@ -452,6 +452,15 @@ impl Cluster {
         Ok(command)
     }
 
+    /// The file of a program, as it was built from this source.
+    ///
+    /// # Errors
+    ///
+    /// Where there is no such program.
+    pub fn program(&self, name: &str) -> Result<PathBuf> {
+        self.programs.path(name)
+    }
+
     /// Issues a certificate, in place of an earlier one of that name; with the first one, makes
     /// the authority.
     ///

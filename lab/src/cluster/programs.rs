@@ -8,11 +8,12 @@ use std::sync::OnceLock;
 use super::error::{Error, Result};
 
 /// The packages that have them.
-const PACKAGES: [&str; 4] = [
+const PACKAGES: [&str; 5] = [
     "anyport-config-service",
     "anyport-balancer",
     "anyport-edge-agent",
     "anyport-cli",
+    "anyport-example",
 ];
 
 /// Where the programs are.

@@ -32,6 +32,7 @@ use tracing::Instrument;
 
 use super::{
     connection::Connection,
+    deadline::DeadlineLayer,
     span::{self, Side},
     stream::ServerStream,
 };
@@ -202,6 +203,7 @@ impl Server {
         let accept = accept(self.listener, self.identity, accepted, cut.clone(), drain);
         let serve = builder
             .layer(SpanLayer)
+            .layer(DeadlineLayer)
             .layer(AccessLayer)
             .add_routes(routes.routes().prepare())
             .serve_with_incoming_shutdown(ReceiverStream::new(incoming), drain.started());
@@ -235,7 +237,9 @@ fn add_reflection(
 ) -> Result<(), ServeError> {
     let configured = || {
         let builder = tonic_reflection::server::Builder::configure()
-            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET);
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            // The details of errors, so that who knows only reflection can read them.
+            .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET);
         descriptors.iter().fold(builder, |builder, encoded| {
             builder.register_encoded_file_descriptor_set(encoded)
         })

@@ -1,0 +1,103 @@
+//! Calls with a deadline, while the store hangs: they end in time, as what they are,
+//! and a write whose outcome was not told is done once.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
+
+use anyport_proto::v1;
+use h2::client::SendRequest;
+use prost::{
+    Message,
+    bytes::{BufMut, Bytes, BytesMut},
+};
+use support::{etcd::EtcdServer, eventually, program::Program, resources, soon};
+use tokio::net::TcpStream;
+use tonic::{Code, Status};
+
+const DEADLINE: Duration = Duration::from_secs(1);
+/// Far below what a request to a store that hangs may take, which is 6 s.
+const IN_TIME: Duration = Duration::from_secs(3);
+
+/// A client without a clock of its own: what ends a call is the server's.
+async fn connect(program: &Program) -> SendRequest<Bytes> {
+    let stream = TcpStream::connect(("127.0.0.1", program.port())).await;
+    let (client, connection) = h2::client::handshake(stream.unwrap()).await.unwrap();
+    tokio::spawn(connection);
+    client
+}
+
+/// A call that is not to be answered in time.
+async fn call(client: &SendRequest<Bytes>, method: &str, message: &impl Message) -> Status {
+    let request = http::Request::post(format!("http://anyport/anyport.v1.ConfigService/{method}"))
+        .header("content-type", "application/grpc")
+        .header("te", "trailers")
+        .header("grpc-timeout", format!("{}m", DEADLINE.as_millis()))
+        .body(())
+        .unwrap();
+    let mut client = client.clone().ready().await.unwrap();
+    let (answer, mut body) = client.send_request(request, false).unwrap();
+    let mut framed = BytesMut::new();
+    framed.put_u8(0);
+    framed.put_u32(u32::try_from(message.encoded_len()).unwrap());
+    message.encode(&mut framed).unwrap();
+    body.send_data(framed.freeze(), true).unwrap();
+    let begun = Instant::now();
+    let answer = soon(method, answer).await.unwrap();
+    let after = begun.elapsed();
+    let status = Status::from_header_map(answer.headers()).expect("no answer, but a status");
+    assert!(
+        after < IN_TIME,
+        "{method}: {status:?} after {after:?}, and {DEADLINE:?} was asked for"
+    );
+    status
+}
+
+fn write(name: &str) -> v1::ApplyRequest {
+    v1::ApplyRequest {
+        resources: vec![resources::monitor(name)],
+        request_id: format!("write of {name}"),
+        ..Default::default()
+    }
+}
+
+#[tokio::test]
+async fn while_the_store_hangs_calls_end_by_their_deadline_and_writes_are_done_once() {
+    let etcd = EtcdServer::start().await;
+    let logs = tempfile::tempdir().unwrap();
+    let log = logs.path().join("log");
+    let program = Program::start_logging(&etcd.url("deadline"), &log);
+    let mut client = program.client().await;
+    client.apply(write("first")).await.unwrap();
+
+    let raw = connect(&program).await;
+    etcd.pause();
+    let wanted = write("second");
+    let history = v1::HistoryRequest::default();
+    let (written, read) = tokio::join!(
+        call(&raw, "Apply", &wanted),
+        call(&raw, "History", &history)
+    );
+    assert_eq!(written.code(), Code::DeadlineExceeded, "{written:?}");
+    assert_eq!(read.code(), Code::DeadlineExceeded, "{read:?}");
+    // Nobody knows what became of the write, and the audit says that it was asked for.
+    let log = fs::read_to_string(&log).unwrap();
+    let line = log.lines().find(|line| line.contains("\"unknown\""));
+    assert!(line.is_some_and(|line| line.contains("apply")), "{log}");
+    etcd.resume();
+
+    let revision = eventually("the write is repeated", || async {
+        let answer = client.clone().apply(wanted.clone()).await.ok()?;
+        Some(answer.into_inner().revision)
+    })
+    .await;
+    assert_eq!(revision, 2);
+    // Nothing that was given up is in the way of others.
+    let next = soon("apply", client.apply(write("third"))).await;
+    assert_eq!(next.unwrap().into_inner().revision, 3);
+}
