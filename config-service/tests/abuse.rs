@@ -242,7 +242,7 @@ async fn connections_that_never_speak_are_closed() {
 }
 
 #[tokio::test]
-async fn of_an_answer_that_nobody_reads_there_is_one_copy() {
+async fn answers_that_nobody_reads_stay_within_the_memory() {
     let victim = Victim::with(10_000).await;
     victim
         .under(|address| {
