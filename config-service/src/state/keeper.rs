@@ -182,43 +182,55 @@ impl Keeper {
         hash: ObjectId,
         node: &str,
     ) -> Result<(), StoreError> {
-        let Some(mut present) = self.present() else {
+        let Some(present) = self.present() else {
             return Ok(());
         };
-        if revision > present.revision() {
-            present = self.turn().await?.refresh().await?;
+        if self.knows(&present, revision, hash).await? {
+            return Ok(());
+        }
+        // Not by its number alone: after the store went back, what is in memory here
+        // may be the revision of that number that is lost.
+        let present = self.turn().await?.refresh().await?;
+        if self.knows(&present, revision, hash).await? {
+            return Ok(());
         }
         let latest = present.revision();
-        let is_known = if revision == Revision::EMPTY {
-            true
-        } else if revision == latest {
-            hash == present.hash()
-        } else if revision > latest {
-            false
-        } else {
-            let held = self
-                .held()
-                .iter()
-                .rev()
-                .find(|s| s.revision == revision)
-                .map(|s| s.hash());
-            let known = match held {
-                Some(hash) => Some(hash),
-                None => {
-                    let record = self.shared.store.record(revision).await?;
-                    record.map(|record| record.state_hash)
-                }
-            };
-            // Where it is not kept any more, nobody can tell.
-            known.is_none_or(|known| known == hash)
-        };
-        if !is_known {
-            self.note_rewind(revision, latest, Some(node));
-            if latest == Revision::EMPTY {
-                return Err(emptied(revision));
-            }
+        self.note_rewind(revision, latest, Some(node));
+        match latest {
+            Revision::EMPTY => Err(emptied(revision)),
+            _ => Ok(()),
         }
-        Ok(())
+    }
+
+    /// Is it a revision of the store, as far as is known at `present`?
+    async fn knows(
+        &self,
+        present: &Snapshot,
+        revision: Revision,
+        hash: ObjectId,
+    ) -> Result<bool, StoreError> {
+        let latest = present.revision();
+        if revision == Revision::EMPTY {
+            return Ok(true);
+        }
+        if revision >= latest {
+            return Ok(revision == latest && hash == present.hash());
+        }
+        let held = self
+            .held()
+            .iter()
+            .rev()
+            .find(|s| s.revision == revision)
+            .map(|s| s.hash());
+        let known = match held {
+            Some(hash) => Some(hash),
+            None => {
+                let record = self.shared.store.record(revision).await?;
+                record.map(|record| record.state_hash)
+            }
+        };
+        // Where it is not kept any more, nobody can tell.
+        Ok(known.is_none_or(|known| known == hash))
     }
 
     fn note_rewind(&self, lost: Revision, latest: Revision, node: Option<&str>) {

@@ -25,7 +25,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub struct Acknowledged {
     pub id: String,
     pub revision: Revision,
-    /// How often the store had gone back by then.
+    /// How often the store had gone back when it was asked for.
     pub rewinds: u64,
 }
 
@@ -62,8 +62,10 @@ impl Client {
         let started = Instant::now();
         // Later than this, the id may be forgotten.
         while started.elapsed() < Duration::from_secs(60) {
+            // Before: it may go back between the look at it and the answer.
+            let rewinds = self.truth.rewinds();
             if let Some(answer) = self.ask(&intent, &conditions).await {
-                self.answered(id, &conditions, answer);
+                self.answered(id, &conditions, answer, rewinds);
                 return;
             }
             tokio::time::sleep(self.chance.milliseconds(1_000)).await;
@@ -75,11 +77,11 @@ impl Client {
         id: String,
         conditions: &Conditions,
         answer: Result<(Revision, Outcome), WriteError>,
+        rewinds: u64,
     ) {
         match answer {
             Ok((revision, Outcome::Committed | Outcome::Repeated)) => {
                 *self.trials.lock().unwrap() += u64::from(conditions.canary.is_some());
-                let rewinds = self.truth.rewinds();
                 self.acknowledged.lock().unwrap().push(Acknowledged {
                     id,
                     revision,

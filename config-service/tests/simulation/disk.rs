@@ -33,6 +33,8 @@ struct Kept {
     objects: BTreeMap<ObjectId, Bytes>,
     /// Every state that ever was the head's, by its revision, lost ones too.
     committed: BTreeSet<(Revision, ObjectId)>,
+    /// States that were the head's, by their revision, until it went back.
+    lost: BTreeSet<(Revision, ObjectId)>,
     rewinds: u64,
     answers_lost: u64,
 }
@@ -59,11 +61,13 @@ impl Disk {
         self.kept().committed.contains(&(revision, hash))
     }
 
-    /// Is it one of its revisions now?
-    pub fn holds(&self, revision: Revision, hash: ObjectId) -> bool {
+    /// Is it one of its revisions, and was never another time before it went back? (A write that is
+    /// tried again may make the same one once more.)
+    pub fn has_kept(&self, revision: Revision, hash: ObjectId) -> bool {
         let kept = self.kept();
         let record = kept.records.get(&revision);
         record.is_some_and(|record| record.state_hash == hash)
+            && !kept.lost.contains(&(revision, hash))
     }
 
     pub fn commits(&self) -> u64 {
@@ -86,7 +90,9 @@ impl Disk {
             return;
         };
         let to = old[chance.below(old.len())];
-        kept.records.split_off(&to.next());
+        let lost = kept.records.split_off(&to.next()).into_values();
+        kept.lost
+            .extend(lost.map(|record| (record.revision, record.state_hash)));
         kept.head = kept.records.get(&to).cloned();
         // Its counter went on elsewhere.
         kept.written += 1_000;

@@ -58,7 +58,7 @@ impl Edge {
             "{name} serves revision {revision}, which was never committed like that"
         );
         assert!(
-            revision >= before.revision || !self.truth.holds(before.revision, content(before)),
+            revision >= before.revision || !self.truth.has_kept(before.revision, content(before)),
             "{name} went from revision {} back to {revision}, although the store holds both",
             before.revision
         );
