@@ -19,8 +19,8 @@ pub use connection::{ClientTls, Connection, Details, Firewall, OriginTls, Reason
 pub use file::EventFile;
 pub use log::{EventKind, EventLog, Next};
 pub use open::{Connections, Open};
-pub use tcp_info::rtt;
 #[cfg(test)]
 pub use tcp_info::segments_sent;
+pub use tcp_info::{rtt, undelivered};
 pub use told::Told;
 pub use wire::Writer;

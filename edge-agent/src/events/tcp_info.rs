@@ -8,6 +8,24 @@ use std::{
 /// The smoothed round trip time (RFC 6298). `None` where there is none, as on a
 /// socket that is not TCP.
 pub fn rtt(socket: BorrowedFd<'_>) -> Option<Duration> {
+    info(socket).map(|info| Duration::from_micros(info.tcpi_rtt.into()))
+}
+
+/// Bytes that the peer's kernel has not acknowledged yet (`SIOCOUTQ` of tcp(7)).
+/// None where it never will, since the connection is over.
+pub fn undelivered(socket: BorrowedFd<'_>) -> u32 {
+    const CLOSED: u8 = 7; // TCP_CLOSE of linux/tcp_states.h
+    if info(socket).is_none_or(|info| info.tcpi_state == CLOSED) {
+        return 0;
+    }
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: the kernel writes an int to `bytes`, which lives until the call is
+    // over; the descriptor is open while it is borrowed.
+    let failed = unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
+    if failed == 0 { bytes.unsigned_abs() } else { 0 }
+}
+
+fn info(socket: BorrowedFd<'_>) -> Option<libc::tcp_info> {
     // SAFETY: all zeroes is a value of this plain structure.
     let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
     let mut length = size_of::<libc::tcp_info>() as libc::socklen_t;
@@ -22,7 +40,7 @@ pub fn rtt(socket: BorrowedFd<'_>) -> Option<Duration> {
             &raw mut length,
         )
     };
-    (failed == 0).then(|| Duration::from_micros(info.tcpi_rtt.into()))
+    (failed == 0).then_some(info)
 }
 
 /// Segments that the socket has sent (`tcpi_segs_out` of linux/tcp.h).
@@ -50,6 +68,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use std::{
+        io::{Read, Write},
         net::{TcpListener, TcpStream, UdpSocket},
         os::fd::AsFd,
     };
@@ -65,5 +84,29 @@ mod tests {
         );
         let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
         assert_eq!(super::rtt(udp.as_fd()), None);
+    }
+
+    #[test]
+    fn what_a_peer_does_not_take_is_undelivered_until_it_does_or_is_gone() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (mut far, _) = listener.accept().unwrap();
+        near.set_nonblocking(true).unwrap();
+        let mut sent = 0;
+        while let Ok(count) = near.write(&[7; 1 << 16]) {
+            sent += count;
+        }
+        assert!(undelivered(near.as_fd()) > 0);
+        far.read_exact(&mut vec![0; sent]).unwrap();
+        while undelivered(near.as_fd()) > 0 {
+            std::thread::yield_now();
+        }
+        while near.write(&[7; 1 << 16]).is_ok() {}
+        assert!(undelivered(near.as_fd()) > 0);
+        // What is unread makes it a reset.
+        drop(far);
+        while undelivered(near.as_fd()) > 0 {
+            std::thread::yield_now();
+        }
     }
 }

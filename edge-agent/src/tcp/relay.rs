@@ -8,7 +8,8 @@
 //! close_notify either, and a plain one, which could not tell, a reset.
 //!
 //! What a side had sent before it failed is carried on first, at the pace of
-//! its direction, as long as the other side takes it.
+//! its direction, until the other side's kernel has all of it or has taken
+//! nothing for two minutes.
 
 use std::{
     future::poll_fn,
@@ -22,6 +23,7 @@ use std::{
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     io::ReadBuf,
+    net::TcpStream,
     time::{Instant, Sleep, sleep},
 };
 
@@ -29,7 +31,10 @@ use super::{
     buffers::{Pending, SCRATCH, with_scratch},
     leg::Leg,
 };
-use crate::shield::{StreamPace, StreamPaces};
+use crate::{
+    events::undelivered,
+    shield::{StreamPace, StreamPaces},
+};
 
 /// A peer whose host is gone is noticed within three minutes.
 const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
@@ -40,6 +45,12 @@ const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
 /// What one direction may move before the worker's other connections get
 /// their turn.
 const TURN: usize = 4 * SCRATCH;
+
+/// After a side has failed, the other one may take nothing of what it had said
+/// for this long, or for the idle timeout where that is less: about as long as
+/// Linux goes on asking a closed window of a socket that its program has closed
+/// (`tcp_orphan_retries` of tcp(7)).
+const LAST_WORDS: Duration = Duration::from_secs(120);
 
 /// How a relay ended.
 #[derive(Debug)]
@@ -109,11 +120,33 @@ pub(super) fn relay<C: Leg, O: Leg, B: Observer>(
         })
         .await;
         observer.moved(legs.tell());
+        let ended = match legs.last_words(ended, silence.limit) {
+            Ok(ended) => ended,
+            Err(delivered) => delivered.await,
+        };
         let (client, origin) = (legs.client.socket(), legs.origin.socket());
         observer.ends(client.as_fd(), origin.as_fd());
         legs.close(&ended);
         drop(legs);
         (ended, observer)
+    }
+}
+
+/// Waits until the receiver's kernel has all that it was sent, or has taken
+/// nothing for as long as `patience`.
+async fn delivered(receiver: &TcpStream, patience: Duration) {
+    let (mut left, mut step) = (undelivered(receiver.as_fd()), Duration::from_millis(10));
+    let mut stuck = Duration::ZERO;
+    while left > 0 && stuck < patience {
+        sleep(step).await;
+        let now = undelivered(receiver.as_fd());
+        stuck = if now == left {
+            stuck + step
+        } else {
+            Duration::ZERO
+        };
+        left = now;
+        step = (step * 2).min(Silence::OFTEN);
     }
 }
 
@@ -215,14 +248,9 @@ impl<C: Leg, O: Leg> Legs<C, O> {
 
     /// What shows only when it is looked for.
     fn look(&mut self, silence: &mut Silence) -> Option<Ended> {
-        let sent = self.up.moved_since_look();
-        if let Some(error) = self.up.unread_fault(&self.client, &self.origin, sent) {
-            return Some(Ended::Client(error));
-        }
-        let received = self.down.moved_since_look();
-        if let Some(error) = self.down.unread_fault(&self.origin, &self.client, received) {
-            return Some(Ended::Origin(error));
-        }
+        let moved = self.up.moved_since_look() + self.down.moved_since_look();
+        let failed = self.up.notice_fault(&self.client, &self.origin)
+            | self.down.notice_fault(&self.origin, &self.client);
         // Short connections, which end before the first look, are spared the
         // system calls and the kernel's timers.
         if !std::mem::replace(&mut self.kept_alive, true) {
@@ -232,7 +260,15 @@ impl<C: Leg, O: Leg> Legs<C, O> {
                 }
             }
         }
-        silence.is_over(sent + received == 0).then_some(Ended::Idle)
+        silence.step_is_over(moved == 0 && !failed);
+        let is_stuck = silence.is_over(LAST_WORDS);
+        if let Some(error) = self.up.fault_to_tell(is_stuck) {
+            return Some(Ended::Client(error));
+        }
+        if let Some(error) = self.down.fault_to_tell(is_stuck) {
+            return Some(Ended::Origin(error));
+        }
+        silence.is_over(Duration::MAX).then_some(Ended::Idle)
     }
 
     fn total(&self) -> Moved {
@@ -258,6 +294,29 @@ impl<C: Leg, O: Leg> Legs<C, O> {
             from_client: self.up.tell(),
             from_origin: self.down.tell(),
         }
+    }
+
+    /// Waits for what a side had said before it failed to be delivered, if it is
+    /// not yet: a reset would have the kernel drop what it still has to send.
+    /// Boxed, since that is seldom so.
+    fn last_words(
+        &self,
+        ended: Ended,
+        idle: Duration,
+    ) -> Result<Ended, Pin<Box<impl Future<Output = Ended>>>> {
+        let (half, receiver) = match ended {
+            Ended::Client(_) => (&self.up, self.origin.socket()),
+            Ended::Origin(_) => (&self.down, self.client.socket()),
+            Ended::Done | Ended::Idle => return Ok(ended),
+        };
+        // An ordinary close leaves the rest to the kernel.
+        if half.state == State::Ended || undelivered(receiver.as_fd()) == 0 {
+            return Ok(ended);
+        }
+        Err(Box::pin(async move {
+            delivered(receiver, idle.min(LAST_WORDS)).await;
+            ended
+        }))
     }
 
     /// A side whose stream the other side did not end gets a reset, so that it
@@ -492,16 +551,20 @@ impl Half {
         unread || self.state != State::Open || self.fault.is_some()
     }
 
-    /// The sender's fault, where nothing that came before it was `moved` for a
-    /// while.
-    fn unread_fault<F: Leg, T: Leg>(&mut self, from: &F, to: &T, moved: u64) -> Option<io::Error> {
-        if self.fault.is_none() && self.is_blind(to) {
-            self.fault = from.socket().take_error().ok().flatten();
+    /// Whether the sender has failed since the last look, where it is not read.
+    fn notice_fault<F: Leg, T: Leg>(&mut self, from: &F, to: &T) -> bool {
+        if self.fault.is_some() || !self.is_blind(to) {
+            return false;
         }
-        if self.waits || moved > 0 {
-            return None;
-        }
-        self.fault.take()
+        self.fault = from.socket().take_error().ok().flatten();
+        self.fault.is_some()
+    }
+
+    /// The sender's fault, where there is nothing to carry on any more, or the
+    /// receiver `is_stuck`.
+    fn fault_to_tell(&mut self, is_stuck: bool) -> Option<io::Error> {
+        let is_due = is_stuck || self.state == State::Ended;
+        self.fault.take_if(|_| is_due)
     }
 
     /// The receiver has failed: what there is of `back`, the direction that it
@@ -586,13 +649,17 @@ impl Silence {
     }
 
     /// Takes in that a step is over.
-    fn is_over(&mut self, silent: bool) -> bool {
+    fn step_is_over(&mut self, silent: bool) {
         self.so_far = if silent {
             self.so_far + self.step
         } else {
             Duration::ZERO
         };
-        self.so_far >= self.limit
+    }
+
+    /// It has lasted as long as it may, which is `most` at most.
+    fn is_over(&self, most: Duration) -> bool {
+        self.so_far >= self.limit.min(most)
     }
 }
 
@@ -605,7 +672,7 @@ mod tests {
     use std::{future::Future, net::Ipv4Addr, num::NonZeroU32};
     use tokio::{
         io::{AsyncReadExt, AsyncWriteExt},
-        net::{TcpListener, TcpStream},
+        net::TcpListener,
         time::timeout,
     };
 
@@ -767,21 +834,58 @@ mod tests {
         within(origin.read_to_end(&mut nothing)).await.unwrap();
     }
 
+    /// Sends until no more is taken, since nobody reads, and resets.
+    async fn flood_and_reset(mut sender: TcpStream) {
+        let (flood, mut sent) = (vec![3; 1 << 20], 0);
+        let stuck = Duration::from_millis(300);
+        while let Ok(written) = timeout(stuck, sender.write(&flood)).await {
+            sent += written.unwrap();
+            assert!(sent < 64 << 20, "nothing stops the sender");
+        }
+        sender.set_zero_linger().unwrap();
+    }
+
     #[tokio::test]
-    async fn a_reset_is_seen_while_the_receiver_does_not_read() {
-        let Lines {
-            mut client,
-            origin,
-            ended,
-        } = relayed(HOUR).await;
-        // More than all buffers on the way hold, so that the relay is stuck.
-        let flood = vec![7; 64 << 20];
-        let stuck = timeout(Duration::from_millis(300), client.write_all(&flood)).await;
-        assert!(stuck.is_err(), "the flood went through");
-        client.set_zero_linger().unwrap();
-        drop(client);
-        assert!(matches!(within(ended).await.unwrap().0, Ended::Client(_)));
-        drop(origin);
+    async fn a_receiver_that_does_not_read_is_waited_for_and_the_sender_is_blamed() {
+        let idle = Duration::from_secs(4);
+        let lines = relayed(idle).await;
+        flood_and_reset(lines.client).await;
+        let start = std::time::Instant::now();
+        assert!(matches!(
+            within(lines.ended).await.unwrap().0,
+            Ended::Client(_)
+        ));
+        assert!(start.elapsed() > idle / 2, "{:?}", start.elapsed());
+        drop(lines.origin);
+    }
+
+    #[tokio::test]
+    async fn a_receiver_that_pauses_after_the_sender_failed_gets_all_that_had_come() {
+        for by_client in [true, false] {
+            let lines = relayed(HOUR).await;
+            let (sender, mut receiver) = match by_client {
+                true => (lines.client, lines.origin),
+                false => (lines.origin, lines.client),
+            };
+            flood_and_reset(sender).await;
+            tokio::time::sleep(Duration::from_secs(3)).await;
+            let mut got = 0;
+            let mut buffer = vec![0; 1 << 16];
+            let error = loop {
+                match within(receiver.read(&mut buffer)).await {
+                    Ok(0) => panic!("it ended as if {got} bytes were all"),
+                    Ok(count) => got += count as u64,
+                    Err(error) => break error,
+                }
+            };
+            assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+            let (ended, moved) = within(lines.ended).await.unwrap();
+            let read = match by_client {
+                true => moved.from_client,
+                false => moved.from_origin,
+            };
+            assert_eq!(got, read, "{ended:?}");
+        }
     }
 
     #[tokio::test]
