@@ -71,6 +71,7 @@ mod tests {
         io::{Read, Write},
         net::{TcpListener, TcpStream, UdpSocket},
         os::fd::AsFd,
+        time::Instant,
     };
 
     #[test]
@@ -92,21 +93,24 @@ mod tests {
         let mut near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (mut far, _) = listener.accept().unwrap();
         near.set_nonblocking(true).unwrap();
+        let delivered = |near: &TcpStream| {
+            let start = Instant::now();
+            while undelivered(near.as_fd()) > 0 {
+                assert!(start.elapsed() < Duration::from_secs(10));
+                std::thread::yield_now();
+            }
+        };
         let mut sent = 0;
         while let Ok(count) = near.write(&[7; 1 << 16]) {
             sent += count;
         }
         assert!(undelivered(near.as_fd()) > 0);
         far.read_exact(&mut vec![0; sent]).unwrap();
-        while undelivered(near.as_fd()) > 0 {
-            std::thread::yield_now();
-        }
+        delivered(&near);
         while near.write(&[7; 1 << 16]).is_ok() {}
         assert!(undelivered(near.as_fd()) > 0);
         // What is unread makes it a reset.
         drop(far);
-        while undelivered(near.as_fd()) > 0 {
-            std::thread::yield_now();
-        }
+        delivered(&near);
     }
 }
