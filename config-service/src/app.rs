@@ -146,6 +146,7 @@ impl ConfigService {
         } = self;
         let keeper = Keeper::sealing(store, keys);
         let nodes = Nodes::default();
+        nodes.set_elsewhere_known(presence.is_none());
         let loaded = readiness.condition("store", "the store has not been read yet");
         let expiry = Expiry::register(&identity, &registry)?;
         let remark = readiness.remark("identity");

@@ -32,6 +32,8 @@ use crate::{
 
 /// Time passes although nobody says anything.
 const LOOK: Duration = Duration::from_millis(500);
+/// Between two looks at what many have said.
+const PACE: Duration = Duration::from_millis(50);
 
 /// Who decides, in the history.
 const AUTHOR: &str = "config-service";
@@ -40,38 +42,34 @@ const AUTHOR: &str = "config-service";
 pub async fn conduct(keeper: &Keeper, nodes: &Nodes, writer: &Writer) -> Infallible {
     let mut present = keeper.subscribe();
     let mut changes = nodes.changes();
-    let mut absences = Absences::default();
+    let mut sightings = Sightings::default();
     loop {
         changes.borrow_and_update();
-        let latest = present.latest();
-        let latest = latest.filter(|latest| latest.rollout().is_some());
+        let latest = present.latest().filter(|latest| latest.rollout().is_some());
         let Some(latest) = latest else {
-            absences = Absences::default();
-            // Cannot fail: `keeper` holds the sender.
+            sightings = Sightings::default();
             present.changed().await;
             continue;
         };
-        if let Some(rollout) = latest.rollout() {
+        if !nodes.elsewhere_is_known() {
+            // Whom this replica does not see now may be well elsewhere.
+            sightings = Sightings::default();
+        } else if let Some(rollout) = latest.rollout() {
             let listed = nodes.list(Some(Role::Edge));
-            absences.look(rollout, &listed, Instant::now());
-            let edges = trying(&latest, rollout, &listed, |edge| absences.of(edge));
-            let verdict = judge(&rollout.canary, age(&latest), &edges);
+            sightings.look(latest.revision(), rollout, &listed, Instant::now());
+            let edges = trying(&latest, rollout, &listed, &sightings);
+            let verdict = judge(&rollout.canary, sightings.well(), &edges);
             decide(writer, keeper, &latest, rollout, verdict).await;
         }
         tokio::select! {
-            // Neither can fail: both senders are held by the arguments.
-            _ = present.changed() => {}
+            () = present.changed() => {}
+            // Cannot fail: the sender is held by the argument.
             _ = changes.changed() => {}
             () = tokio::time::sleep(LOOK) => {}
         }
+        // A fleet speaks all at once.
+        tokio::time::sleep(PACE).await;
     }
-}
-
-/// Since its commit; nothing where the clock was put back since.
-fn age(latest: &Snapshot) -> Duration {
-    let committed = latest.committed_at();
-    let age = committed.and_then(|at| SystemTime::now().duration_since(at).ok());
-    age.unwrap_or_default()
 }
 
 async fn decide(
@@ -123,39 +121,69 @@ async fn decide(
     }
 }
 
-/// Since when edges that try a revision are not connected.
+/// Since when edges that try a revision are as they are, by the clock of this
+/// process: another replica's may be wrong, and what was before this one started was
+/// not seen.
 #[derive(Debug, Default)]
-struct Absences {
-    since: BTreeMap<NodeName, Instant>,
+pub(crate) struct Sightings {
+    revision: Revision,
+    gone: BTreeMap<NodeName, Instant>,
+    unapplied: BTreeMap<NodeName, Instant>,
+    /// Since when all of them have it.
+    well: Option<Instant>,
     now: Option<Instant>,
 }
 
-impl Absences {
-    fn look(&mut self, rollout: &Rollout, listed: &[v1::NodeStatus], now: Instant) {
-        let there: BTreeSet<&str> = listed.iter().map(|node| node.name.as_str()).collect();
+impl Sightings {
+    fn look(
+        &mut self,
+        tried: Revision,
+        rollout: &Rollout,
+        listed: &[v1::NodeStatus],
+        now: Instant,
+    ) {
+        if self.revision != tried {
+            *self = Self {
+                revision: tried,
+                ..Self::default()
+            };
+        }
         for edge in &rollout.canary.edges {
-            if there.contains(edge.as_str()) {
-                self.since.remove(edge);
+            let status = listed.iter().find(|node| node.name == edge.as_str());
+            let applied = status.map(|status| status.applied_revision == tried.0);
+            if applied.is_none() {
+                self.gone.entry(edge.clone()).or_insert(now);
             } else {
-                self.since.entry(edge.clone()).or_insert(now);
+                self.gone.remove(edge);
+            }
+            if applied == Some(false) {
+                self.unapplied.entry(edge.clone()).or_insert(now);
+            } else {
+                self.unapplied.remove(edge);
             }
         }
+        self.well = match self.gone.is_empty() && self.unapplied.is_empty() {
+            true => self.well.or(Some(now)),
+            false => None,
+        };
         self.now = Some(now);
     }
 
-    fn of(&self, edge: &NodeName) -> Option<Duration> {
-        let (now, since) = (self.now?, self.since.get(edge)?);
-        Some(now.saturating_duration_since(*since))
+    fn well(&self) -> Option<Duration> {
+        Some(self.now?.saturating_duration_since(self.well?))
+    }
+
+    fn since(&self, when: &BTreeMap<NodeName, Instant>, edge: &NodeName) -> Option<Duration> {
+        Some(self.now?.saturating_duration_since(*when.get(edge)?))
     }
 }
 
-/// What is known of each edge that tries the latest revision. `absent`: for how
-/// long it is not connected.
+/// What is known of each edge that tries the latest revision.
 pub(crate) fn trying(
     latest: &Snapshot,
     rollout: &Rollout,
     listed: &[v1::NodeStatus],
-    absent: impl Fn(&NodeName) -> Option<Duration>,
+    sightings: &Sightings,
 ) -> Vec<Trying> {
     let diff = Diff::between(&latest.stable().state.resources, latest.resources());
     let upserts = diff.upserts.iter().map(|resource| resource.reference());
@@ -170,13 +198,11 @@ pub(crate) fn trying(
             let status = listed
                 .iter()
                 .find(|node| NodeKey::of(node).as_ref() == Some(&key));
-            of_edge(
-                edge.clone(),
-                status,
-                latest.revision(),
-                &changed,
-                absent(edge),
-            )
+            Trying {
+                gone: sightings.since(&sightings.gone, edge),
+                unapplied: sightings.since(&sightings.unapplied, edge),
+                ..of_edge(edge.clone(), status, latest.revision(), &changed)
+            }
         })
         .collect()
 }
@@ -186,7 +212,6 @@ fn of_edge(
     status: Option<&v1::NodeStatus>,
     tried: Revision,
     changed: &BTreeSet<ResourceRef>,
-    gone: Option<Duration>,
 ) -> Trying {
     let status = status.filter(|status| status.applied_revision == tried.0);
     let rejections = status.map_or(&[][..], |status| &status.rejections);
@@ -197,8 +222,8 @@ fn of_edge(
     let trial = trial.filter(|trial| trial.revision == tried.0);
     Trying {
         edge,
-        gone,
-        applied: status.is_some(),
+        gone: None,
+        unapplied: None,
         rejected,
         since: trial.map_or(Outcomes::default(), |trial| read_outcomes(trial.since)),
         // An app whose name is none is no app of ours.
@@ -220,4 +245,70 @@ fn in_words(rejection: &v1::Rejection, changed: &BTreeSet<ResourceRef>) -> Optio
     changed
         .contains(&reference)
         .then(|| format!("{reference}: {reason}"))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::slice;
+
+    use anyport_model::rollout::{APPLY, Canary, GONE};
+
+    use super::*;
+
+    const TRIED: Revision = Revision(7);
+
+    fn rollout() -> Rollout {
+        Rollout {
+            canary: Canary {
+                edges: ["a", "b"].map(|name| name.parse().unwrap()).into(),
+                promote_after: None,
+            },
+            stable: Revision(6),
+        }
+    }
+
+    fn node(name: &str, applied: u64) -> v1::NodeStatus {
+        v1::NodeStatus {
+            name: name.to_owned(),
+            applied_revision: applied,
+            ..Default::default()
+        }
+    }
+
+    /// How long `a` is gone, has not applied it, and both have had it, in seconds.
+    fn seen(sightings: &Sightings) -> [Option<u64>; 3] {
+        let a = "a".parse().unwrap();
+        let gone = sightings.since(&sightings.gone, &a);
+        let unapplied = sightings.since(&sightings.unapplied, &a);
+        [gone, unapplied, sightings.well()].map(|since| Some(since?.as_secs()))
+    }
+
+    /// It is counted from when it is seen, and anew after each return: an edge that
+    /// comes back late in a trial has as long as at its start.
+    #[test]
+    fn who_comes_back_has_its_time() {
+        let start = Instant::now();
+        let mut sightings = Sightings::default();
+        let mut at = |seconds: u64, listed: &[v1::NodeStatus]| {
+            let now = start + Duration::from_secs(seconds);
+            sightings.look(TRIED, &rollout(), listed, now);
+            seen(&sightings)
+        };
+        let (a, b) = (node("a", 7), node("b", 7));
+        assert_eq!(at(0, &[node("a", 6), b.clone()]), [None, Some(0), None]);
+        assert_eq!(at(3, &[a.clone(), b.clone()]), [None, None, Some(0)]);
+        assert_eq!(at(63, &[a.clone(), b.clone()]), [None, None, Some(60)]);
+        // Its replica restarts.
+        assert_eq!(at(64, slice::from_ref(&b)), [Some(0), None, None]);
+        assert_eq!(at(72, slice::from_ref(&b)), [Some(8), None, None]);
+        assert_eq!(at(73, &[node("a", 0), b.clone()]), [None, Some(0), None]);
+        assert_eq!(at(74, &[a.clone(), b.clone()]), [None, None, Some(0)]);
+        assert_eq!(at(80, slice::from_ref(&a)), [None, None, None]);
+        assert!(Duration::from_secs(8) < GONE && Duration::from_secs(1) < APPLY);
+        // Of another revision, nothing was seen yet.
+        let now = start + Duration::from_secs(90);
+        sightings.look(Revision(9), &rollout(), &[a, b], now);
+        assert_eq!(seen(&sightings), [None, Some(0), None]);
+    }
 }

@@ -304,6 +304,58 @@ async fn nothing_else_is_written_meanwhile_and_each_refusal_says_what_may_be() {
     service.apply(vec![app("app-1", 9_001)]).await.unwrap();
 }
 
+/// Back to what is tried is an end of the trial too, although nothing changes by it.
+#[tokio::test]
+async fn a_rollback_to_what_is_tried_is_for_all() {
+    let Scene {
+        service,
+        mut tries,
+        mut other,
+        ..
+    } = scene().await;
+    let tried = try_change(&service, &["tries"], None).await.unwrap();
+    tries.take().await;
+    let request = v1::RollbackRequest {
+        revision: 2,
+        ..Default::default()
+    };
+    let mut client = service.client();
+    soon("rollback", client.rollback(request)).await.unwrap();
+    for subscriber in [&mut tries, &mut other] {
+        let update = subscriber.take().await;
+        assert_eq!((update.revision, update.trial), (3, false));
+        assert_eq!(update.state_hash, tried.state_hash);
+    }
+    assert_eq!(rollout(&service).await, None);
+}
+
+/// Whose answer was lost hears what was done, although the edge is not there any more.
+#[tokio::test]
+async fn a_repeated_request_is_answered_as_before() {
+    let Scene {
+        service,
+        mut tries,
+        other: _other,
+        _directory,
+        ..
+    } = scene().await;
+    let request = v1::ApplyRequest {
+        resources: vec![app("app-0", 9_000)],
+        canary: Some(canary(&["tries"], None)),
+        request_id: "once".to_owned(),
+        ..Default::default()
+    };
+    let first = service.apply_request(request.clone()).await.unwrap();
+    tries.take().await;
+    drop(tries);
+    eventually("it is gone", || async {
+        (service.nodes().await.len() == 1).then_some(())
+    })
+    .await;
+    let again = service.apply_request(request).await.unwrap();
+    assert_eq!(again.revision, first.revision);
+}
+
 /// A trial is in the store: it goes on at another replica, and after a restart of all.
 #[tokio::test]
 async fn a_trial_outlives_whoever_began_it() {

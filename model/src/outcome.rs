@@ -124,9 +124,10 @@ impl Status {
     }
 
     /// Because of the origin, or of what the edge was to do with the connection,
-    /// and neither of the client nor of a rule or limit that is against it.
+    /// and neither of the client nor of a rule or limit that is against it. A TLS
+    /// handshake that fails is not: whoever looks whether a port is open makes one.
     pub fn is_failure(self) -> bool {
-        matches!(self.code(), 443..=448 | 500..)
+        matches!(self.code(), 444..=448 | 500..)
     }
 
     /// An error while reading from or writing to the client.

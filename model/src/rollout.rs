@@ -48,8 +48,8 @@ pub struct Trying {
     pub edge: NodeName,
     /// For how long it is not connected.
     pub gone: Option<Duration>,
-    /// It has said that it has the revision.
-    pub applied: bool,
+    /// For how long it is connected and has not said that it has the revision.
+    pub unapplied: Option<Duration>,
     /// What it rejected of that which changed, in words.
     pub rejected: Option<String>,
     /// Of all apps, since it has the revision.
@@ -121,16 +121,16 @@ pub fn total(edges: &[Trying]) -> Outcomes {
     total
 }
 
-/// Judges a revision that was committed so long ago, by what is known of each of
-/// the edges that try it.
-pub fn judge(canary: &Canary, age: Duration, edges: &[Trying]) -> Verdict {
-    if let Some(trouble) = edges.iter().find_map(|edge| trouble(edge, age)) {
+/// Judges a revision by what is known of each of the edges that try it, all of which
+/// have had it for `well`; `None`: some have not.
+pub fn judge(canary: &Canary, well: Option<Duration>, edges: &[Trying]) -> Verdict {
+    if let Some(trouble) = edges.iter().find_map(trouble) {
         return Verdict::Stop(trouble);
     }
-    match canary.promote_after {
-        Some(hold) if age >= hold && edges.iter().all(|edge| edge.applied) => {
+    match (canary.promote_after, well) {
+        (Some(hold), Some(well)) if well >= hold => {
             let names: Vec<&str> = edges.iter().map(|edge| edge.edge.as_str()).collect();
-            let (names, seconds) = (names.join(", "), age.as_secs());
+            let (names, seconds) = (names.join(", "), well.as_secs());
             Verdict::Promote(format!(
                 "went well on {names} for {seconds} s: {}",
                 total(edges)
@@ -140,7 +140,7 @@ pub fn judge(canary: &Canary, age: Duration, edges: &[Trying]) -> Verdict {
     }
 }
 
-fn trouble(trying: &Trying, age: Duration) -> Option<String> {
+fn trouble(trying: &Trying) -> Option<String> {
     let Trying { edge, .. } = trying;
     if let Some(rejected) = &trying.rejected {
         return Some(format!("edge {edge} rejects it: {rejected}"));
@@ -156,13 +156,11 @@ fn trouble(trying: &Trying, age: Duration) -> Option<String> {
             "edge {edge}, app {app}: {since}, most with status {status}; before, {before}"
         ));
     }
-    match trying.gone {
-        Some(gone) if gone >= GONE => {
-            return Some(format!("edge {edge} is gone for {} s", gone.as_secs()));
-        }
-        _ => {}
+    if let Some(gone) = trying.gone.filter(|gone| *gone >= GONE) {
+        return Some(format!("edge {edge} is gone for {} s", gone.as_secs()));
     }
-    (!trying.applied && age >= APPLY).then(|| {
+    let unapplied = trying.unapplied.filter(|unapplied| *unapplied >= APPLY);
+    unapplied.map(|_| {
         format!(
             "edge {edge} has not applied it within {} s",
             APPLY.as_secs()
@@ -187,7 +185,7 @@ mod tests {
         Trying {
             edge: edge.parse().unwrap(),
             gone: None,
-            applied: true,
+            unapplied: None,
             rejected: None,
             since: Outcomes::default(),
             apps: Vec::new(),
@@ -207,8 +205,8 @@ mod tests {
         }
     }
 
-    fn judged(age: u64, edges: &[Trying]) -> Verdict {
-        judge(&canary(Some(60)), Duration::from_secs(age), edges)
+    fn judged(well: u64, edges: &[Trying]) -> Verdict {
+        judge(&canary(Some(60)), Some(Duration::from_secs(well)), edges)
     }
 
     #[test]
@@ -223,23 +221,25 @@ mod tests {
         assert_eq!(judged(59, &edges), Verdict::Wait);
         let why = "went well on a, b for 60 s: 1 of 40 connections failed";
         assert_eq!(judged(60, &edges), Verdict::Promote(why.to_owned()));
-        let never = judge(&canary(None), Duration::from_secs(86_400), &edges);
+        let never = judge(&canary(None), Some(Duration::from_secs(86_400)), &edges);
         assert_eq!(never, Verdict::Wait);
     }
 
     #[test]
     fn nothing_is_promoted_that_an_edge_does_not_have() {
-        let edges = [
-            trying("a"),
-            Trying {
-                applied: false,
-                ..trying("b")
-            },
-        ];
-        let hasty = judge(&canary(Some(0)), Duration::from_secs(29), &edges);
-        assert_eq!(hasty, Verdict::Wait);
+        let after = |seconds| {
+            let edges = [
+                trying("a"),
+                Trying {
+                    unapplied: Some(Duration::from_secs(seconds)),
+                    ..trying("b")
+                },
+            ];
+            judge(&canary(Some(0)), None, &edges)
+        };
+        assert_eq!(after(29), Verdict::Wait);
         let why = "edge b has not applied it within 30 s";
-        assert_eq!(judged(30, &edges), Verdict::Stop(why.to_owned()));
+        assert_eq!(after(30), Verdict::Stop(why.to_owned()));
     }
 
     #[test]

@@ -149,11 +149,24 @@ impl TrialStatus {
 /// Tells that a trial has begun with `revision`; `None` where it has not, since
 /// nothing was changed.
 pub(super) async fn begun(context: &mut Context, revision: u64) -> Result<Option<Trial>, Failure> {
-    let nodes = context.connection.nodes(v1::NodeRole::Edge).await?;
-    let Some(rollout) = nodes.rollout.filter(|_| nodes.revision == revision) else {
+    // It may have been decided on since.
+    let request = v1::HistoryRequest {
+        page_size: 1,
+        page_token: (revision + 1).to_string(),
+    };
+    let call = async |mut client: Client, request| client.history(request).await;
+    let page = context
+        .connection
+        .read("read the history", request, call)
+        .await?;
+    let record = page.revisions.into_iter().next();
+    let Some(rollout) = record
+        .filter(|record| record.revision == revision)
+        .and_then(|record| record.rollout)
+    else {
         return Ok(None);
     };
-    let trial: Trial = rollout.rollout.unwrap_or_default().into();
+    let trial: Trial = rollout.into();
     let then = match &trial.promote_after {
         Some(after) => format!("after {after} of it going well all others get it"),
         None => "all others get it by `anyport promote`".to_owned(),

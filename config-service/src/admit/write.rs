@@ -174,9 +174,7 @@ impl Writer {
             }
             let outcome = if conditions.dry_run {
                 Some(Outcome::DryRun)
-            } else if !plan.changes.iter().any(Change::is_change)
-                && !matches!(*intent, Intent::Promote(_))
-            {
+            } else if !plan.changes.iter().any(Change::is_change) && present.rollout().is_none() {
                 Some(Outcome::Unchanged)
             } else {
                 None

@@ -3,7 +3,10 @@
 use std::{
     collections::BTreeMap,
     fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
 };
 
 use anyport_model::names::NodeName;
@@ -80,6 +83,8 @@ struct Shared {
     book: Mutex<Book>,
     /// Counts changes, for those who wait for one.
     changes: watch::Sender<u64>,
+    /// Nothing is known of nodes elsewhere, where there is an elsewhere.
+    elsewhere_unknown: AtomicBool,
     /// As `changes`, of the nodes that are connected here only.
     changes_here: watch::Sender<u64>,
 }
@@ -147,6 +152,16 @@ impl Nodes {
             .filter(|(key, _)| role.is_none_or(|role| key.role == role))
             .map(|(_, status)| v1::NodeStatus::clone(status))
             .collect()
+    }
+
+    /// Is it known which nodes are connected elsewhere? Always, where there is no
+    /// elsewhere.
+    pub fn elsewhere_is_known(&self) -> bool {
+        !self.shared.elsewhere_unknown.load(Relaxed)
+    }
+
+    pub fn set_elsewhere_known(&self, known: bool) {
+        self.shared.elsewhere_unknown.store(!known, Relaxed);
     }
 
     /// Names of the nodes of a role.

@@ -50,6 +50,7 @@ pub async fn share(nodes: &Nodes, presence: &Presence, drain: &Drain) {
             Ok(()) => return,
             Err(error) => error,
         };
+        nodes.set_elsewhere_known(false);
         if cut_off.get_or_insert_with(Instant::now).elapsed() >= LEASE_TTL {
             // To them our nodes are gone by now; theirs may be as well.
             nodes.set_elsewhere(Vec::new());
@@ -89,6 +90,7 @@ async fn learn(
         let seen = presence.elsewhere().await?;
         *cut_off = None;
         nodes.set_elsewhere(seen.nodes.clone());
+        nodes.set_elsewhere_known(true);
         if let Ok(moved) = tokio::time::timeout(REREAD, presence.moved(&seen)).await {
             moved?;
             tokio::time::sleep(GATHER).await;

@@ -5,7 +5,7 @@ use anyport_proto::{convert::write_rollout, v1};
 
 use crate::{
     nodes::{NodeKey, Nodes, Role},
-    rollout::trying,
+    rollout::{Sightings, trying},
     state::Snapshot,
 };
 
@@ -29,7 +29,12 @@ pub(super) fn list(
 /// How a revision fares that is being tried.
 pub(super) fn rollout(nodes: &Nodes, present: &Snapshot) -> Option<v1::RolloutStatus> {
     let rollout = present.rollout()?;
-    let edges = trying(present, rollout, &nodes.list(Some(Role::Edge)), |_| None);
+    let edges = trying(
+        present,
+        rollout,
+        &nodes.list(Some(Role::Edge)),
+        &Sightings::default(),
+    );
     let total = total(&edges);
     Some(v1::RolloutStatus {
         rollout: Some(write_rollout(rollout)),

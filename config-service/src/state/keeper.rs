@@ -444,6 +444,8 @@ impl Turn<'_> {
                 Ok(snapshot) => {
                     if let Some(lost) = lost {
                         self.keeper.note_rewind(lost, snapshot.revision(), None);
+                        // A number that is lost may mean another state by now.
+                        self.keeper.held().clear();
                     }
                     return Ok(self.keeper.publish(snapshot));
                 }
