@@ -14,6 +14,13 @@ use tonic::codegen::http::uri::PathAndQuery;
 use tonic::{Code, Request, Status};
 use tonic_prost::ProstCodec;
 
+anyport_lab::on_both_stores![
+    each_method_answers_those_roles_that_the_table_names_and_nobody_else,
+    strangers_and_those_whose_time_is_over_do_not_get_in,
+    a_fleet_in_tls_does_its_work_and_each_write_leaves_a_line,
+    certificates_of_another_authority_are_taken_into_use_and_nobody_is_cut_off_for_it,
+];
+
 const CONFIG_SERVICE: Service = Service::ConfigService(Replica::First);
 
 const MANIFEST: &str = "
@@ -23,10 +30,10 @@ apps:
   - { name: game, protocol: tcp/443, edge_ips: [198.51.100.10], origin_direct: [\"tcp://10.0.2.2:7000\"] }
 ";
 
-fn cluster() -> Cluster {
+fn cluster(store: Store) -> Cluster {
     let plan = Plan {
         tls: true,
-        ..Plan::on(Store::Embedded)
+        ..Plan::on(store)
     };
     Cluster::start(plan).unwrap()
 }
@@ -91,9 +98,8 @@ fn is_turned_away(answer: &Result<(), Status>) -> bool {
     })
 }
 
-#[test]
-fn each_method_answers_those_roles_that_the_table_names_and_nobody_else() {
-    let cluster = cluster();
+fn each_method_answers_those_roles_that_the_table_names_and_nobody_else(store: Store) {
+    let cluster = cluster(store);
     let mut callers: Vec<(Option<Role>, TlsArgs)> = Role::ALL
         .into_iter()
         .map(|role| {
@@ -132,9 +138,8 @@ fn each_method_answers_those_roles_that_the_table_names_and_nobody_else() {
     assert_eq!(calls, (TABLE.len() - 1) * 6);
 }
 
-#[test]
-fn strangers_and_those_whose_time_is_over_do_not_get_in() {
-    let cluster = cluster();
+fn strangers_and_those_whose_time_is_over_do_not_get_in(store: Store) {
+    let cluster = cluster(store);
     let elsewhere = cluster.directory().join("elsewhere");
     let elsewhere = elsewhere.to_str().unwrap();
     for arguments in [&["init"][..], &["issue", "operator", "otto"]] {
@@ -197,9 +202,8 @@ fn health(
     answer.unwrap()
 }
 
-#[test]
-fn a_fleet_in_tls_does_its_work_and_each_write_leaves_a_line() {
-    let cluster = cluster();
+fn a_fleet_in_tls_does_its_work_and_each_write_leaves_a_line(store: Store) {
+    let cluster = cluster(store);
     cluster.apply(MANIFEST).unwrap();
     let refused = cluster
         .try_apply("apps: [ { name: x, protocol: tcp/1 } ]", &[])
@@ -245,23 +249,29 @@ fn a_fleet_in_tls_does_its_work_and_each_write_leaves_a_line() {
     assert_eq!(denied["author"], "ana");
 }
 
-#[test]
-fn certificates_of_another_authority_are_taken_into_use_and_nobody_is_cut_off_for_it() {
-    let cluster = cluster();
+fn certificates_of_another_authority_are_taken_into_use_and_nobody_is_cut_off_for_it(store: Store) {
+    let mut cluster = cluster(store);
     cluster.apply(MANIFEST).unwrap();
-    let connected_at = || {
+    let connected_at = |cluster: &Cluster| {
         let said = cluster
             .anyport(&["get", "edges", "edge1", "-o", "json"])
             .unwrap();
         let edges: serde_json::Value = serde_json::from_str(&said.out).unwrap();
         edges.to_string().split("connected_at").nth(1).unwrap()[..30].to_owned()
     };
-    let services = [CONFIG_SERVICE, Service::Balancer, Service::EdgeAgent];
-    let expires = |service| {
-        let metrics = cluster.metrics(service).unwrap();
+    let replicas = cluster.replicas().iter().copied();
+    let services: Vec<Service> = replicas
+        .map(Service::ConfigService)
+        .chain([Service::Balancer, Service::EdgeAgent])
+        .collect();
+    let expires = |service: &Service| {
+        let metrics = cluster.metrics(*service).unwrap();
         metrics.sum("anyport_identity_expires_timestamp_seconds", &[])
     };
-    let (before, since) = (services.map(expires), connected_at());
+    let (before, since) = (
+        services.iter().map(expires).collect::<Vec<_>>(),
+        connected_at(&cluster),
+    );
     // All of it from another authority, the files one after the other.
     let new = cluster.directory().join("new");
     let certs = |arguments: &[&str]| {
@@ -272,6 +282,8 @@ fn certificates_of_another_authority_are_taken_into_use_and_nobody_is_cut_off_fo
     certs(&["init"]);
     for (role, name) in [
         ("config-service", "config-service"),
+        ("config-service", "config-service-2"),
+        ("config-service", "etcd"),
         ("balancer", "balancer1"),
         ("edge", "edge1"),
         ("operator", "operator"),
@@ -282,7 +294,7 @@ fn certificates_of_another_authority_are_taken_into_use_and_nobody_is_cut_off_fo
         let entry = entry.unwrap();
         fs::copy(entry.path(), cluster.certificates().join(entry.file_name())).unwrap();
     }
-    for (service, before) in services.into_iter().zip(before) {
+    for (service, before) in services.iter().zip(before) {
         eventually(PATIENCE, "the renewed certificate is in use", || {
             let now = expires(service);
             if now > before {
@@ -298,7 +310,19 @@ fn certificates_of_another_authority_are_taken_into_use_and_nobody_is_cut_off_fo
         .anyport(&["connections", "--edge", "edge1"])
         .unwrap();
     assert_eq!(asked.status, Some(0), "{asked}");
-    assert_eq!(connected_at(), since, "the edge stays connected");
+    assert_eq!(connected_at(&cluster), since, "the edge stays connected");
+
+    if store == Store::Etcd {
+        // It reads whom it trusts at its start only; the connections to it are new ones then.
+        cluster.kill9(Service::Etcd).unwrap();
+        cluster.restart(Service::Etcd).unwrap();
+        for replica in cluster.replicas() {
+            cluster
+                .wait_until_ready(Service::ConfigService(*replica))
+                .unwrap();
+        }
+        cluster.apply(&MANIFEST.replace("443", "446")).unwrap();
+    }
 
     let key = cluster.certificate("edge1").tls_key.unwrap();
     fs::write(key, "no key").unwrap();

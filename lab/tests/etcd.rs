@@ -75,6 +75,70 @@ fn without_a_majority_nothing_is_written_and_all_is_read_until_there_is_one() {
     traffic.all_was_well(&plane);
 }
 
+/// As an operator does it whose authority comes to its end. Each change of the files is one that
+/// all bear who have not seen it yet.
+#[test]
+fn an_authority_is_replaced_by_another_one_while_writes_and_watches_go_on() {
+    let (mut plane, old) = ControlPlane::start_in_tls();
+    assert!(plane.etcd.lets_in("config-service-1"));
+    assert!(!plane.etcd.lets_in("writer"), "of the same authority");
+    let traffic = Traffic::start(&plane);
+    let new = plane.another_authority();
+    let restart_members = |plane: &mut ControlPlane| {
+        for member in 0..3 {
+            plane.etcd.kill9(member);
+            plane.etcd.restart(&[member]);
+            traffic.goes_on();
+        }
+    };
+    plane.trust(&[&old, &new]);
+    // It reads its own certificate anew for each connection, but not whom it trusts.
+    restart_members(&mut plane);
+    let expires = |plane: &ControlPlane, replica| {
+        let metrics = plane.metrics(replica);
+        metrics.sum("anyport_identity_expires_timestamp_seconds", &[])
+    };
+    let before = [0, 1].map(|replica| expires(&plane, replica));
+    plane.hand_out(&new);
+    for replica in [0, 1] {
+        eventually(PATIENCE, "the new certificate is in use", || {
+            let now = expires(&plane, replica);
+            (now > before[replica]).then_some(()).ok_or(now)
+        });
+    }
+    traffic.goes_on();
+    plane.trust(&[&new]);
+    restart_members(&mut plane);
+    for replica in [0, 1] {
+        plane.wait_until_ready(replica);
+    }
+    both_write(&plane, &traffic);
+    traffic.all_was_well(&plane);
+
+    // Back to the old one, which etcd does not trust any more: the next connection is refused.
+    let use_only = |authority| {
+        plane.trust(&[authority]);
+        plane.hand_out(authority);
+    };
+    let of_new = expires(&plane, 1);
+    use_only(&old);
+    eventually(PATIENCE, "the old certificate is in use", || {
+        let now = expires(&plane, 1);
+        (now < of_new).then_some(()).ok_or(now)
+    });
+    plane.cut(1);
+    is_cut_off(&plane, 1);
+    plane.mend(1);
+    eventually(PATIENCE, "it says why", || match plane.readiness(1) {
+        (false, why) if why.contains(NOT_TRUSTED) => Ok(()),
+        (_, said) => Err(said),
+    });
+    use_only(&new);
+    plane.wait_until_ready(1);
+}
+
+const NOT_TRUSTED: &str = "it does not accept the certificate of --tls-cert";
+
 /// It says so, reads, and does not write.
 fn is_cut_off(plane: &ControlPlane, replica: usize) {
     eventually(2 * PATIENCE, "it says that it is cut off", || {

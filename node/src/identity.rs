@@ -20,7 +20,6 @@ use std::{
 
 use arc_swap::ArcSwap;
 use rustls::{ClientConfig, ServerConfig};
-use tonic::transport::ClientTlsConfig;
 
 use crate::access::{Certified, Role};
 pub(crate) use material::ALPN;
@@ -245,12 +244,6 @@ impl Identity {
     /// Asked for each connection, as it may change.
     pub(crate) fn client(&self) -> Option<Arc<ClientConfig>> {
         Some(Arc::clone(&self.current()?.client))
-    }
-
-    /// For clients that are not ours: what [`rpc`](crate::rpc) dials with, as it is
-    /// now. `None` without TLS.
-    pub fn client_tls(&self) -> Option<ClientTlsConfig> {
-        Some(self.current()?.foreign.clone())
     }
 
     fn current(&self) -> Option<Arc<Material>> {

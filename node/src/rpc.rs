@@ -13,6 +13,6 @@ mod span;
 mod stream;
 mod urls;
 
-pub use channel::{Channel, Endpoint, EndpointError};
+pub use channel::{Channel, Endpoint, EndpointError, Limits};
 pub use server::{ServeError, Server};
 pub use urls::{ServerUrl, UrlError, Urls};

@@ -17,7 +17,7 @@
 //!   process's log goes to the test's output.
 
 mod beside;
-mod certs;
+pub(crate) mod certs;
 mod command;
 mod each;
 mod error;
@@ -80,8 +80,7 @@ pub struct Plan {
     /// Environment of every process, for example of the exporter of traces. They inherit nothing
     /// of the kind from the test's own.
     pub environment: Vec<(String, String)>,
-    /// Everything in mutual TLS, with certificates that `anyport certs` made; only with
-    /// [`Store::Embedded`].
+    /// Everything in mutual TLS, with certificates that `anyport certs` made.
     pub tls: bool,
     /// Neither balancer nor agent: nodes are the test's, in the client's namespace, and the config
     /// service listens where they can reach it.
@@ -485,18 +484,12 @@ impl Cluster {
 
     /// Where the certificates are.
     pub fn certificates(&self) -> PathBuf {
-        self.directory.path().join("certificates")
+        certs::directory(self.directory.path())
     }
 
     /// The files of a certificate that was issued.
     pub fn certificate(&self, name: &str) -> TlsArgs {
-        let below = |file: String| Some(self.certificates().join(file));
-        TlsArgs {
-            tls_cert: below(format!("{name}.pem")),
-            tls_key: below(format!("{name}.key")),
-            tls_ca: below("ca.pem".to_owned()),
-            insecure: false,
-        }
+        certs::files(&self.certificates(), name)
     }
 
     /// What a service counts now.

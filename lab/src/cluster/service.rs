@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyport_netns::topology::EDGE_TO_CLIENT_V4;
 
-use super::Plan;
+use super::{Plan, certs};
 
 /// A process of the cluster, in the order in which they are started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -61,6 +61,7 @@ pub enum Replica {
 
 const ETCD_CLIENTS: u16 = 2379;
 const ETCD_PEERS: u16 = 2380;
+const ETCD_METRICS: u16 = 2381;
 
 impl Store {
     pub(super) fn replicas(self) -> &'static [Replica] {
@@ -140,8 +141,7 @@ impl Service {
     /// Its admin HTTP address, inside the edge's namespace.
     pub fn admin(self) -> SocketAddr {
         match self {
-            // It has both on one.
-            Self::Etcd => self.listen(),
+            Self::Etcd => loopback(ETCD_METRICS),
             _ => loopback(self.listen().port() + 1),
         }
     }
@@ -158,16 +158,23 @@ impl Service {
         let flag = |name: &str, value: &dyn fmt::Display| format!("--{name}={value}");
         let mut arguments = match self {
             Self::Etcd => {
-                let clients = format!("http://{}", loopback(ETCD_CLIENTS));
+                let clients = format!("{}://{}", plan.scheme(), loopback(ETCD_CLIENTS));
                 let peers = format!("http://{}", loopback(ETCD_PEERS));
-                return vec![
+                let metrics = format!("http://{}", self.admin());
+                let mut arguments = vec![
                     flag("data-dir", &below("etcd")),
                     flag("listen-client-urls", &clients),
                     flag("advertise-client-urls", &clients),
                     flag("listen-peer-urls", &peers),
                     flag("initial-advertise-peer-urls", &peers),
                     flag("initial-cluster", &format!("default={peers}")),
+                    flag("listen-metrics-urls", &metrics),
                 ];
+                if plan.tls {
+                    let name = certs::of(self).1;
+                    arguments.extend(certs::of_etcd(&certs::directory(directory), &name));
+                }
+                return arguments;
             }
             Self::ConfigService(_) => {
                 let store = match plan.store {

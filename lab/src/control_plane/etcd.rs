@@ -10,8 +10,9 @@ use std::{
 
 use anyport_netns::{Namespace, topology::Origin};
 
+use super::authority::{STORE_CLIENT, replica};
 use crate::{
-    cluster::{PATIENCE, Process, eventually},
+    cluster::{PATIENCE, Process, certs, eventually},
     servers::program,
 };
 
@@ -24,19 +25,27 @@ pub struct Etcd {
     running: BTreeMap<usize, Process>,
     /// Of data, logs and snapshots.
     directory: PathBuf,
+    setup: Setup,
+}
+
+/// What is not alike in every test.
+#[derive(Clone, Default)]
+pub struct Setup {
     /// Bytes that its database may have; none: etcd's own limit.
-    quota: Option<u64>,
+    pub quota: Option<u64>,
+    /// Where the certificates are; none: clear text.
+    pub tls: Option<PathBuf>,
 }
 
 impl Etcd {
     /// Starts a member on each host, and waits until all of them answer. Start it from the thread
     /// that keeps it: its processes end with that thread.
-    pub fn start(hosts: &[Origin], directory: &Path, quota: Option<u64>) -> Self {
+    pub fn start(hosts: &[Origin], directory: &Path, setup: Setup) -> Self {
         let mut etcd = Self {
             hosts: hosts.to_vec(),
             running: BTreeMap::new(),
             directory: directory.to_owned(),
-            quota,
+            setup,
         };
         etcd.start_all();
         etcd
@@ -77,7 +86,12 @@ impl Etcd {
     fn spawn(&mut self, member: usize) {
         let host = &self.hosts[member];
         let mut command = host.namespace.command(program("etcd", "etcd-server"));
-        let clients = format!("http://{}", self.clients(member));
+        let scheme = if self.setup.tls.is_some() {
+            "https"
+        } else {
+            "http"
+        };
+        let clients = format!("{scheme}://{}", self.clients(member));
         let peers = peers(host.v4);
         command
             .args(["--name", &name(member)])
@@ -89,7 +103,12 @@ impl Etcd {
             .args(["--initial-advertise-peer-urls", &peers])
             .args(["--initial-cluster", &self.all_peers()])
             .args(["--logger", "zap", "--log-level", "warn"]);
-        if let Some(quota) = self.quota {
+        if let Some(directory) = &self.setup.tls {
+            command
+                .args(certs::of_etcd(directory, &name(member)))
+                .args(["--client-cert-allowed-hostname", STORE_CLIENT]);
+        }
+        if let Some(quota) = self.setup.quota {
             command.args(["--quota-backend-bytes", &quota.to_string()]);
         }
         let log = self.directory.join(format!("etcd-{member}.log"));
@@ -215,7 +234,27 @@ impl Etcd {
             .env("ETCDCTL_API", "3")
             .args(["--endpoints", endpoints])
             .args(["--dial-timeout=2s", "--command-timeout=10s"]);
+        self.show(&mut command, &replica(0));
         command
+    }
+
+    /// Has `etcdctl` show a certificate, where there are some.
+    fn show(&self, command: &mut Command, name: &str) {
+        if let Some(directory) = &self.setup.tls {
+            let shown = certs::files(directory, name);
+            command
+                .env("ETCDCTL_CACERT", shown.tls_ca.unwrap())
+                .env("ETCDCTL_CERT", shown.tls_cert.unwrap())
+                .env("ETCDCTL_KEY", shown.tls_key.unwrap());
+        }
+    }
+
+    /// Is the holder of a certificate served?
+    pub fn lets_in(&self, name: &str) -> bool {
+        let mut command = self.etcdctl(&self.endpoints());
+        self.show(&mut command, name);
+        let done = command.args(["get", "/"]).output().unwrap();
+        done.status.success()
     }
 
     fn ctl(&self, arguments: &[&str]) -> String {
@@ -248,7 +287,8 @@ impl Etcd {
     }
 }
 
-fn name(member: usize) -> String {
+/// Of a member, and of its certificate.
+pub(super) fn name(member: usize) -> String {
     format!("m{member}")
 }
 

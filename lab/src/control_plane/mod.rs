@@ -5,6 +5,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod authority;
 mod etcd;
 mod traffic;
 
@@ -17,13 +18,15 @@ use std::{
 };
 
 use anyport_netns::{Namespace, Topology, topology::Origin};
+use anyport_node::{access::Role, identity::Identity, rpc::Endpoint};
 use tempfile::TempDir;
 
-pub use etcd::Etcd;
+pub use authority::Authority;
+pub use etcd::{Etcd, Setup};
 pub use traffic::{Answered, Client, Record, Traffic};
 
 use crate::{
-    cluster::{Metrics, PATIENCE, Process, eventually, page, program_file},
+    cluster::{Metrics, PATIENCE, Process, certs, eventually, page, program_file},
     network::nft,
 };
 
@@ -32,12 +35,15 @@ const REPLICAS: usize = 2;
 const GRPC: u16 = 7400;
 const ADMIN: u16 = 7401;
 const LOG_LINES: usize = 40;
+const FIRST_AUTHORITY: &str = "first-authority";
 
 /// What runs. Make and keep it on the test's own thread.
 pub struct ControlPlane {
     // In the order of their end.
     pub etcd: Etcd,
     replicas: Vec<Process>,
+    /// Where the certificates are; none: clear text.
+    tls: Option<PathBuf>,
     directory: TempDir,
     topology: Topology,
     _turn: MutexGuard<'static, ()>,
@@ -46,8 +52,20 @@ pub struct ControlPlane {
 static TURN: Mutex<()> = Mutex::new(());
 
 impl ControlPlane {
-    /// Starts everything and waits until it is ready. `quota`: bytes of each member's database.
+    /// Starts everything in clear text, and waits until it is ready. `quota`: bytes of each
+    /// member's database.
     pub fn start(quota: Option<u64>) -> Self {
+        Self::start_with(quota, false)
+    }
+
+    /// As [`start`](Self::start), in mutual TLS: between the replicas and etcd, too.
+    pub fn start_in_tls() -> (Self, Authority) {
+        let plane = Self::start_with(None, true);
+        let directory = plane.directory.path().join(FIRST_AUTHORITY);
+        (plane, Authority::at(directory))
+    }
+
+    fn start_with(quota: Option<u64>, in_tls: bool) -> Self {
         // Held by a test that failed, it protects nothing that could be half done.
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let topology = Topology::new(MEMBERS + REPLICAS).unwrap();
@@ -55,10 +73,24 @@ impl ControlPlane {
             .prefix("anyport-etcd-")
             .tempdir()
             .unwrap();
-        let etcd = Etcd::start(&topology.origins()[..MEMBERS], directory.path(), quota);
+        let tls = in_tls.then(|| {
+            let authority = directory.path().join(FIRST_AUTHORITY);
+            let authority = Authority::make(authority, topology.origins(), 365);
+            let used = directory.path().join("tls");
+            fs::create_dir(&used).unwrap();
+            authority::trust(&used, &[&authority]);
+            authority.hand_out(&used);
+            used
+        });
+        let setup = Setup {
+            quota,
+            tls: tls.clone(),
+        };
+        let etcd = Etcd::start(&topology.origins()[..MEMBERS], directory.path(), setup);
         let mut plane = Self {
             etcd,
             replicas: Vec::new(),
+            tls,
             directory,
             topology,
             _turn: turn,
@@ -71,6 +103,31 @@ impl ControlPlane {
             plane.wait_until_ready(replica);
         }
         plane
+    }
+
+    /// Another authority, which has issued everything anew, for a day longer; nobody is told of
+    /// it yet.
+    pub fn another_authority(&self) -> Authority {
+        let directory = self.directory.path().join("second-authority");
+        Authority::make(directory, self.topology.origins(), 366)
+    }
+
+    /// Whom all trust from now on; etcd once its members are restarted.
+    pub fn trust(&self, authorities: &[&Authority]) {
+        authority::trust(self.tls.as_ref().unwrap(), authorities);
+    }
+
+    /// What all show from now on.
+    pub fn hand_out(&self, authority: &Authority) {
+        authority.hand_out(self.tls.as_ref().unwrap());
+    }
+
+    /// Who this is, as the files say now.
+    fn identity(&self, name: &str) -> Identity {
+        match &self.tls {
+            Some(directory) => certs::files(directory, name).load().unwrap(),
+            None => Identity::none(),
+        }
     }
 
     fn host(&self, replica: usize) -> &Origin {
@@ -87,6 +144,10 @@ impl ControlPlane {
             .arg(format!("--listen={}:{GRPC}", host.v4))
             .arg(format!("--admin={}:{ADMIN}", host.v4))
             .arg("--insecure");
+        if let Some(directory) = &self.tls {
+            let shown = certs::files(directory, &authority::replica(replica));
+            command.envs(certs::environment(&shown));
+        }
         Process::spawn(command, &self.log_path(replica)).unwrap()
     }
 
@@ -103,7 +164,14 @@ impl ControlPlane {
 
     /// gRPC URLs of the replicas.
     pub fn urls(&self) -> [String; REPLICAS] {
-        [0, 1].map(|replica| format!("http://{}:{GRPC}", self.host(replica).v4))
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        [0, 1].map(|replica| format!("{scheme}://{}:{GRPC}", self.host(replica).v4))
+    }
+
+    /// How somebody dials a replica, with what the files say now.
+    fn endpoint(&self, replica: usize, name: &str) -> Endpoint {
+        let url = self.urls()[replica].parse().unwrap();
+        Endpoint::new(&url, &self.identity(name), Role::ConfigService).unwrap()
     }
 
     /// Where clients and followers are.
@@ -113,7 +181,7 @@ impl ControlPlane {
 
     /// A client of one replica.
     pub fn client(&self, replica: usize) -> Client {
-        Client::new(self.edge(), &self.urls()[replica])
+        Client::new(self.edge(), self.endpoint(replica, authority::WRITER))
     }
 
     /// What `/readyz` says: whether it is ready, and why not.
@@ -160,6 +228,12 @@ impl ControlPlane {
     /// Runs `anyport` against a replica and gives its output.
     pub fn anyport(&self, replica: usize, arguments: &[&str]) -> String {
         let mut command = self.edge().command(program_file("anyport").unwrap());
+        if let Some(directory) = &self.tls {
+            command.envs(certs::environment(&certs::files(
+                directory,
+                authority::WRITER,
+            )));
+        }
         let url = &self.urls()[replica];
         let done = command
             .args(arguments)

@@ -18,17 +18,15 @@ use anyport_model::{
     resource::Resource,
 };
 use anyport_netns::Namespace;
+use anyport_node::rpc::Endpoint;
 use anyport_proto::{
     sync::{Applied, Identity, Origin, Subscriber, UPDATE_MAX, follow},
     v1::{self, config_service_client::ConfigServiceClient},
 };
 use tokio::sync::watch;
-use tonic::{
-    Code, Status,
-    transport::{Channel, Endpoint},
-};
+use tonic::{Code, Status, transport::Channel};
 
-use super::ControlPlane;
+use super::{ControlPlane, REPLICAS, authority};
 use crate::cluster::{PATIENCE, eventually};
 
 /// Apps of one write. They all go to the same origin, which tells the writes apart; a state in
@@ -84,14 +82,14 @@ fn origin_of(choice: &impl Debug) -> String {
 /// Calls of one replica.
 pub struct Client {
     namespace: Namespace,
-    url: String,
+    endpoint: Endpoint,
 }
 
 impl Client {
-    pub(super) fn new(namespace: &Namespace, url: &str) -> Self {
+    pub(super) fn new(namespace: &Namespace, endpoint: Endpoint) -> Self {
         Self {
             namespace: namespace.clone(),
-            url: url.to_owned(),
+            endpoint,
         }
     }
 
@@ -105,7 +103,7 @@ impl Client {
         F: Future<Output = Result<tonic::Response<T>, Status>>,
     {
         let made = self.namespace.block_on(|| async {
-            let answer = tokio::time::timeout(PATIENCE, call(client(&self.url))).await;
+            let answer = tokio::time::timeout(PATIENCE, call(client(&self.endpoint))).await;
             answer.map_err(|_| Status::deadline_exceeded("no answer"))?
         });
         made.unwrap().map(tonic::Response::into_inner)
@@ -148,12 +146,8 @@ impl Client {
     }
 }
 
-fn client(url: &str) -> ConfigServiceClient<Channel> {
-    let endpoint = Endpoint::try_from(url.to_owned()).unwrap();
-    let channel = endpoint
-        .connect_timeout(Duration::from_secs(2))
-        .connect_lazy();
-    ConfigServiceClient::new(channel).max_decoding_message_size(UPDATE_MAX)
+fn client(endpoint: &Endpoint) -> ConfigServiceClient<Channel> {
+    ConfigServiceClient::new(endpoint.lazy()).max_decoding_message_size(UPDATE_MAX)
 }
 
 fn request(n: u64, by: &str) -> v1::ApplyRequest {
@@ -199,20 +193,24 @@ impl Traffic {
         let answered = Arc::new(Mutex::new(Vec::new()));
         let mut threads = Vec::new();
         let writer = Writer {
-            urls: plane.urls().to_vec(),
+            endpoints: (0..REPLICAS)
+                .map(|replica| plane.endpoint(replica, authority::WRITER))
+                .collect(),
             stop: Arc::clone(&stop),
             paused,
             answered: Arc::clone(&answered),
         };
         threads.push(on_thread(plane.edge(), writer.run()));
         let mut seen = Vec::new();
-        for (number, url) in plane.urls().into_iter().enumerate() {
+        for replica in 0..REPLICAS {
+            let name = authority::follower(replica);
             let records = Arc::new(Mutex::new(Vec::new()));
             let recorder = Recorder {
                 replica: Replica::default(),
                 seen: Arc::clone(&records),
             };
-            let follower = followed(number, url, recorder, Arc::clone(&stop));
+            let endpoint = plane.endpoint(replica, &name);
+            let follower = followed(name, endpoint, recorder, Arc::clone(&stop));
             threads.push(on_thread(plane.edge(), follower));
             seen.push(records);
         }
@@ -361,7 +359,7 @@ fn on_thread(
 }
 
 struct Writer {
-    urls: Vec<String>,
+    endpoints: Vec<Endpoint>,
     stop: Arc<AtomicBool>,
     paused: watch::Receiver<bool>,
     answered: Arc<Mutex<Vec<Answered>>>,
@@ -371,7 +369,7 @@ impl Writer {
     /// Writes without end, some at one replica, then some at the other. What is not answered is
     /// asked for again elsewhere, as the same request.
     async fn run(mut self) {
-        let clients: Vec<_> = self.urls.iter().map(|url| client(url)).collect();
+        let clients: Vec<_> = self.endpoints.iter().map(client).collect();
         let mut turn = 0;
         for n in 1.. {
             if n % AT_ONE == 0 {
@@ -434,20 +432,16 @@ impl Subscriber for Recorder {
     fn connection(&mut self, _: Result<(), &Status>) {}
 }
 
-async fn followed(number: usize, url: String, mut recorder: Recorder, stop: Arc<AtomicBool>) {
+async fn followed(name: String, endpoint: Endpoint, mut recorder: Recorder, stop: Arc<AtomicBool>) {
     let identity = Identity {
         role: v1::NodeRole::Edge,
-        name: format!("follower-{number}"),
+        name,
         region: "lab".to_owned(),
         version: "0".to_owned(),
         steering: String::new(),
         address: String::new(),
     };
-    let dial = || async {
-        let endpoint = Endpoint::try_from(url.clone()).unwrap();
-        let dialled = endpoint.connect().await;
-        dialled.map_err(|error| Status::from_error(error.into()))
-    };
+    let dial = endpoint.into_dial();
     let (_report, reports) = watch::channel(None);
     let stopped = async {
         while !stop.load(Ordering::SeqCst) {

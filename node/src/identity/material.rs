@@ -13,9 +13,8 @@ use rustls::{
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
     server::{NoServerSessionStorage, WebPkiClientVerifier},
 };
-use tonic::transport::{self, Certificate, ClientTlsConfig};
 
-use super::{HANDSHAKE_TIMEOUT, IdentityError, Needed};
+use super::{IdentityError, Needed};
 use crate::access::Certified;
 
 /// gRPC is HTTP/2.
@@ -33,8 +32,6 @@ pub(super) struct Files {
 pub(super) struct Material {
     pub(super) server: Arc<ServerConfig>,
     pub(super) client: Arc<ClientConfig>,
-    /// For clients that take nothing else.
-    pub(super) foreign: ClientTlsConfig,
     pub(super) certified: Certified,
 }
 
@@ -65,14 +62,9 @@ impl Files {
                 reason,
             }
         })?;
-        let foreign = ClientTlsConfig::new()
-            .identity(transport::Identity::from_pem(cert, key))
-            .ca_certificate(Certificate::from_pem(ca))
-            .timeout(HANDSHAKE_TIMEOUT);
         Ok(Material {
             server: Arc::new(server),
             client: Arc::new(client),
-            foreign,
             certified,
         })
     }

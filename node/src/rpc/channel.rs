@@ -23,13 +23,24 @@ use super::{
 };
 use crate::{access::Role, identity::Identity, telemetry};
 
-/// A server that does not answer a SYN within this is taken for dead.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-/// How long silence may last before the peer is asked whether it is still there,
-/// and how long it has for the answer. Streams are quiet for hours; without the
-/// question a peer that lost its power would never be missed.
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
+/// When a server is taken for dead.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// That it does not answer a SYN.
+    pub connect: Duration,
+    /// How long silence may last before it is asked whether it is still there.
+    /// Streams are quiet for hours; without the question a peer that lost its power
+    /// would never be missed.
+    pub keepalive_interval: Duration,
+    /// How long it has for the answer.
+    pub keepalive_timeout: Duration,
+}
+
+const LIMITS: Limits = Limits {
+    connect: Duration::from_secs(3),
+    keepalive_interval: Duration::from_secs(10),
+    keepalive_timeout: Duration::from_secs(5),
+};
 /// Wide enough for a snapshot of thousands of resources in one round trip.
 const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 4 << 20;
@@ -82,6 +93,28 @@ impl Endpoint {
     /// # Errors
     /// See [`EndpointError`].
     pub fn new(url: &ServerUrl, identity: &Identity, role: Role) -> Result<Self, EndpointError> {
+        Self::of(url, identity, Some(role), LIMITS)
+    }
+
+    /// As [`new`](Self::new), of a server that is none of ours: of its certificate
+    /// nothing is asked but that it is of the authority, for that host.
+    ///
+    /// # Errors
+    /// See [`EndpointError`].
+    pub fn foreign(
+        url: &ServerUrl,
+        identity: &Identity,
+        limits: Limits,
+    ) -> Result<Self, EndpointError> {
+        Self::of(url, identity, None, limits)
+    }
+
+    fn of(
+        url: &ServerUrl,
+        identity: &Identity,
+        role: Option<Role>,
+        limits: Limits,
+    ) -> Result<Self, EndpointError> {
         let failed = |source| EndpointError::Transport {
             url: url.to_string(),
             source,
@@ -103,8 +136,8 @@ impl Endpoint {
             .origin(url.uri().clone())
             .user_agent(concat!("anyport/", env!("CARGO_PKG_VERSION")))
             .map_err(failed)?
-            .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
-            .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+            .http2_keep_alive_interval(limits.keepalive_interval)
+            .keep_alive_timeout(limits.keepalive_timeout)
             .keep_alive_while_idle(true)
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
@@ -114,13 +147,13 @@ impl Endpoint {
             port: url.port(),
             role,
             identity: identity.clone(),
-            connect_timeout: CONNECT_TIMEOUT,
+            connect_timeout: limits.connect,
             refusal: Refusal::default(),
         });
         let transport = match dialler {
             // It limits the dialling itself, and the handshake apart from it.
             Some(_) => transport,
-            None => transport.connect_timeout(CONNECT_TIMEOUT),
+            None => transport.connect_timeout(limits.connect),
         };
         Ok(Self {
             url: url.clone(),
@@ -158,7 +191,9 @@ impl Endpoint {
         }
     }
 
-    fn lazy(&self) -> transport::Channel {
+    /// Dials with the first call, and again where the connection is lost. Must be
+    /// called inside a tokio runtime.
+    pub fn lazy(&self) -> transport::Channel {
         match &self.dialler {
             None => self.transport.connect_lazy(),
             Some(dialler) => {
@@ -168,8 +203,14 @@ impl Endpoint {
         }
     }
 
+    /// Why the two sides last did not accept each other's certificates; `None` once
+    /// they did. The transport keeps no more of it than that a connection failed.
+    pub fn refusal(&self) -> Option<String> {
+        self.dialler.as_ref()?.refusal.get()
+    }
+
     fn refused(&self) -> Option<Status> {
-        let refusal = self.dialler.as_ref()?.refusal.get()?;
+        let refusal = self.refusal()?;
         Some(Status::unauthenticated(format!("{}: {refusal}", self.url)))
     }
 }

@@ -29,7 +29,8 @@ use crate::{
 pub(super) struct Dialler {
     pub(super) host: String,
     pub(super) port: u16,
-    pub(super) role: Role,
+    /// `None`: it is none of ours, and anything.
+    pub(super) role: Option<Role>,
     pub(super) identity: Identity,
     pub(super) connect_timeout: Duration,
     pub(super) refusal: Refusal,
@@ -87,12 +88,13 @@ impl Dialler {
         let certificates = session.peer_certificates();
         let der = certificates.and_then(|chain| chain.first());
         let server = Certified::of_peer(der.map(AsRef::as_ref));
-        if !server.roles.has(self.role) {
+        if let Some(role) = self.role
+            && !server.roles.has(role)
+        {
             return Err(format!(
-                "its certificate `{}` is not for the role {}: needs O={}",
+                "its certificate `{}` is not for the role {role}: needs O={}",
                 server.subject,
-                self.role,
-                self.role.organization()
+                role.organization()
             ));
         }
         if session.alpn_protocol() != Some(ALPN) {

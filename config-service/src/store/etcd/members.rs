@@ -11,8 +11,11 @@ use std::{
 };
 
 use anyport_model::backoff::Backoff;
-use anyport_node::identity::Identity;
-use etcd_client::{Client, ConnectOptions};
+use anyport_node::{
+    identity::Identity,
+    rpc::{Endpoint, Limits, ServerUrl},
+};
+use etcd_client::{Channel, Client, ConnectOptions};
 use tokio::time::Instant;
 use tonic::Code;
 
@@ -23,14 +26,14 @@ use crate::store::{EtcdUrl, StoreError};
 const MEMBER_TIMEOUT: Duration = Duration::from_secs(2);
 /// Of one request at all of them: an election takes a second or two.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(6);
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+const LIMITS: Limits = Limits {
+    connect: MEMBER_TIMEOUT,
+    keepalive_interval: Duration::from_secs(5),
+    keepalive_timeout: Duration::from_secs(3),
+};
 /// Between two rounds.
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
-/// Watches are quiet for hours; without the question a member that lost its
-/// power would never be missed.
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The flags do not make a client.
 #[derive(Debug, thiserror::Error)]
@@ -43,13 +46,13 @@ pub enum ConnectError {
         /// As given.
         members: Vec<String>,
     },
-    /// The client cannot be made of them.
-    #[error("--store etcd://{}: cannot be used: {source}", members.join(","))]
+    /// A member cannot be dialled, whatever becomes of it.
+    #[error("--store etcd://{member}: cannot be used: {source}")]
     Unusable {
         /// As given.
-        members: Vec<String>,
-        /// What the client said.
-        source: etcd_client::Error,
+        member: String,
+        /// What is wrong with it.
+        source: Box<dyn Error + Send + Sync>,
     },
 }
 
@@ -69,6 +72,7 @@ struct Shared {
 
 struct Member {
     name: String,
+    endpoint: Endpoint,
     client: Client,
 }
 
@@ -77,32 +81,22 @@ struct Member {
 pub(super) struct Place(usize);
 
 /// The members of the cluster; each is dialled with its first request. TLS where
-/// the identity has it.
+/// the identity has it, with the certificates of the moment of dialling.
 ///
 /// # Errors
 /// See [`ConnectError`].
 pub async fn connect(url: &EtcdUrl, identity: &Identity) -> Result<Members, ConnectError> {
-    let all = || url.members().to_vec();
-    let mut options = ConnectOptions::new()
-        .with_connect_timeout(CONNECT_TIMEOUT)
-        .with_keep_alive(KEEPALIVE_INTERVAL, KEEPALIVE_TIMEOUT)
-        .with_keep_alive_while_idle(true)
-        // A member that lost its leader says so, and ends its watches, so that
-        // another member can be asked.
-        .with_require_leader(true);
-    match identity.client_tls() {
-        Some(tls) => options = options.with_tls(tls),
-        None if url.is_loopback() || identity.is_insecure() => {}
-        None => return Err(ConnectError::ClearText { members: all() }),
+    if !identity.is_tls() && !url.is_loopback() && !identity.is_insecure() {
+        let members = url.members().to_vec();
+        return Err(ConnectError::ClearText { members });
     }
     let mut members = Vec::new();
-    for name in all() {
-        let client = Client::connect([&name], Some(options.clone())).await;
-        let client = client.map_err(|source| ConnectError::Unusable {
-            members: all(),
+    for name in url.members() {
+        let member = Member::new(name, identity).await;
+        members.push(member.map_err(|source| ConnectError::Unusable {
+            member: name.clone(),
             source,
-        })?;
-        members.push(Member { name, client });
+        })?);
     }
     // Replicas spread over them.
     let first = rand::random_range(0..members.len().max(1));
@@ -195,13 +189,30 @@ impl Members {
 }
 
 impl Member {
+    async fn new(name: &str, identity: &Identity) -> Result<Self, Box<dyn Error + Send + Sync>> {
+        let scheme = if identity.is_tls() { "https" } else { "http" };
+        let url: ServerUrl = format!("{scheme}://{name}").parse()?;
+        let endpoint = Endpoint::foreign(&url, identity, LIMITS)?;
+        // A member that lost its leader says so, and ends its watches, so that
+        // another member can be asked.
+        let options = ConnectOptions::new().with_require_leader(true);
+        let channel = Channel::Tonic(endpoint.lazy());
+        Ok(Self {
+            name: name.to_owned(),
+            client: Client::from_channel(channel, Some(options)).await?,
+            endpoint,
+        })
+    }
+
     fn silent(&self, action: &'static str, limit: Duration) -> StoreError {
         let said = format!("etcd at {} did not answer within {limit:.1?}", self.name);
         StoreError::unavailable(action, said)
     }
 
     fn failed(&self, action: &'static str, error: etcd_client::Error) -> StoreError {
-        let said = format!("etcd at {}: {}", self.name, said_by(&error));
+        // Of certificates the error itself says no more than that there was one.
+        let said = self.endpoint.refusal().unwrap_or_else(|| said_by(&error));
+        let said = format!("etcd at {}: {said}", self.name);
         StoreError::unavailable(
             action,
             EtcdError {
@@ -224,9 +235,10 @@ fn said_by(error: &etcd_client::Error) -> String {
     while let Some(source) = innermost.and_then(Error::source) {
         innermost = Some(source);
     }
-    match innermost {
-        Some(cause) => format!("{}: {cause}", status.message()),
-        None => status.message().to_owned(),
+    let message = status.message();
+    match innermost.map(ToString::to_string) {
+        Some(cause) if cause != message => format!("{message}: {cause}"),
+        _ => message.to_owned(),
     }
 }
 
