@@ -12,7 +12,6 @@ use std::{
 };
 
 use anyport_model::{
-    diff::Diff,
     names::{NodeName, Revision},
     resource::ResourceRef,
     rollout::{Outcomes, Rollout, Trying, Verdict, judge},
@@ -54,7 +53,7 @@ pub async fn conduct(keeper: &Keeper, nodes: &Nodes, writer: &Writer) -> Infalli
         if !nodes.elsewhere_is_known() {
             // Whom this replica does not see now may be well elsewhere.
             sightings = Sightings::default();
-        } else if let Some(rollout) = latest.rollout() {
+        } else if let (Some(rollout), None) = (latest.rollout(), latest.stuck()) {
             let listed = nodes.list(Some(Role::Edge));
             sightings.look(latest.revision(), rollout, &listed, Instant::now());
             let edges = trying(&latest, rollout, &listed, &sightings);
@@ -80,16 +79,24 @@ async fn decide(
     verdict: Verdict,
 ) {
     let revision = latest.revision();
-    let (intent, message) = match verdict {
+    let (intent, message, end) = match verdict {
         Verdict::Wait => return,
-        Verdict::Promote(why) => (Intent::Promote(Some(revision)), why),
+        Verdict::Promote(why) => {
+            let end = format!("it {why}; to give it to all");
+            (Intent::Promote(Some(revision)), why, end)
+        }
         Verdict::Stop(why) => {
             let stable = latest.stable();
             let intent = Intent::Rollback {
                 revision: rollout.stable,
                 resources: stable.state.resources.clone(),
             };
-            (intent, format!("revision {revision} is taken back: {why}"))
+            let end = format!("{why}; to go back to {}", rollout.stable);
+            (
+                intent,
+                format!("revision {revision} is taken back: {why}"),
+                end,
+            )
         }
     };
     let conditions = Conditions {
@@ -114,6 +121,18 @@ async fn decide(
         }
         // Another replica, or an operator, was first.
         Err(WriteError::Outdated { .. }) => {}
+        // As it would be each time: what is stored may be what this version does not
+        // take any more.
+        Err(WriteError::Refused(refusal)) => {
+            let why = format!("{end} is refused: {refusal}");
+            tracing::error!(
+                tried = revision.0,
+                why,
+                "a trial is over and cannot be ended; promote it, or roll back to a revision \
+                 that is taken"
+            );
+            latest.set_stuck(why);
+        }
         Err(error) => {
             tracing::error!(tried = revision.0, why = message, %error, "a trial is over, and the store does not take it");
             let _ = tokio::time::timeout(LOOK, keeper.subscribe().changed()).await;
@@ -185,9 +204,6 @@ pub(crate) fn trying(
     listed: &[v1::NodeStatus],
     sightings: &Sightings,
 ) -> Vec<Trying> {
-    let diff = Diff::between(&latest.stable().state.resources, latest.resources());
-    let upserts = diff.upserts.iter().map(|resource| resource.reference());
-    let changed: BTreeSet<ResourceRef> = upserts.chain(diff.removals.iter().cloned()).collect();
     let edges = rollout.canary.edges.iter();
     edges
         .map(|edge| {
@@ -201,7 +217,7 @@ pub(crate) fn trying(
             Trying {
                 gone: sightings.since(&sightings.gone, edge),
                 unapplied: sightings.since(&sightings.unapplied, edge),
-                ..of_edge(edge.clone(), status, latest.revision(), &changed)
+                ..of_edge(edge.clone(), status, latest.revision(), latest.changed())
             }
         })
         .collect()
@@ -250,13 +266,29 @@ fn in_words(rejection: &v1::Rejection, changed: &BTreeSet<ResourceRef>) -> Optio
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use std::slice;
+    use std::{slice, sync::Arc};
 
-    use anyport_model::rollout::{APPLY, Canary, GONE};
+    use anyport_model::{
+        rollout::{APPLY, Canary, GONE},
+        state::Resources,
+    };
+    use anyport_node::{drain::Drain, metrics::Registry};
+    use anyport_proto::v1::config_service_server::ConfigService;
+    use tonic::Request;
 
     use super::*;
+    use crate::{
+        admit::read_apply,
+        metrics::Metrics,
+        serve::ConfigApi,
+        store::{Record, embedded::Embedded},
+    };
 
     const TRIED: Revision = Revision(7);
+
+    fn edge() -> NodeName {
+        "a".parse().unwrap()
+    }
 
     fn rollout() -> Rollout {
         Rollout {
@@ -310,5 +342,134 @@ mod tests {
         let now = start + Duration::from_secs(90);
         sightings.look(Revision(9), &rollout(), &[a, b], now);
         assert_eq!(seen(&sightings), [None, Some(0), None]);
+    }
+
+    /// A state that was taken once and is not any more, as after an upgrade: an app that
+    /// is in no prefix.
+    async fn commit_what_is_not_taken(keeper: &Keeper) {
+        let read = read_apply(vec![app()]).resources;
+        let resources: Resources = read
+            .into_iter()
+            .map(|(reference, (_, resource))| (reference, resource))
+            .collect();
+        let changed: Vec<_> = resources.keys().cloned().collect();
+        let turn = keeper.turn().await.unwrap();
+        let present = turn.refresh().await.unwrap();
+        let draft = keeper.draft(present.state(), resources, &changed);
+        let record = Record {
+            revision: draft.state().revision,
+            committed_at: SystemTime::now(),
+            author: Author::default(),
+            message: String::new(),
+            created: 1,
+            updated: 0,
+            deleted: 0,
+            rollback_of: None,
+            rollout: None,
+            promotion_of: None,
+            state_hash: draft.state().hash(),
+            request: None,
+            traceparent: String::new(),
+            store: None,
+        };
+        let committed = turn.commit(&present, draft, record).await.unwrap();
+        committed.expect("no other write");
+    }
+
+    fn app() -> v1::Resource {
+        let kind = v1::resource::Kind::App(v1::App {
+            name: "web".to_owned(),
+            protocol: "tcp/80".to_owned(),
+            edge_ips: vec!["198.51.100.0/24".to_owned()],
+            origin_direct: vec!["tcp://10.0.2.2:80".to_owned()],
+            ..Default::default()
+        });
+        v1::Resource { kind: Some(kind) }
+    }
+
+    /// It is told, nothing is decided by itself from then on, and somebody may.
+    #[tokio::test(start_paused = true)]
+    async fn an_end_that_is_refused_is_told_and_not_tried_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let keeper = Keeper::new(Arc::new(Embedded::open(directory.path()).unwrap()));
+        commit_what_is_not_taken(&keeper).await;
+        let (writer, nodes) = (Writer::new(keeper.clone()), Nodes::default());
+        let kind = v1::resource::Kind::Prefix(v1::Prefix {
+            cidr: "198.51.100.0/24".to_owned(),
+        });
+        let tried = Intent::Apply {
+            request: read_apply(vec![v1::Resource { kind: Some(kind) }]),
+            prune: false,
+        };
+        let conditions = Conditions {
+            canary: Some(Canary {
+                edges: [edge()].into(),
+                promote_after: Some(Duration::ZERO),
+            }),
+            ..Conditions::default()
+        };
+        let written = writer.write(tried, conditions, SystemTime::now).await;
+        assert_eq!(written.unwrap().revision, Revision(2));
+        let rejection = v1::Rejection {
+            resource: None,
+            reason: "no room".to_owned(),
+        };
+        let key = NodeKey {
+            role: Role::Edge,
+            name: edge(),
+        };
+        let session = nodes.connect(
+            key,
+            v1::NodeStatus {
+                role: v1::NodeRole::Edge.into(),
+                rejections: vec![rejection],
+                ..node("a", 2)
+            },
+        );
+        let api = ConfigApi {
+            writer: writer.clone(),
+            keeper: keeper.clone(),
+            nodes: nodes.clone(),
+            metrics: Metrics::new(&Registry::new()).unwrap(),
+            drain: Drain::new(),
+        };
+        let story = async {
+            while keeper.present().unwrap().stuck().is_none() {
+                tokio::time::sleep(LOOK).await;
+            }
+            // Now it would go well.
+            session.update(|status| status.rejections.clear());
+            tokio::time::sleep(Duration::from_secs(60)).await;
+            assert_eq!(keeper.present().unwrap().revision(), Revision(2));
+            let why = "edge a rejects it: no room; to go back to 1 is refused: app[\"web\"]";
+            let history = api.history(Request::new(v1::HistoryRequest::default()));
+            let revisions = history.await.unwrap().into_inner().revisions;
+            let nodes = api.list_nodes(Request::new(v1::ListNodesRequest::default()));
+            let status = nodes.await.unwrap().into_inner().rollout;
+            for rollout in [revisions[0].rollout.clone(), status.unwrap().rollout] {
+                let stuck = rollout.unwrap().stuck;
+                assert!(stuck.starts_with(why), "{stuck}");
+            }
+            let promote = Intent::Promote(None);
+            let promoted = writer.write(promote, Conditions::default(), SystemTime::now);
+            assert_eq!(promoted.await.unwrap().revision, Revision(3));
+            let history = api.history(Request::new(v1::HistoryRequest::default()));
+            let revisions = history.await.unwrap().into_inner().revisions;
+            assert_eq!(revisions[1].rollout.clone().unwrap().stuck, "");
+        };
+        tokio::select! {
+            () = story => {}
+            never = conduct(&keeper, &nodes, &writer) => match never {},
+        }
+    }
+
+    /// What a report costs does not grow with the number of resources.
+    #[tokio::test]
+    async fn what_changed_is_found_out_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let keeper = Keeper::new(Arc::new(Embedded::open(directory.path()).unwrap()));
+        commit_what_is_not_taken(&keeper).await;
+        let present = keeper.present().unwrap();
+        assert!(std::ptr::eq(present.changed(), present.changed()));
     }
 }

@@ -761,6 +761,52 @@ async fn a_file_that_was_restored_from_an_older_copy_is_told_by_the_nodes_that_k
 }
 
 #[tokio::test]
+async fn a_node_of_another_fleet_says_nothing_of_this_store_and_hides_nothing() {
+    let (_directory, service) = fresh().await;
+    let (_elsewhere, other) = fresh().await;
+    for count in 1..=4 {
+        other.apply(many(count)).await.unwrap();
+    }
+    service.apply(many(1)).await.unwrap();
+    let theirs = Subscriber::connect(&other, edge("moved"))
+        .await
+        .take()
+        .await;
+    let ours = Subscriber::connect(&service, edge("stays"))
+        .await
+        .take()
+        .await;
+    assert_eq!([theirs.store.len(), ours.store.len()], [16, 16]);
+    assert_ne!(theirs.store, ours.store);
+    let comes = async |update: &v1::Update, revision| {
+        let subscribe = v1::Subscribe {
+            revision,
+            state_hash: theirs.state_hash.clone(),
+            store: update.store.clone(),
+            ..edge("moved")
+        };
+        let mut subscriber = Subscriber::connect(&service, subscribe).await;
+        let update = subscriber.take().await;
+        assert_eq!((update.revision, update.full), (1, true));
+        service.rewind().await.map(|rewind| rewind.lost_revision)
+    };
+    assert_eq!(comes(&theirs, 4).await, None);
+    // Not even where there is a revision of that number.
+    assert_eq!(comes(&theirs, 1).await, None);
+    let lost = [(&ours, 3), (&v1::Update::default(), 2)];
+    for (holds, revision) in lost {
+        assert_eq!(comes(holds, revision).await, Some(revision));
+    }
+    // A name is for good.
+    service.apply(many(2)).await.unwrap();
+    let update = Subscriber::connect(&service, edge("stays"))
+        .await
+        .take()
+        .await;
+    assert_eq!((update.revision, update.store), (2, ours.store));
+}
+
+#[tokio::test]
 async fn a_node_is_listed_with_what_it_applied_until_it_is_gone() {
     let (_directory, service) = fresh().await;
     service.apply(many(1)).await.unwrap();

@@ -41,6 +41,7 @@ fn record(revision: u64, state_hash: ObjectId) -> Record {
             digest: ObjectId::of(b"request"),
         }),
         traceparent: String::new(),
+        store: None,
     }
 }
 

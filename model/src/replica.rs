@@ -14,7 +14,8 @@ use crate::{
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Update {
     pub revision: Revision,
-    /// Hash of the state at `revision`, as the config service computed it.
+    /// Names the state at `revision`, as the config service does: its hash of 32
+    /// bytes, and after it what names the store, if it said that.
     pub state_hash: Vec<u8>,
     pub scope: Scope,
     pub upserts: Vec<Resource>,

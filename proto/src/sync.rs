@@ -20,7 +20,7 @@ use tonic::{
 };
 
 use crate::{
-    convert::{read_update, write_timestamp},
+    convert::{read_update, split_hash, write_timestamp},
     v1::{self, discovery_service_client::DiscoveryServiceClient, sync_request::Message},
 };
 
@@ -237,6 +237,7 @@ impl<S: Subscriber> Session<'_, S> {
         } else {
             self.subscriber.held()
         };
+        let (state_hash, store) = split_hash(state_hash);
         v1::Subscribe {
             role: self.identity.role.into(),
             name: self.identity.name.clone(),
@@ -246,6 +247,7 @@ impl<S: Subscriber> Session<'_, S> {
             address: self.identity.address.clone(),
             revision: revision.0,
             state_hash,
+            store,
         }
     }
 
@@ -276,4 +278,67 @@ async fn send(to: &mpsc::Sender<v1::SyncRequest>, message: Message) -> Result<()
     };
     let closed = |_| Status::unavailable("the stream closed");
     to.send(request).await.map_err(closed)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    /// Keeps what it is told, as one that has a disk.
+    #[derive(Default)]
+    struct Keeps(Option<(Revision, Vec<u8>)>);
+
+    impl Subscriber for Keeps {
+        fn held(&self) -> (Revision, Vec<u8>) {
+            self.0.clone().unwrap_or_default()
+        }
+
+        async fn apply(&mut self, update: Update, _: Origin) -> Result<Applied, Gap> {
+            self.0 = Some((update.revision, update.state_hash));
+            Ok(Applied::default())
+        }
+
+        fn connection(&mut self, _: Result<(), &Status>) {}
+    }
+
+    #[tokio::test]
+    async fn who_comes_back_says_what_it_holds_and_of_which_store() {
+        let identity = Identity {
+            role: v1::NodeRole::Edge,
+            name: "a".to_owned(),
+            region: String::new(),
+            version: String::new(),
+            steering: String::new(),
+            address: String::new(),
+        };
+        for store in [vec![3; 16], Vec::new()] {
+            let mut subscriber = Keeps::default();
+            let mut session = Session {
+                identity: &identity,
+                subscriber: &mut subscriber,
+                from_scratch: false,
+                applied_any: false,
+            };
+            let update = v1::Update {
+                revision: 5,
+                state_hash: vec![7; 32],
+                store: store.clone(),
+                full: true,
+                ..Default::default()
+            };
+            let acknowledged = session.apply(update).await;
+            let acknowledged = acknowledged.map_err(|ended| ended.status).unwrap();
+            assert_eq!(acknowledged.state_hash, [7; 32]);
+            let said = session.subscribe();
+            let expected = (5, vec![7; 32], store);
+            assert_eq!((said.revision, said.state_hash, said.store), expected);
+            session.from_scratch = true;
+            let said = session.subscribe();
+            assert_eq!(
+                (said.revision, said.state_hash, said.store),
+                Default::default()
+            );
+        }
+    }
 }

@@ -80,6 +80,9 @@ pub(super) struct Trial {
     /// When all others get it, by `anyport promote` only where there is none.
     #[serde(skip_serializing_if = "Option::is_none")]
     promote_after: Option<String>,
+    /// Why its end is not decided by itself any more.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stuck: Option<String>,
 }
 
 impl From<v1::Rollout> for Trial {
@@ -92,6 +95,7 @@ impl From<v1::Rollout> for Trial {
             edges: canary.edges,
             stable_revision: wire.stable_revision,
             promote_after: after.map(manifest::write_duration),
+            stuck: Some(wire.stuck).filter(|stuck| !stuck.is_empty()),
         }
     }
 }
@@ -135,13 +139,17 @@ impl TrialStatus {
             ..
         } = self;
         let (edges, stable, since) = (trial.edges(), trial.stable_revision, age(now, self.since));
-        let then = match &trial.promote_after {
-            Some(after) => format!("all others get it after {after}"),
-            None => "all others get it by `anyport promote`".to_owned(),
+        let then = match (&trial.stuck, &trial.promote_after) {
+            (Some(stuck), _) => format!(
+                "{}; `anyport promote` or `anyport rollback` decides: all others",
+                printable(stuck)
+            ),
+            (None, Some(after)) => format!("all others get it after {after}, and"),
+            (None, None) => "all others get it by `anyport promote`, and".to_owned(),
         };
         format!(
             "revision {revision} is tried by {edges} for {since}, {failed} of {ended} connections \
-             failed; {then}, and have {stable} till then"
+             failed; {then} have {stable} till then"
         )
     }
 }
@@ -253,7 +261,8 @@ async fn next_revision(
 
 impl fmt::Display for Trial {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "tried by {}", self.edges())
+        let stuck = self.stuck.as_ref().map_or("", |_| ", stuck");
+        write!(f, "tried by {}{stuck}", self.edges())
     }
 }
 
@@ -281,12 +290,21 @@ mod tests {
                     manual: false,
                 }),
                 stable_revision: 11,
+                stuck: String::new(),
             }),
             committed_at: Some(SystemTime::UNIX_EPOCH.into()),
             ended: 120,
             failed: 1,
         };
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(34);
+        let mut stuck = wire.clone();
+        stuck.rollout.as_mut().unwrap().stuck = "to go back to 11 is refused: it is odd".to_owned();
+        assert_eq!(
+            TrialStatus::from(stuck).line(12, now),
+            "revision 12 is tried by fra1, ams1 for 34s, 1 of 120 connections failed; to go back \
+             to 11 is refused: it is odd; `anyport promote` or `anyport rollback` decides: all \
+             others have 11 till then"
+        );
         assert_eq!(
             TrialStatus::from(wire).line(12, now),
             "revision 12 is tried by fra1, ams1 for 34s, 1 of 120 connections failed; all others \

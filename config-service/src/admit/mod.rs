@@ -14,4 +14,4 @@ pub use deletion::MassDeletion;
 pub use intent::{ApplyRead, Change, Intent, Plan, Refusal, User, Violation};
 pub use limits::{RESOURCE_MAX, RESOURCES_MAX};
 pub use read::read_apply;
-pub use write::{Conditions, Outcome, WriteError, Writer, Written};
+pub use write::{Conditions, Outcome, STATE_MAX, WriteError, Writer, Written};

@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     state::{Draft, Keeper, Snapshot, Turn},
-    store::{Author, ObjectId, Record, RequestMark, StoreError},
+    store::{Author, ObjectId, Record, RequestMark, StoreError, StoreName},
 };
 
 /// Another replica may be first a few times, but not for ever.
@@ -32,7 +32,7 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(200);
 
 /// All resources together, in bytes: an update must hold them with room for its
 /// own fields.
-const STATE_MAX: u64 = (UPDATE_MAX - (1 << 20)) as u64;
+pub const STATE_MAX: u64 = (UPDATE_MAX - (1 << 20)) as u64;
 
 /// Writes to the state that a keeper holds.
 #[derive(Debug, Clone)]
@@ -312,6 +312,13 @@ impl Commit<'_> {
         }))
     }
 
+    /// The first revision of a store names it.
+    fn store(&self) -> StoreName {
+        let keeper = self.turn.keeper();
+        let name = || StoreName::new([keeper.random(), keeper.random()]);
+        self.present.store().unwrap_or_else(name)
+    }
+
     fn record(&self, draft: &Draft, changes: &[Change]) -> Record {
         let count = |wanted: fn(&Change) -> bool| {
             let count = changes.iter().filter(|change| wanted(change)).count();
@@ -335,6 +342,7 @@ impl Commit<'_> {
             state_hash: draft.state().hash(),
             request: self.conditions.request.clone(),
             traceparent: telemetry::current_traceparent().unwrap_or_default(),
+            store: Some(self.store()),
         }
     }
 }

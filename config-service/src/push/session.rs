@@ -10,7 +10,10 @@ use anyport_model::names::Revision;
 use anyport_node::{drain::Drain, telemetry};
 use anyport_proto::v1::{self, sync_request::Message};
 use prost::bytes::Bytes;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    time::Instant,
+};
 use tokio_stream::{Stream, StreamExt};
 use tonic::Status;
 
@@ -59,8 +62,8 @@ struct Shared {
 struct InFlight {
     update: Held,
     target: Arc<Target>,
-    /// Given back at the latest when the acknowledgement comes.
-    whole: Option<OwnedSemaphorePermit>,
+    /// Given back when the acknowledgement comes, and at the latest then.
+    whole: Option<(OwnedSemaphorePermit, Instant)>,
 }
 
 impl Push {
@@ -140,9 +143,10 @@ impl Shared {
                 && present.latest().is_some()
             {
                 let node = connection.key.to_string();
-                let caught_up = self.keeper.catch_up_with(revision, hash, &node).await;
+                let keeper = &self.keeper;
+                let caught_up = keeper.catch_up_with(revision, hash, subscriber.store, &node);
                 // It goes on with what it holds, and asks another replica.
-                caught_up.map_err(|error| status::of_store(&error))?;
+                caught_up.await.map_err(|error| status::of_store(&error))?;
             }
             // Marked as seen before it is sent, so that none is missed.
             let latest = present.latest();
@@ -168,16 +172,17 @@ impl Shared {
             tokio::select! {
                 // In this order, so that a simulation can be replayed.
                 biased;
+                () = self.drain.started() => {
+                    return Err(status::stopping());
+                }
+                () = connection.too_slow() => {}
+                // Cannot fail: `self` holds the sender.
+                _ = present.changed(), if connection.in_flight.is_none() => {}
+                // Last: who never stops talking keeps nothing else from being done.
                 request = requests.next() => match request {
                     Some(request) => connection.hear(request?)?,
                     None => return Ok(()),
                 },
-                // Cannot fail: `self` holds the sender.
-                _ = present.changed(), if connection.in_flight.is_none() => {}
-                () = connection.too_slow() => {}
-                () = self.drain.started() => {
-                    return Err(status::stopping());
-                }
             }
         }
     }
@@ -267,7 +272,7 @@ impl Connection<'_> {
         self.in_flight = Some(InFlight {
             update: leads_to,
             target: Arc::clone(target),
-            whole,
+            whole: whole.map(|place| (place, Instant::now() + WHOLE_PATIENCE)),
         });
         self.shared.metrics.pushed(self.key.role, full, bytes.len());
         let gone = |_| Status::cancelled("the subscriber is gone");
@@ -366,15 +371,18 @@ impl Connection<'_> {
         Ok(())
     }
 
-    /// Gives back the place among whole states if it is held for too long.
+    /// Gives back the place among whole states once it was held for too long,
+    /// whatever the subscriber says meanwhile.
     async fn too_slow(&mut self) {
-        match &mut self.in_flight {
-            Some(InFlight { whole, .. }) if whole.is_some() => {
-                tokio::time::sleep(WHOLE_PATIENCE).await;
-                *whole = None;
-            }
-            _ => std::future::pending().await,
+        let whole = self.in_flight.as_mut().map(|sent| &mut sent.whole);
+        let Some(whole) = whole else {
+            return std::future::pending().await;
+        };
+        match whole {
+            Some((_, until)) => tokio::time::sleep_until(*until).await,
+            None => std::future::pending().await,
         }
+        *whole = None;
     }
 }
 
@@ -479,6 +487,25 @@ mod tests {
         scene.requests = mpsc::channel(1).0;
         assert!(next(&mut scene).await.is_none());
         assert!(scene.push.shared.nodes.here().is_empty());
+    }
+
+    /// Reports are no reason to wait for it any longer.
+    #[tokio::test(start_paused = true)]
+    async fn who_is_slow_makes_room_for_others_however_much_it_says() {
+        let mut scene = waiting().await;
+        let free = Arc::clone(&scene.push.shared.whole);
+        drop(scene.places.split(1));
+        scene.updates.recv().await.unwrap().unwrap();
+        assert_eq!(free.available_permits(), 0, "it has the one that is left");
+        let since = Instant::now();
+        while free.available_permits() == 0 {
+            assert!(since.elapsed() <= WHOLE_PATIENCE + Duration::from_secs(1));
+            let message = Some(Message::Report(v1::Report::default()));
+            let report = Ok(v1::SyncRequest { message });
+            scene.requests.send(report).await.unwrap();
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        assert!(since.elapsed() >= WHOLE_PATIENCE);
     }
 
     #[tokio::test]

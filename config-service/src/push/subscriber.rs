@@ -11,7 +11,7 @@ use super::frames::Held;
 use crate::{
     nodes::{NodeKey, Role},
     serve::status,
-    store::ObjectId,
+    store::{ObjectId, StoreName},
 };
 
 /// A subscriber that has not said who it is by then is none.
@@ -33,6 +33,8 @@ pub struct Subscriber {
     pub address: String,
     /// What it holds already.
     pub held: Option<Held>,
+    /// The store that it is from, if that is known.
+    pub store: Option<StoreName>,
 }
 
 /// Hears who subscribes; `None` where nobody does.
@@ -87,6 +89,7 @@ fn read_subscribe(wire: v1::Subscribe) -> Result<Subscriber, Status> {
         version: wire.version,
         steering: wire.steering,
         address: wire.address,
+        store: StoreName::from_slice(&wire.store),
         // A hash that is none was never one of ours.
         held: hash.map(|hash| Held {
             revision: Revision(wire.revision),

@@ -29,7 +29,7 @@ use crate::{
     metrics::Metrics,
     nodes::{Nodes, Role},
     state::{Keeper, Rewind, Snapshot, StateAt},
-    store::{Author, ObjectId, RequestMark, StoreError},
+    store::{Author, ObjectId, Record, RequestMark, StoreError},
 };
 
 /// Longest texts, in bytes.
@@ -237,6 +237,18 @@ impl ConfigApi {
         }
     }
 
+    /// As the history shows it; of the latest revision, why it is stuck with it.
+    fn record(&self, record: &Record) -> v1::RevisionRecord {
+        let mut wire = record.to_wire();
+        if let Some(present) = self.keeper.present()
+            && present.head().record.as_ref() == Some(record)
+            && let (Some(rollout), Some(stuck)) = (&mut wire.rollout, present.stuck())
+        {
+            rollout.stuck = stuck.to_owned();
+        }
+        wire
+    }
+
     /// Why there is no state of a revision.
     async fn not_kept(&self, revision: Revision) -> Status {
         let (latest, oldest) = match (self.present(), self.keeper.store().oldest().await) {
@@ -402,7 +414,7 @@ impl ConfigService for ConfigApi {
         records.retain(|record| record.revision >= oldest);
         Ok(Response::new(v1::HistoryResponse {
             next_page_token,
-            revisions: records.iter().map(|record| record.to_wire()).collect(),
+            revisions: records.iter().map(|record| self.record(record)).collect(),
             oldest_revision: oldest.0,
         }))
     }

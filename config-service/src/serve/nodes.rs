@@ -37,7 +37,10 @@ pub(super) fn rollout(nodes: &Nodes, present: &Snapshot) -> Option<v1::RolloutSt
     );
     let total = total(&edges);
     Some(v1::RolloutStatus {
-        rollout: Some(write_rollout(rollout)),
+        rollout: Some(v1::Rollout {
+            stuck: present.stuck().unwrap_or_default().to_owned(),
+            ..write_rollout(rollout)
+        }),
         committed_at: present.committed_at().map(Into::into),
         ended: total.ended,
         failed: total.failed,

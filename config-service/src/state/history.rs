@@ -294,6 +294,7 @@ mod tests {
             state_hash: Layout::empty().id(),
             request: None,
             traceparent: String::new(),
+            store: None,
         };
         (1..=last).rev().map(record).collect()
     }

@@ -34,7 +34,7 @@ use super::{
 };
 use crate::{
     random::Random,
-    store::{Committed, Head, Object, ObjectId, Record, Store, StoreError},
+    store::{Committed, Head, Object, ObjectId, Record, Store, StoreError, StoreName},
     trouble::Trouble,
 };
 
@@ -170,9 +170,10 @@ impl Keeper {
         self.shared.rewinds.subscribe()
     }
 
-    /// Makes sure that whoever holds a revision, with the hash of its state, is not
-    /// led back by a replica that merely has not heard of it yet: the store is
-    /// asked. Where it does not know it either, that is noted.
+    /// Makes sure that whoever holds a revision, with the hash of its state and the
+    /// name of its store where that is known, is not led back by a replica that merely
+    /// has not heard of it yet: the store is asked. Where it does not know it either,
+    /// that is noted, unless it is another store's.
     ///
     /// # Errors
     /// Where the store would have to be asked, and cannot be; where it is empty.
@@ -180,6 +181,7 @@ impl Keeper {
         &self,
         revision: Revision,
         hash: ObjectId,
+        store: Option<StoreName>,
         node: &str,
     ) -> Result<(), StoreError> {
         let Some(present) = self.present() else {
@@ -195,7 +197,16 @@ impl Keeper {
             return Ok(());
         }
         let latest = present.revision();
-        self.note_rewind(revision, latest, Some(node));
+        match (store, present.store()) {
+            (Some(theirs), Some(ours)) if theirs != ours => {
+                tracing::warn!(
+                    node,
+                    revision = revision.0,
+                    "a node comes with a revision of another store; it is led to what this one holds"
+                );
+            }
+            _ => self.note_rewind((revision, hash), latest, Some(node)),
+        }
         match latest {
             Revision::EMPTY => Err(emptied(revision)),
             _ => Ok(()),
@@ -233,14 +244,19 @@ impl Keeper {
         Ok(known.is_none_or(|known| known == hash))
     }
 
-    fn note_rewind(&self, lost: Revision, latest: Revision, node: Option<&str>) {
+    fn note_rewind(
+        &self,
+        (lost, hash): (Revision, ObjectId),
+        latest: Revision,
+        node: Option<&str>,
+    ) {
         let noticed_at = SystemTime::now();
         let rewind = Rewind {
             lost,
             latest,
             noticed_at,
         };
-        self.shared.rewinds.note(rewind, node);
+        self.shared.rewinds.note(rewind, hash, node);
     }
 
     /// Is what was the latest record still in the history, as far as that can be
@@ -437,7 +453,9 @@ impl Turn<'_> {
             let ours = present.as_ref().and_then(|p| p.head().record.as_ref());
             let lost = match ours {
                 Some(ours) if head.record.is_none() => return Err(emptied(ours.revision)),
-                Some(ours) if !self.keeper.leads_on_from(ours, &head).await? => Some(ours.revision),
+                Some(ours) if !self.keeper.leads_on_from(ours, &head).await? => {
+                    Some((ours.revision, ours.state_hash))
+                }
                 _ => None,
             };
             let damaged = match self.keeper.read(head.clone()).await {

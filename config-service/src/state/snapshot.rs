@@ -1,13 +1,19 @@
 //! One revision, whole, as readers see it.
 
-use std::{collections::VecDeque, sync::Arc, time::SystemTime};
+use std::{
+    collections::{BTreeSet, VecDeque},
+    sync::{Arc, OnceLock},
+    time::SystemTime,
+};
 
-use anyport_model::{names::Revision, rollout::Rollout, state::Resources};
+use anyport_model::{
+    diff::Diff, names::Revision, resource::ResourceRef, rollout::Rollout, state::Resources,
+};
 
 use super::layout::Layout;
 use crate::{
     nodes::{NodeKey, Role},
-    store::{Head, ObjectId, Record, RequestMark},
+    store::{Head, ObjectId, Record, RequestMark, StoreName},
 };
 
 /// Revisions of which the request ids are remembered. A client that repeats a
@@ -51,6 +57,8 @@ pub struct Target {
     pub written: u64,
     /// Only some are to have it yet.
     pub trial: bool,
+    /// The store that it is in.
+    pub store: Option<StoreName>,
 }
 
 impl Target {
@@ -63,6 +71,7 @@ impl Target {
             traceparent: record.map_or_else(String::new, |record| record.traceparent.clone()),
             written,
             trial: record.is_some_and(|record| record.rollout.is_some()),
+            store: record.and_then(|record| record.store),
         })
     }
 }
@@ -75,6 +84,9 @@ pub struct Snapshot {
     /// What nodes have that do not try the latest; `None`: all have that.
     stable: Option<Arc<Target>>,
     recent: Recent,
+    /// Compared once: it takes as long as there are resources.
+    changed: OnceLock<BTreeSet<ResourceRef>>,
+    stuck: OnceLock<String>,
 }
 
 impl Snapshot {
@@ -89,6 +101,8 @@ impl Snapshot {
             head,
             stable,
             recent,
+            changed: OnceLock::new(),
+            stuck: OnceLock::new(),
         }
     }
 
@@ -120,6 +134,31 @@ impl Snapshot {
             Some(rollout) if !tries(rollout) => self.stable(),
             _ => &self.latest,
         }
+    }
+
+    /// What those who try the latest revision have otherwise than all others.
+    pub fn changed(&self) -> &BTreeSet<ResourceRef> {
+        self.changed.get_or_init(|| {
+            let diff = Diff::between(&self.stable().state.resources, self.resources());
+            let upserts = diff.upserts.iter().map(|resource| resource.reference());
+            upserts.chain(diff.removals.iter().cloned()).collect()
+        })
+    }
+
+    /// Why the end of its trial, which was decided, is not taken: as long as this is
+    /// the latest revision, that stays so.
+    pub fn stuck(&self) -> Option<&str> {
+        self.stuck.get().map(String::as_str)
+    }
+
+    /// See [`stuck`](Self::stuck). The first reason stays.
+    pub fn set_stuck(&self, why: String) {
+        let _ = self.stuck.set(why);
+    }
+
+    /// The store that it was read from; `None`: it has no name yet.
+    pub fn store(&self) -> Option<StoreName> {
+        self.head.record.as_ref()?.store
     }
 
     pub fn revision(&self) -> Revision {

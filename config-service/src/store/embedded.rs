@@ -462,6 +462,7 @@ mod tests {
             state_hash: object.id(),
             request: None,
             traceparent: String::new(),
+            store: None,
         }
     }
 

@@ -23,7 +23,7 @@ use anyport_model::names::Revision;
 use prost::bytes::Bytes;
 
 pub use object::{Object, ObjectId, ObjectIdError};
-pub use record::{Author, Record, RecordError, RequestMark};
+pub use record::{Author, Record, RecordError, RequestMark, StoreName};
 pub use url::{EtcdUrl, StoreUrl, StoreUrlError};
 
 /// Largest object, in bytes: well under the 1.5 MiB that etcd takes at once.

@@ -34,6 +34,33 @@ pub struct Record {
     pub request: Option<RequestMark>,
     /// W3C trace context of the write; empty: not traced.
     pub traceparent: String,
+    /// The store that it was written to; `None` before stores had names.
+    pub store: Option<StoreName>,
+}
+
+/// Tells a store from all others, but not from copies of it. By chance, with its first
+/// revision.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StoreName([u8; 16]);
+
+impl StoreName {
+    /// From numbers uniform over all 64 bits.
+    pub fn new(random: [u64; 2]) -> Self {
+        let [high, low] = random.map(u64::to_be_bytes);
+        let mut name = [0; 16];
+        name[..8].copy_from_slice(&high);
+        name[8..].copy_from_slice(&low);
+        Self(name)
+    }
+
+    /// `None` where `bytes` are not 16 in number.
+    pub fn from_slice(bytes: &[u8]) -> Option<Self> {
+        bytes.try_into().ok().map(Self)
+    }
+
+    pub fn to_vec(self) -> Vec<u8> {
+        self.0.to_vec()
+    }
 }
 
 /// Who wrote, as far as known; what is not is empty.
@@ -81,6 +108,8 @@ struct Stored {
     request_digest: Vec<u8>,
     #[prost(string, tag = "4")]
     traceparent: String,
+    #[prost(bytes = "vec", tag = "5")]
+    store: Vec<u8>,
 }
 
 impl Record {
@@ -114,6 +143,7 @@ impl Record {
             request_id,
             request_digest,
             traceparent: self.traceparent.clone(),
+            store: self.store.map_or_else(Vec::new, StoreName::to_vec),
         };
         stored.encode_to_vec()
     }
@@ -159,6 +189,7 @@ impl Record {
             state_hash: hash("state_hash", &record.state_hash)?,
             request,
             traceparent: stored.traceparent,
+            store: StoreName::from_slice(&stored.store),
         })
     }
 }
@@ -208,6 +239,7 @@ mod tests {
                 digest: ObjectId::of(b"request"),
             }),
             traceparent: "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".to_owned(),
+            store: Some(StoreName::new([1, 2])),
         }
     }
 
@@ -219,6 +251,7 @@ mod tests {
             rollout: None,
             promotion_of: None,
             request: None,
+            store: None,
             ..record()
         };
         for record in [full, bare] {

@@ -48,9 +48,8 @@ impl Edge {
     fn check(&self, before: &Replica, now: &Replica) {
         let name = &self.name;
         let (revision, hash) = (now.revision, content(now));
-        assert_eq!(
-            now.state_hash,
-            hash.to_vec(),
+        assert!(
+            now.state_hash.starts_with(hash.as_bytes()),
             "{name} serves something else than it was told revision {revision} is"
         );
         assert!(

@@ -27,4 +27,5 @@ pub use rollout::{
     read_app_trial, read_canary, read_outcomes, read_rollout, write_outcomes, write_rollout,
 };
 pub use time::{read_duration, write_duration, write_timestamp};
+pub(crate) use update::split_hash;
 pub use update::{read_update, write_full_update, write_rejections};

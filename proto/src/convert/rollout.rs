@@ -74,6 +74,7 @@ pub fn write_rollout(rollout: &Rollout) -> v1::Rollout {
             manual: canary.promote_after.is_none(),
         }),
         stable_revision: stable.0,
+        stuck: String::new(),
     }
 }
 

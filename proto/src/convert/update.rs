@@ -8,6 +8,9 @@ use anyport_model::{
 use super::{read_reference, read_resource, write_reference, write_resource};
 use crate::v1;
 
+/// Bytes of a state's hash. In what a subscriber keeps, the name of its store follows.
+const HASH: usize = 32;
+
 /// Reads an update; a resource that is wrong is rejected alone.
 pub fn read_update(wire: v1::Update) -> Result<Update, Fault> {
     let mut unreadable = Rejected::new();
@@ -34,13 +37,21 @@ pub fn read_update(wire: v1::Update) -> Result<Update, Fault> {
             removals: removals.collect::<Result<_, _>>()?,
         }
     };
+    let mut state_hash = wire.state_hash;
+    state_hash.extend(wire.store);
     Ok(Update {
         revision: Revision(wire.revision),
-        state_hash: wire.state_hash,
+        state_hash,
         scope,
         upserts,
         unreadable,
     })
+}
+
+/// The hash of a state and the name of its store, of what [`read_update`] made one of.
+pub(crate) fn split_hash(mut state_hash: Vec<u8>) -> (Vec<u8>, Vec<u8>) {
+    let store = state_hash.split_off(HASH.min(state_hash.len()));
+    (state_hash, store)
 }
 
 /// What a replica could not read, to be said in every acknowledgement.
