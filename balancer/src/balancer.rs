@@ -23,6 +23,7 @@ use crate::{
     driver::{Driver, Reports},
     membership::Subscriber,
     metrics::Metrics,
+    probe::Opener,
     serve::Service,
 };
 
@@ -35,6 +36,7 @@ pub struct Balancer {
     replicas: Vec<Endpoint>,
     registry: Registry,
     metrics: Metrics,
+    opener: Opener,
 }
 
 /// The balancer could not start, or broke off.
@@ -49,6 +51,9 @@ pub enum BalancerError {
     /// Two metrics have one name.
     #[error("metrics cannot be registered")]
     Metrics(#[from] prometheus::Error),
+    /// TLS cannot be set up for probes.
+    #[error("TLS cannot be set up for probes")]
+    Tls(#[from] rustls::Error),
     /// The gRPC server failed.
     #[error(transparent)]
     Serve(#[from] ServeError),
@@ -94,6 +99,7 @@ impl Balancer {
             replicas,
             registry,
             metrics,
+            opener: Opener::new()?,
         })
     }
 
@@ -113,7 +119,7 @@ impl Balancer {
     /// See [`BalancerError`].
     pub async fn run(self, drain: Drain) -> Result<(), BalancerError> {
         let readiness = Readiness::new();
-        let (driver, handle, tables, reports) = Driver::new(self.metrics, &readiness);
+        let (driver, handle, tables, reports) = Driver::new(self.opener, self.metrics, &readiness);
         let service = Service::new(
             self.config.name.clone(),
             epoch(SystemTime::now()),

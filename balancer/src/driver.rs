@@ -24,7 +24,7 @@ use crate::{
     membership::{Members, OriginKey},
     metrics::Metrics,
     pace::Pace,
-    probe::{Outcome, failure::Failure, probe},
+    probe::{Opener, Outcome, failure::Failure, probe},
     weights::Table,
 };
 
@@ -113,6 +113,7 @@ impl Handle {
 /// See the module.
 pub(crate) struct Driver {
     engine: Engine,
+    opener: Opener,
     commands: mpsc::Receiver<Command>,
     probes: JoinSet<Outcome>,
     under_way: HashMap<Id, Ticket>,
@@ -128,7 +129,11 @@ pub(crate) struct Driver {
 }
 
 impl Driver {
-    pub(crate) fn new(metrics: Metrics, readiness: &Readiness) -> (Self, Handle, Tables, Reports) {
+    pub(crate) fn new(
+        opener: Opener,
+        metrics: Metrics,
+        readiness: &Readiness,
+    ) -> (Self, Handle, Tables, Reports) {
         let (commands, obeyed) = mpsc::channel(COMMANDS);
         let (tables, latest_table) = watch::channel(None);
         let (reports, latest_report) = watch::channel(None);
@@ -138,6 +143,7 @@ impl Driver {
         network.set_ready();
         let driver = Self {
             engine: Engine::new(),
+            opener,
             commands: obeyed,
             probes: JoinSet::new(),
             under_way: HashMap::new(),
@@ -187,8 +193,10 @@ impl Driver {
         while self.probes.len() < PROBES_MAX
             && let Some(ticket) = self.engine.start_due(now)
         {
-            let target = ticket.target.clone();
-            let task = self.probes.spawn(async move { probe(&target).await });
+            let (opener, target) = (self.opener.clone(), ticket.target.clone());
+            let task = self
+                .probes
+                .spawn(async move { probe(&opener, &target).await });
             self.under_way.insert(task.id(), ticket);
         }
     }

@@ -147,7 +147,10 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use std::time::Duration;
 
-    use anyport_model::resource::{Check, Monitor, Pool, Weight};
+    use anyport_model::{
+        check::{Check, Exchange},
+        resource::{Monitor, Pool, Weight},
+    };
 
     use super::*;
     use crate::membership::{Members, fixtures::*};
@@ -197,10 +200,10 @@ mod tests {
     #[test]
     fn another_address_port_or_question_starts_anew() {
         let ask = Monitor {
-            check: Check::Tcp {
+            check: Check::Tcp(Exchange {
                 send: b"PING\r\n".to_vec(),
                 expect: b"+PONG".to_vec(),
-            },
+            }),
             ..monitor("quick", 2, 1)
         };
         let elsewhere = Monitor {

@@ -107,7 +107,10 @@ pub(crate) mod fixtures {
 
     use std::{num::NonZeroU32, time::Duration};
 
-    use anyport_model::resource::{Check, Origin, Policy, Thresholds, Weight};
+    use anyport_model::{
+        check::{Check, Exchange},
+        resource::{Origin, Policy, Thresholds, Weight},
+    };
 
     use super::*;
 
@@ -116,10 +119,7 @@ pub(crate) mod fixtures {
     pub(crate) fn monitor(name: &str, up: u32, down: u32) -> Monitor {
         Monitor {
             name: name.parse().unwrap(),
-            check: Check::Tcp {
-                send: Vec::new(),
-                expect: Vec::new(),
-            },
+            check: Check::Tcp(Exchange::default()),
             interval: INTERVAL,
             timeout: Duration::from_secs(2),
             retries: 0,

@@ -3,7 +3,7 @@
 //! - **prefix**: address space that the fleet answers for ([`resource::Prefix`])
 //! - **app**: what arrives where, and where it goes ([`resource::App`])
 //! - **pool**, **origin**: servers behind an app ([`resource::Pool`])
-//! - **monitor**: how an origin is probed ([`resource::Monitor`])
+//! - **monitor**: how an origin is probed ([`resource::Monitor`], [`check::Check`])
 //! - **certificate**: what the edge shows to TLS clients ([`certificate::Certificate`])
 //! - **source**: whom limits count as one client ([`limits::Source`])
 //! - **claim**: a rectangle of addresses × ports ([`steering::Claim`])
@@ -15,9 +15,11 @@
 //! Time, randomness and hash seeds are arguments everywhere.
 
 pub mod access;
+pub mod any_certificate;
 pub mod backoff;
 pub mod bucket;
 pub mod certificate;
+pub mod check;
 pub mod client_hello;
 pub mod diff;
 pub mod disabled;

@@ -8,6 +8,7 @@ use ipnet::IpNet;
 use crate::{
     access::Access,
     certificate::Certificate,
+    check::Check,
     dns::DnsOrigin,
     identity::Identity,
     limits::Limits,
@@ -233,16 +234,8 @@ pub struct Monitor {
     /// Further attempts at once, after a timeout only.
     pub retries: u32,
     pub thresholds: Thresholds,
-    /// Instead of the origin's own port.
+    /// Instead of the origin's own port. [`Check::Icmp`] has none.
     pub port: Option<u16>,
-}
-
-/// What a probe does.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Check {
-    /// Connect; send `send`; wait until the reply contains `expect`. Empty
-    /// ones are left out.
-    Tcp { send: Vec<u8>, expect: Vec<u8> },
 }
 
 /// Probes in a row that change a verdict.

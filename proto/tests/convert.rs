@@ -12,13 +12,14 @@ use std::{
 
 use anyport_model::{
     access::{Access, Action, Rule},
+    check::{Check, Exchange, Request},
     dns::{DnsOrigin, Question, RecordType},
     identity::{ClientIp, Identity, ProxyProtocol},
     limits::Limits,
     ports::{PortMap, PortRange},
     resource::{
-        App, Check, DirectOrigin, Disable, Monitor, Origin, OriginChoice, Policy, Pool, Prefix,
-        Resource, Thresholds, Timeouts, Transport, Weight,
+        App, DirectOrigin, Disable, Monitor, Origin, OriginChoice, Policy, Pool, Prefix, Resource,
+        Thresholds, Timeouts, Transport, Weight,
     },
 };
 use anyport_proto::{
@@ -71,13 +72,34 @@ fn prefix() -> impl Strategy<Value = Resource> {
     routable.prop_map(Resource::Prefix)
 }
 
+fn check() -> impl Strategy<Value = Check> {
+    let text = || prop::collection::vec(any::<u8>(), 0..40);
+    let exchange = || (text(), text()).prop_map(|(send, expect)| Exchange { send, expect });
+    let request = || {
+        let codes = "[2-5](xx|[0-9]{2})(,[2-4]00-5[0-9]{2})?";
+        ("/[a-z0-9?=%]{0,20}", codes, ".{0,20}").prop_map(|(path, codes, expected_body)| Request {
+            path: path.parse().unwrap(),
+            expected_codes: codes.parse().unwrap(),
+            expected_body,
+        })
+    };
+    prop_oneof![
+        exchange().prop_map(Check::Tcp),
+        exchange().prop_map(Check::Tls),
+        request().prop_map(Check::Http),
+        request().prop_map(Check::Https),
+        ".{0,20}".prop_map(|service| Check::Grpc { service }),
+        exchange().prop_map(Check::Udp),
+        Just(Check::Icmp),
+    ]
+}
+
 fn monitor() -> impl Strategy<Value = Resource> {
     let second = Duration::from_secs(1);
-    let text = || prop::collection::vec(any::<u8>(), 0..40);
     let threshold = || (1u32..=100).prop_map(|n| NonZeroU32::new(n).unwrap());
     (
         name(),
-        (text(), text()),
+        check(),
         duration(second / 10, 3600 * second),
         duration(second / 100, 60 * second),
         0u32..=10,
@@ -85,15 +107,15 @@ fn monitor() -> impl Strategy<Value = Resource> {
         prop::option::of(1u16..=u16::MAX),
     )
         .prop_map(
-            |(name, (send, expect), interval, timeout, retries, (up, down), port)| {
+            |(name, check, interval, timeout, retries, (up, down), port)| {
                 Resource::Monitor(Arc::new(Monitor {
                     name: name.parse().unwrap(),
-                    check: Check::Tcp { send, expect },
+                    port: port.filter(|_| check != Check::Icmp),
+                    check,
                     interval,
                     timeout,
                     retries,
                     thresholds: Thresholds { up, down },
-                    port,
                 }))
             },
         )
@@ -275,22 +297,35 @@ fn wire_duration() -> impl Strategy<Value = Option<prost_types::Duration>> {
 /// Messages that decode, with anything in them.
 fn wire() -> impl Strategy<Value = v1::Resource> {
     let prefix = text().prop_map(|cidr| Kind::Prefix(v1::Prefix { cidr }));
-    let monitor = (text(), any::<[i32; 6]>(), wire_duration(), wire_duration()).prop_map(
-        |(name, numbers, interval, timeout)| {
+    let texts = [text(), text(), text(), text()];
+    let kind = prop_oneof![any::<i32>(), 0..9i32];
+    let monitor = (
+        text(),
+        any::<[i32; 5]>(),
+        wire_duration(),
+        wire_duration(),
+        kind,
+        texts,
+    )
+        .prop_map(|(name, numbers, interval, timeout, kind, texts)| {
             let number = |index: usize| numbers[index].cast_unsigned();
+            let [path, expected_codes, expected_body, service] = texts;
             Kind::Monitor(v1::Monitor {
                 name,
-                r#type: numbers[0],
+                r#type: kind,
                 interval,
                 timeout,
                 retries: number(1),
                 consecutive_up: number(2),
                 consecutive_down: number(3),
                 port: number(4),
+                path,
+                expected_codes,
+                expected_body,
+                service,
                 ..Default::default()
             })
-        },
-    );
+        });
     let origin = (text(), text(), any::<Option<f64>>(), any::<Option<bool>>());
     let origin = origin.prop_map(|(name, address, weight, enabled)| v1::Origin {
         name,
@@ -430,6 +465,19 @@ proptest! {
     }
 }
 
+use v1::MonitorType as T;
+
+fn of_type(kind: T, change: impl FnOnce(&mut v1::Monitor)) -> Kind {
+    a_monitor(|monitor| {
+        monitor.r#type = kind.into();
+        change(monitor);
+    })
+}
+
+fn a_request(change: impl FnOnce(&mut v1::Monitor)) -> Kind {
+    of_type(T::Https, change)
+}
+
 fn a_monitor(change: impl FnOnce(&mut v1::Monitor)) -> Kind {
     let mut monitor = v1::Monitor {
         name: "quick".to_owned(),
@@ -522,9 +570,56 @@ fn fields(kind: Kind) -> Vec<String> {
 fn the_samples_of_the_next_test_are_right_but_for_the_fault() {
     let guarded = a_guarded_app(0, &[(2, "203.0.113.0/24"), (1, "203.0.113.5"), (2, "::/0")]);
     let apps = [an_app(|_| {}), a_named_app(|_, _| {}), guarded];
-    for kind in [a_monitor(|_| {}), a_pool(|_| {})].into_iter().chain(apps) {
+    let exchange = |kind| {
+        of_type(kind, |m| {
+            m.send = b"PING\r\n".into();
+            m.expect = b"+PONG".into();
+            m.port = 7;
+        })
+    };
+    let monitors = [
+        a_monitor(|_| {}),
+        exchange(T::Tcp),
+        exchange(T::Tls),
+        exchange(T::Udp),
+        a_request(|m| {
+            m.path = "/healthz?full=1".into();
+            m.expected_codes = "2xx,301-302".into();
+            m.expected_body = "ok".into();
+        }),
+        of_type(T::Http, |m| m.port = 80),
+        of_type(T::Grpc, |m| m.service = "game.v1.Lobby".into()),
+        of_type(T::Icmp, |_| {}),
+    ];
+    for kind in [a_pool(|_| {})].into_iter().chain(monitors).chain(apps) {
         assert_eq!(fields(kind), [""; 0]);
     }
+}
+
+#[test]
+fn a_field_of_other_monitors_is_refused_with_its_value_and_whose_it_is() {
+    let said = |kind| {
+        let read = read_resource(v1::Resource { kind: Some(kind) });
+        read.unwrap_err().faults[0].problem.to_string()
+    };
+    assert_eq!(
+        said(a_monitor(|m| m.path = "/healthz".into())),
+        "\"/healthz\" is for monitors of type http, https, and this one is tcp; right is to leave \
+         it out"
+    );
+    assert_eq!(
+        said(a_request(|m| m.send = [&b"\r\n"[..], &[b'x'; 99]].concat())),
+        format!(
+            "\"\\r\\n{}\"… is for monitors of type tcp, tls, udp, and this one is https; right is to \
+             leave it out",
+            "x".repeat(38)
+        )
+    );
+    assert_eq!(
+        said(of_type(T::Icmp, |m| m.port = 7)),
+        "7 is for monitors of type tcp, tls, http, https, grpc, udp, and this one is icmp; right is \
+         to leave it out"
+    );
 }
 
 #[test]
@@ -563,6 +658,33 @@ fn every_fault_names_its_field() {
         (a_monitor(|m| m.port = 65_536), "port"),
         (a_monitor(|m| m.send = vec![0; 4097]), "send"),
         (a_monitor(|m| m.expect = vec![0; 4097]), "expect"),
+        (a_monitor(|m| m.path = "/healthz".into()), "path"),
+        (
+            a_monitor(|m| m.expected_codes = "2xx".into()),
+            "expected_codes",
+        ),
+        (
+            a_monitor(|m| m.expected_body = "ok".into()),
+            "expected_body",
+        ),
+        (a_monitor(|m| m.service = "game".into()), "service"),
+        (a_request(|m| m.send = b"GET".into()), "send"),
+        (a_request(|m| m.expect = b"200".into()), "expect"),
+        (a_request(|m| m.service = "game".into()), "service"),
+        (a_request(|m| m.path = "healthz".into()), "path"),
+        (
+            a_request(|m| m.expected_codes = "1xx".into()),
+            "expected_codes",
+        ),
+        (
+            a_request(|m| m.expected_body = "x".repeat(4097)),
+            "expected_body",
+        ),
+        (of_type(T::Grpc, |m| m.path = "/".into()), "path"),
+        (of_type(T::Grpc, |m| m.send = b"x".into()), "send"),
+        (of_type(T::Grpc, |m| m.service = "x".repeat(256)), "service"),
+        (of_type(T::Icmp, |m| m.port = 7), "port"),
+        (of_type(T::Icmp, |m| m.expect = b"x".into()), "expect"),
         (a_pool(|p| p.name = String::new()), "name"),
         (a_pool(|p| p.monitor = "no/name".into()), "monitor"),
         (a_pool(|p| p.policy = 77), "policy"),

@@ -1,13 +1,21 @@
 //! Against real sockets on loopback.
 #![allow(clippy::unwrap_used)]
 
+mod datagrams;
+mod grpc;
+mod tls;
+mod web;
+
 use std::{
     net::{SocketAddr, TcpStream as StdStream},
     sync::Arc,
     time::Duration,
 };
 
-use anyport_model::resource::{Check, Monitor};
+use anyport_model::{
+    check::{Check, Exchange},
+    resource::Monitor,
+};
 use socket2::{Domain, Socket, Type};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -25,12 +33,25 @@ const AMPLE: Duration = Duration::from_secs(20);
 /// For probes that should time out.
 const SHORT: Duration = Duration::from_millis(150);
 
+/// Once, without what a process shares among its probes.
+async fn probe(target: &Target) -> Outcome {
+    super::probe(&Opener::new().unwrap(), target).await
+}
+
+fn exchange(send: &str, expect: &str) -> Exchange {
+    Exchange {
+        send: send.into(),
+        expect: expect.into(),
+    }
+}
+
 fn target(origin: SocketAddr, timeout: Duration, send: &str, expect: &str) -> Target {
+    asking(origin, timeout, Check::Tcp(exchange(send, expect)))
+}
+
+fn asking(origin: SocketAddr, timeout: Duration, check: Check) -> Target {
     let monitor = Monitor {
-        check: Check::Tcp {
-            send: send.into(),
-            expect: expect.into(),
-        },
+        check,
         timeout,
         ..fixtures::monitor("quick", 1, 1)
     };
@@ -192,7 +213,10 @@ async fn a_banner_that_never_says_it_is_read_up_to_a_bound() {
     let failure = failure(&target(address, AMPLE, "", "ready")).await;
     assert_eq!(
         failure.to_string(),
-        r#"no reply containing "ready" in the first 65536 bytes"#
+        format!(
+            r#"no reply containing "ready" in the first 65536 bytes, which begin "{}"…"#,
+            "x".repeat(40)
+        )
     );
     assert_eq!(failure.cause(), Cause::Reply);
 }
@@ -206,7 +230,7 @@ async fn the_wrong_reply_and_an_end_is_said_so() {
     let failure = failure(&target(address, AMPLE, "", "+PONG")).await;
     assert_eq!(
         failure.to_string(),
-        r#"closed after 8 bytes, no reply containing "+PONG""#
+        r#"closed after 8 bytes, no reply containing "+PONG"; heard "-LOADING""#
     );
 }
 
@@ -282,4 +306,21 @@ async fn ipv6_origins_are_probed_alike() {
     drop(listener);
     let failure = failure(&target(address, AMPLE, "", "")).await;
     assert_eq!(failure.to_string(), "connect: connection refused");
+}
+
+/// A probe whose own thread is held up knows nothing of the origin: its reply may
+/// have been there all along.
+#[tokio::test]
+async fn a_host_that_is_too_busy_blames_nobody() {
+    let (address, _) = origin(async |_, mut stream: TcpStream| {
+        let _ = stream.read_to_end(&mut Vec::new()).await;
+    })
+    .await;
+    let target = target(address, SHORT, "", "ready");
+    let (failure, ()) = tokio::join!(failure(&target), async {
+        tokio::task::yield_now().await;
+        std::thread::sleep(4 * SHORT);
+    });
+    assert!(matches!(failure, Failure::Busy(_)), "{failure}");
+    assert_eq!(failure.blame(), Blame::Host);
 }

@@ -188,6 +188,10 @@ fn monitor(fields: &mut Fields<'_, '_>) -> v1::Monitor {
         port: fields.count("port"),
         send: fields.bytes("send"),
         expect: fields.bytes("expect"),
+        path: fields.text("path"),
+        expected_codes: fields.text_or_number("expected_codes"),
+        expected_body: fields.text("expected_body"),
+        service: fields.text("service"),
     }
 }
 

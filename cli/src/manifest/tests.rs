@@ -25,6 +25,10 @@ monitors:
     port: 0
     send: "PING\r\n"
     expect: { hex: "2b 50" }
+    path: /healthz
+    expected_codes: "200,301-302"
+    expected_body: "all well"
+    service: game.v1.Lobby
 pools:
   - name: game
     monitor: quick
@@ -79,6 +83,10 @@ fn every_field_arrives_in_its_message() {
             port: 0,
             send: b"PING\r\n".to_vec(),
             expect: b"+P".to_vec(),
+            path: "/healthz".into(),
+            expected_codes: "200,301-302".into(),
+            expected_body: "all well".into(),
+            service: "game.v1.Lobby".into(),
         }))
     );
     let origin = |name: &str, address: &str, weight, enabled| v1::Origin {
@@ -160,7 +168,7 @@ fn every_fault_is_found_in_one_look() {
         r#"
 monitors:
   - name: quick
-    type: https
+    type: ftp
     interval: 5 parsecs
     timeout: 5
     retries: -1
@@ -184,7 +192,7 @@ secrets: []
 "#,
     );
     let wanted = r#"
-m.yaml:4: monitors[0].type: "https" is no monitor type of this version of Anyport; right is tcp
+m.yaml:4: monitors[0].type: "ftp" is no monitor type; right is tcp, tls, http, https, grpc, udp or icmp
 m.yaml:5: monitors[0].interval: "5 parsecs" is no duration; right is 500ms, 2s, 5m, 1h or 30d
 m.yaml:6: monitors[0].timeout: 5 has no unit; right is 5ms, 5s, 5m or 5h
 m.yaml:7: monitors[0].retries: is the number -1; right is a whole number from 0 to 4294967295
@@ -335,22 +343,22 @@ fn a_path_of_the_config_service_leads_to_the_users_line() {
         ("resources[1].prefix.cidr", "m.yaml:4: prefixes[1].cidr"),
         (
             "resources[3].pool.origins[1].weight",
-            "m.yaml:24: pools[0].origins[1].weight",
+            "m.yaml:28: pools[0].origins[1].weight",
         ),
         (
             "resources[3].pool.origins[0].absent",
-            "m.yaml:23: pools[0].origins[0].absent",
+            "m.yaml:27: pools[0].origins[0].absent",
         ),
         (
             "resources[4].app.edge_ips[1]",
-            "m.yaml:28: apps[0].edge_ips[1]",
+            "m.yaml:32: apps[0].edge_ips[1]",
         ),
         (
             "resources[4].app.timeouts.idle",
-            "m.yaml:31: apps[0].timeouts.idle",
+            "m.yaml:35: apps[0].timeouts.idle",
         ),
-        ("resources[5].app", "m.yaml:33: apps[1]"),
-        ("resources[5]", "m.yaml:33: apps[1]"),
+        ("resources[5].app", "m.yaml:37: apps[1]"),
+        ("resources[5]", "m.yaml:37: apps[1]"),
     ] {
         assert_eq!(shown(&manifest, path).as_deref(), Some(place), "{path}");
     }
@@ -480,11 +488,12 @@ fn any_monitor() -> impl Strategy<Value = Kind> {
     );
     (
         any_text(),
-        0..2i32,
+        0..8i32,
         any_duration(),
         any_duration(),
         numbers,
         bytes,
+        [any_text(), any_text(), any_text(), any_text()],
     )
         .prop_map(
             |(
@@ -494,6 +503,7 @@ fn any_monitor() -> impl Strategy<Value = Kind> {
                 timeout,
                 (retries, consecutive_up, consecutive_down, port),
                 (send, expect),
+                [path, expected_codes, expected_body, service],
             )| {
                 Kind::Monitor(v1::Monitor {
                     name,
@@ -506,6 +516,10 @@ fn any_monitor() -> impl Strategy<Value = Kind> {
                     port,
                     send,
                     expect,
+                    path,
+                    expected_codes,
+                    expected_body,
+                    service,
                 })
             },
         )

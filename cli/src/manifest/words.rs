@@ -11,8 +11,16 @@ pub trait Word: Copy + Into<i32> + 'static {
 }
 
 impl Word for v1::MonitorType {
-    const NOUN: &'static str = "monitor type of this version of Anyport";
-    const WORDS: &'static [(&'static str, Self)] = &[("tcp", Self::Tcp)];
+    const NOUN: &'static str = "monitor type";
+    const WORDS: &'static [(&'static str, Self)] = &[
+        ("tcp", Self::Tcp),
+        ("tls", Self::Tls),
+        ("http", Self::Http),
+        ("https", Self::Https),
+        ("grpc", Self::Grpc),
+        ("udp", Self::Udp),
+        ("icmp", Self::Icmp),
+    ];
 }
 
 impl Word for v1::Policy {

@@ -66,6 +66,14 @@ pub struct Monitor {
     send: Option<Bytes>,
     #[serde(skip_serializing_if = "Option::is_none")]
     expect: Option<Bytes>,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    path: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    expected_codes: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    expected_body: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    service: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -247,6 +255,10 @@ impl From<&v1::Monitor> for Monitor {
             port: wire.port,
             send: Bytes::new(&wire.send),
             expect: Bytes::new(&wire.expect),
+            path: wire.path.clone(),
+            expected_codes: wire.expected_codes.clone(),
+            expected_body: wire.expected_body.clone(),
+            service: wire.service.clone(),
         }
     }
 }

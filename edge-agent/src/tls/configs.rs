@@ -8,16 +8,14 @@ use std::{
 };
 
 use anyport_model::{
+    any_certificate::AnyCertificate,
     certificate::{CaCertificates, Certificate, CertificateError},
     names::CertificateName,
     tls::{OriginTls, Roots},
 };
 use rustls::{
-    ClientConfig, ConfigBuilder, DigitallySignedStruct, Error, RootCertStore, ServerConfig,
-    SignatureScheme, WantsVerifier,
-    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    ClientConfig, ConfigBuilder, Error, RootCertStore, ServerConfig, WantsVerifier,
     crypto::{CryptoProvider, aws_lc_rs},
-    pki_types::{CertificateDer, ServerName, UnixTime},
     server::NoServerSessionStorage,
     sign::SingleCertAndKey,
 };
@@ -172,44 +170,5 @@ impl Configs {
         let config = self.client(authorities.roots())?;
         all.push((authorities.clone(), Arc::downgrade(&config)));
         Ok(config)
-    }
-}
-
-/// `full`: the origin may show any certificate, or one that cannot be read.
-#[derive(Debug)]
-struct AnyCertificate(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for AnyCertificate {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
     }
 }

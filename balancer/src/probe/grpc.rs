@@ -1,0 +1,99 @@
+//! `grpc.health.v1.Health/Check`, HTTP/2 in clear text with prior knowledge.
+
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError, Weak},
+};
+
+use hyper::client::conn::http2;
+use hyper_util::rt::TokioIo;
+use tokio::{net::TcpStream, task::JoinSet};
+use tonic::{Code, Status, body::Body};
+use tonic_health::pb::{
+    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
+};
+
+use super::{
+    ANSWER_MAX,
+    attempt::Progress,
+    failure::{Failure, Quote, Waiting},
+};
+
+/// What a connection of HTTP/2 runs beside it: tasks that end with the probe,
+/// which a connection that hangs would else outlive.
+#[derive(Clone)]
+struct Beside(Weak<Mutex<JoinSet<()>>>);
+
+impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for Beside {
+    fn execute(&self, task: F) {
+        if let Some(tasks) = self.0.upgrade() {
+            let mut tasks = tasks.lock().unwrap_or_else(PoisonError::into_inner);
+            tasks.spawn(task);
+        }
+    }
+}
+
+pub(super) async fn check(
+    stream: TcpStream,
+    address: SocketAddr,
+    service: &str,
+    progress: &mut Progress,
+) -> Result<(), Failure> {
+    progress.waiting = Waiting::Answer;
+    let tasks = Arc::new(Mutex::new(JoinSet::new()));
+    let handshake = http2::Builder::new(Beside(Arc::downgrade(&tasks)))
+        .handshake::<_, Body>(TokioIo::new(stream));
+    let (sender, connection) = handshake.await.map_err(Failure::http)?;
+    let drive = async {
+        let _ = connection.await;
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        outcome = Box::pin(ask(sender, address, service)) => outcome,
+        () = drive => Ok(()),
+    }
+}
+
+async fn ask(
+    sender: http2::SendRequest<Body>,
+    address: SocketAddr,
+    service: &str,
+) -> Result<(), Failure> {
+    let send = tower::service_fn(move |request| {
+        let mut sender = sender.clone();
+        async move { sender.send_request(request).await }
+    });
+    let origin = format!("http://{address}").parse();
+    let origin = origin.map_err(|error| Failure::Broken(format!("{error}")))?;
+    let mut client = HealthClient::with_origin(send, origin).max_decoding_message_size(ANSWER_MAX);
+    let request = HealthCheckRequest {
+        service: service.to_owned(),
+    };
+    let answer = client.check(request).await;
+    let answer = answer.map_err(|status| failed(status, service))?;
+    match answer.into_inner().status() {
+        ServingStatus::Serving => Ok(()),
+        other => Err(Failure::NotServing(other.as_str_name())),
+    }
+}
+
+/// What the server answered, or that it did not.
+fn failed(status: Status, service: &str) -> Failure {
+    let mut source = std::error::Error::source(&status);
+    while let Some(error) = source {
+        if let Some(error) = error.downcast_ref::<hyper::Error>() {
+            return Failure::of_http(error);
+        }
+        source = error.source();
+    }
+    let said = match status.code() {
+        Code::NotFound => format!("the server has no service {service:?} (NOT_FOUND)"),
+        Code::Unimplemented => "the server has no grpc.health.v1 (UNIMPLEMENTED)".to_owned(),
+        code => {
+            let message = Quote::of_any(status.message().as_bytes());
+            let message = message.map_or(String::new(), |quote| format!(": {quote}"));
+            format!("the server answered {code:?}{message}")
+        }
+    };
+    Failure::Grpc(said)
+}
