@@ -7,6 +7,7 @@
 //! - `rollout`: what some edges try goes to all, or back
 //! - [`nodes`]: who is connected, and what each has applied
 //! - [`serve`]: all of it on the wire
+//! - `wire`: messages that are encoded once for many
 //!
 //! A change goes through them in this order: `serve` reads the request, `admit`
 //! holds it against the state and has it stored, `state` moves, `push` sends the
@@ -21,6 +22,7 @@ mod app;
 mod config;
 mod metrics;
 pub mod nodes;
+mod offload;
 pub mod push;
 mod random;
 mod rollout;
@@ -28,6 +30,7 @@ pub mod serve;
 pub mod state;
 pub mod store;
 mod trouble;
+mod wire;
 
 pub use app::{ConfigService, RunError, run};
 pub use config::Config;

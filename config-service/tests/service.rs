@@ -760,6 +760,30 @@ async fn a_file_that_was_restored_from_an_older_copy_is_told_by_the_nodes_that_k
     assert_eq!((rewind.lost_revision, rewind.latest_revision), (2, 3));
 }
 
+/// `anyport_config_update_bytes_total` of edges.
+async fn sent_to_edges(service: &Service) -> u64 {
+    let metrics = get(service.admin, "/metrics").await;
+    let name = "anyport_config_update_bytes_total{role=\"edge\"} ";
+    let line = metrics.lines().find_map(|line| line.strip_prefix(name));
+    line.map_or(0, |count| count.parse().unwrap())
+}
+
+#[tokio::test]
+async fn who_takes_it_is_sent_a_whole_state_compressed_and_others_as_it_is() {
+    let (_directory, service) = fresh().await;
+    service.apply(many(1_000)).await.unwrap();
+    let mut plain = Subscriber::connect(&service, edge("plain")).await;
+    let whole = plain.take().await;
+    let long = sent_to_edges(&service).await;
+    let mut takes = Subscriber::connect_compressed(&service, edge("takes")).await;
+    assert_eq!(takes.take().await, whole);
+    let short = sent_to_edges(&service).await - long;
+    assert!(short < long / 5, "{short} of {long}");
+    // A change that is short comes as it is, on the same stream.
+    service.apply(vec![app("app-0", 9_000)]).await.unwrap();
+    assert_eq!(plain.take().await, takes.take().await);
+}
+
 #[tokio::test]
 async fn a_node_of_another_fleet_says_nothing_of_this_store_and_hides_nothing() {
     let (_directory, service) = fresh().await;

@@ -16,6 +16,7 @@ use tonic::{
     Status,
     body::Body,
     client::GrpcService,
+    codec::CompressionEncoding,
     codegen::{Body as HttpBody, Bytes, StdError},
 };
 
@@ -200,8 +201,10 @@ impl<S: Subscriber> Session<'_, S> {
         dialled: impl Future<Output = Result<T, Status>> + Send,
         report: &mut watch::Receiver<Option<v1::Report>>,
     ) -> Result<std::convert::Infallible, Ended> {
-        let mut client =
-            DiscoveryServiceClient::new(dialled.await?).max_decoding_message_size(UPDATE_MAX);
+        // A whole state is a tenth of itself then; what is short comes as it is.
+        let mut client = DiscoveryServiceClient::new(dialled.await?)
+            .max_decoding_message_size(UPDATE_MAX)
+            .accept_compressed(CompressionEncoding::Gzip);
         let (outgoing, requests) = mpsc::channel(OUTGOING);
         send(&outgoing, Message::Subscribe(self.subscribe())).await?;
         let stream = client.sync(ReceiverStream::new(requests)).await?;

@@ -12,7 +12,6 @@ use anyport_model::{
 };
 use anyport_node::telemetry;
 use anyport_proto::sync::UPDATE_MAX;
-use tokio::runtime::{Handle, RuntimeFlavor};
 use tracing::Instrument;
 
 use super::{
@@ -20,6 +19,7 @@ use super::{
     intent::{Change, Intent, Plan, Refusal, Violation},
 };
 use crate::{
+    offload::offload,
     state::{Draft, Keeper, Snapshot, Turn},
     store::{Author, ObjectId, Record, RequestMark, StoreError, StoreName},
 };
@@ -245,17 +245,11 @@ impl Writer {
     }
 }
 
-/// Planning takes as long as there are resources; not on a thread that serves.
 async fn admit(intent: &Arc<Intent>, present: &Arc<Snapshot>) -> Result<Plan, WriteError> {
     let span = tracing::info_span!("admit", against = present.revision().0.cast_signed());
     let (intent, present) = (Arc::clone(intent), Arc::clone(present));
     let plan = move || span.in_scope(|| intent.plan(present.resources()));
-    // Where there is one thread only, nobody else is kept from it.
-    if Handle::current().runtime_flavor() == RuntimeFlavor::CurrentThread {
-        return Ok(plan()?);
-    }
-    let planned = tokio::task::spawn_blocking(plan);
-    Ok(planned.await.map_err(WriteError::Panicked)??)
+    Ok(offload(plan).await.map_err(WriteError::Panicked)??)
 }
 
 /// One attempt to make a plan the latest revision.

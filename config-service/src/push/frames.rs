@@ -1,9 +1,6 @@
 //! Encoded updates, each made once for all who need it.
 
-use std::{
-    collections::VecDeque,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::{panic::resume_unwind, sync::Arc};
 
 use anyport_model::{diff::Diff, names::Revision, resource::Kind};
 use anyport_proto::{
@@ -11,24 +8,21 @@ use anyport_proto::{
     sync::UPDATE_MAX,
     v1,
 };
-use prost::{
-    Message,
-    bytes::{BufMut, Bytes, BytesMut},
-};
-use tokio::sync::OnceCell;
+use prost::{Message, bytes::Bytes};
 
 use crate::{
     nodes::Role,
+    offload::offload,
     state::{Keeper, StateAt, Target},
     store::{ObjectId, StoreName},
+    wire::{Coding, Once, message},
 };
 
-/// Updates kept encoded. A fleet is at one or two revisions at a time, so this
-/// is plenty; a snapshot of the largest state has 64 MiB.
-const KEPT: usize = 8;
-
-/// Bytes before a message of a gRPC stream.
-const PREFIX: usize = 5;
+/// Updates kept encoded. A fleet is at one or two revisions at a time, so this is
+/// plenty.
+const CHANGES: usize = 8;
+/// The largest state has 64 MiB where it is not compressed.
+const WHOLE: usize = 4;
 
 /// What a subscriber holds: a revision, and the hash that came with it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,6 +45,7 @@ pub struct Frame {
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Key {
     role: Role,
+    coding: Coding,
     from: Option<Held>,
     to: Held,
     /// See [`Target::written`].
@@ -58,17 +53,14 @@ struct Key {
     trial: bool,
 }
 
-/// `None`: what was to be changed is not known, or the change is larger than what
-/// subscribers take.
-type Slot = Arc<OnceCell<Option<Frame>>>;
-
 /// Makes updates and keeps the latest.
 #[derive(Debug)]
 pub struct Frames {
     keeper: Keeper,
     /// What subscribers take, in bytes.
     longest: usize,
-    kept: Mutex<VecDeque<(Key, Slot)>>,
+    changes: Once<Key, Option<Frame>>,
+    whole: Once<Key, Frame>,
 }
 
 impl Frames {
@@ -76,56 +68,52 @@ impl Frames {
         Self {
             keeper,
             longest: UPDATE_MAX,
-            kept: Default::default(),
+            changes: Once::new(CHANGES),
+            whole: Once::new(WHOLE),
         }
     }
 
     /// The change that leads a subscriber from what it holds to `to`; `None` where
     /// it has to be sent the whole: the state it holds is not known, or the change is
     /// larger than subscribers take.
-    pub async fn change(&self, role: Role, from: Held, to: &Target) -> Option<Frame> {
-        let slot = self.slot(role, Some(from), to);
-        let made = slot.get_or_init(|| self.make_change(role, from, to)).await;
-        made.clone()
+    pub async fn change(
+        &self,
+        role: Role,
+        from: Held,
+        to: &Arc<Target>,
+        coding: Coding,
+    ) -> Option<Frame> {
+        let make = self.make_change(role, from, to, coding);
+        self.changes
+            .get(Key::new(role, Some(from), to, coding), make)
+            .await
     }
 
     /// The whole of `to`.
-    pub async fn whole(&self, role: Role, to: &Target) -> Frame {
-        let slot = self.slot(role, None, to);
-        let made = slot
-            .get_or_init(async || Some(encode(to, &response(to, whole(role, to)))))
-            .await;
-        match made {
-            Some(whole) => whole.clone(),
-            None => encode(to, &response(to, whole(role, to))),
-        }
+    pub async fn whole(&self, role: Role, to: &Arc<Target>, coding: Coding) -> Frame {
+        let target = Arc::clone(to);
+        let make = apart(move || {
+            let response = response(&target, whole(role, &target));
+            encode(&target, &response, coding)
+        });
+        self.whole.get(Key::new(role, None, to, coding), make).await
     }
 
-    fn slot(&self, role: Role, from: Option<Held>, to: &Target) -> Slot {
-        let key = Key {
-            role,
-            from,
-            to: held(to),
-            written: to.written,
-            trial: to.trial,
-        };
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, slot)) = kept.iter().find(|(other, _)| *other == key) {
-            return Arc::clone(slot);
-        }
-        let slot = Slot::default();
-        kept.push_back((key, Arc::clone(&slot)));
-        if kept.len() > KEPT {
-            kept.pop_front();
-        }
-        slot
-    }
-
-    async fn make_change(&self, role: Role, from: Held, to: &Target) -> Option<Frame> {
+    async fn make_change(
+        &self,
+        role: Role,
+        from: Held,
+        to: &Arc<Target>,
+        coding: Coding,
+    ) -> Option<Frame> {
         let known = self.known(from).await?;
-        let response = response(to, change(role, &known, to));
-        // What is new and the names of what is gone can take more than any state does.
-        (response.encoded_len() <= self.longest).then(|| encode(to, &response))
+        let (to, longest) = (Arc::clone(to), self.longest);
+        apart(move || {
+            let response = response(&to, change(role, &known, &to));
+            // What is new and the names of what is gone can take more than any state.
+            (response.encoded_len() <= longest).then(|| encode(&to, &response, coding))
+        })
+        .await
     }
 
     /// The state that a subscriber says it holds, if it is one of ours.
@@ -138,6 +126,19 @@ impl Frames {
                 tracing::warn!(revision = from.revision.0, %error, "cannot read an old state; sending the whole new one");
                 None
             }
+        }
+    }
+}
+
+impl Key {
+    fn new(role: Role, from: Option<Held>, to: &Target, coding: Coding) -> Self {
+        Self {
+            role,
+            coding,
+            from,
+            to: held(to),
+            written: to.written,
+            trial: to.trial,
         }
     }
 }
@@ -164,25 +165,25 @@ fn response(to: &Target, update: v1::Update) -> v1::SyncResponse {
     }
 }
 
-fn encode(to: &Target, response: &v1::SyncResponse) -> Frame {
+fn encode(to: &Target, response: &v1::SyncResponse, coding: Coding) -> Frame {
     Frame {
-        bytes: message(response),
+        bytes: message(response, coding),
         leads_to: held(to),
         full: response.update.as_ref().is_some_and(|update| update.full),
     }
 }
 
-/// A message with what goes before it in a gRPC stream: one byte that says
-/// whether it is compressed, and its length, most significant byte first.
-fn message(response: &v1::SyncResponse) -> Bytes {
-    let length = response.encoded_len();
-    let mut bytes = BytesMut::with_capacity(PREFIX + length);
-    bytes.put_u8(0);
-    // No state is that long (`admit`), and no change that is longer is sent.
-    bytes.put_u32(u32::try_from(length).unwrap_or(u32::MAX));
-    // Cannot fail: a buffer that grows has room.
-    let _ = response.encode(&mut bytes);
-    bytes.freeze()
+/// As if it were done here, so that a panic ends who asked.
+async fn apart<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match offload(work)
+        .await
+        .map_err(tokio::task::JoinError::try_into_panic)
+    {
+        Ok(made) => made,
+        Err(Ok(panic)) => resume_unwind(panic),
+        // The runtime is being taken down, and whoever waits with it.
+        Err(Err(_)) => std::future::pending().await,
+    }
 }
 
 /// Balancers have no use for where an app answers, and private keys go to
@@ -226,7 +227,7 @@ fn change(role: Role, known: &StateAt, to: &Target) -> v1::Update {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use std::time::SystemTime;
+    use std::{io::Read, time::SystemTime};
 
     use anyport_proto::v1::resource::Kind as Wire;
 
@@ -235,7 +236,10 @@ mod tests {
         admit::{Conditions, Intent, STATE_MAX, Writer, read_apply},
         state::{Layout, StoreKeys},
         store::embedded::Embedded,
+        wire::PREFIX,
     };
+
+    const PLAIN: Coding = Coding::Identity;
 
     fn resource(kind: Wire) -> v1::Resource {
         v1::Resource { kind: Some(kind) }
@@ -275,8 +279,8 @@ mod tests {
         let to = apply(&keeper, monitors('b', 100)).await;
         let mut frames = Frames::new(keeper);
         let [change, whole] = [
-            frames.change(Role::Edge, from, &to).await.unwrap(),
-            frames.whole(Role::Edge, &to).await,
+            frames.change(Role::Edge, from, &to, PLAIN).await.unwrap(),
+            frames.whole(Role::Edge, &to, PLAIN).await,
         ];
         let [change, whole] = [change, whole].map(|frame| frame.bytes.len() - PREFIX);
         assert!(change > whole + 5_000, "{change} of a change, {whole}");
@@ -285,9 +289,62 @@ mod tests {
                 longest,
                 ..Frames::new(frames.keeper)
             };
-            let sent = frames.change(Role::Edge, from, &to).await;
+            let sent = frames.change(Role::Edge, from, &to, PLAIN).await;
             assert_eq!(sent.is_some(), is_sent, "{longest}");
         }
+    }
+
+    fn apps(count: u16) -> impl Iterator<Item = v1::Resource> {
+        (1..=count).map(|port| {
+            resource(Wire::App(v1::App {
+                name: format!("app-{port}"),
+                protocol: format!("tcp/{port}"),
+                edge_ips: vec!["198.51.100.0/24".to_owned()],
+                origin_direct: vec![format!("tcp://10.0.{}.{}:7000", port / 250, port % 250)],
+                ..Default::default()
+            }))
+        })
+    }
+
+    /// How large, how much smaller, and that it is the same.
+    #[tokio::test]
+    async fn a_whole_state_is_compressed_once_for_all_who_take_it_and_a_change_is_not() {
+        const APPS: u16 = 10_000;
+        let directory = tempfile::tempdir().unwrap();
+        let keeper = Keeper::new(Arc::new(Embedded::open(directory.path()).unwrap()));
+        let prefix = resource(Wire::Prefix(v1::Prefix {
+            cidr: "198.51.100.0/24".to_owned(),
+        }));
+        let all = |count| [prefix.clone()].into_iter().chain(apps(count)).collect();
+        let from = held(&*apply(&keeper, all(APPS - 1)).await);
+        let to = apply(&keeper, all(APPS)).await;
+        let frames = Frames::new(keeper);
+        let plain = frames.whole(Role::Edge, &to, PLAIN).await.bytes;
+        let (one, other) = tokio::join!(
+            frames.whole(Role::Edge, &to, Coding::Gzip),
+            frames.whole(Role::Edge, &to, Coding::Gzip),
+        );
+        let (one, other) = (one.bytes, other.bytes);
+        eprintln!(
+            "{APPS} apps: {} bytes, {} compressed",
+            plain.len(),
+            one.len()
+        );
+        assert_eq!(one.as_ptr(), other.as_ptr(), "the same bytes");
+        assert!(
+            one.len() < plain.len() / 8,
+            "{} of {}",
+            one.len(),
+            plain.len()
+        );
+        let mut read = Vec::new();
+        flate2::read::GzDecoder::new(&one[PREFIX..])
+            .read_to_end(&mut read)
+            .unwrap();
+        assert!(read == plain[PREFIX..]);
+        assert_eq!((plain[0], one[0]), (0, 1), "each says which it is");
+        let change = frames.change(Role::Edge, from, &to, Coding::Gzip).await;
+        assert_eq!(change.unwrap().bytes[0], 0);
     }
 
     /// What a write may store at most leaves room for all that an update has besides,
@@ -302,21 +359,12 @@ mod tests {
                 key: made.signing_key.serialize_pem(),
             }))
         });
-        let apps = (1..=500).map(|port| {
-            resource(Wire::App(v1::App {
-                name: format!("app-{port}"),
-                protocol: format!("tcp/{port}"),
-                edge_ips: vec!["198.51.100.0/24".to_owned()],
-                origin_direct: vec!["tcp://10.0.2.2:7000".to_owned()],
-                ..Default::default()
-            }))
-        });
         let prefixes = (0..256).map(|index| {
             resource(Wire::Prefix(v1::Prefix {
                 cidr: format!("10.0.{index}.0/24"),
             }))
         });
-        let all = certificates.chain(apps).chain(prefixes);
+        let all = certificates.chain(apps(500)).chain(prefixes);
         let read = read_apply(all.chain(monitors('m', 500)).collect());
         assert!(read.violations.is_empty(), "{:?}", read.violations);
         let resources: anyport_model::state::Resources = read

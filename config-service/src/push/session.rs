@@ -26,6 +26,7 @@ use crate::{
     nodes::{NodeKey, Nodes, Role, Session},
     serve::status,
     state::{Keeper, Target},
+    wire::Coding,
 };
 
 /// Whole states on their way at once: after a restart every edge of the fleet
@@ -87,9 +88,9 @@ impl Push {
         }
     }
 
-    /// Serves one subscriber. Its updates come out of the receiver, each an
-    /// encoded message of a gRPC stream; dropping the receiver ends it.
-    pub fn sync<S>(&self, requests: S) -> mpsc::Receiver<Result<Bytes, Status>>
+    /// Serves one subscriber, which takes this coding. Its updates come out of the
+    /// receiver, each an encoded message of a gRPC stream; dropping the receiver ends it.
+    pub fn sync<S>(&self, requests: S, coding: Coding) -> mpsc::Receiver<Result<Bytes, Status>>
     where
         S: Stream<Item = Result<v1::SyncRequest, Status>> + Send + Unpin + 'static,
     {
@@ -100,7 +101,7 @@ impl Push {
             let gone = updates.clone();
             let ended = tokio::select! {
                 biased;
-                ended = shared.serve(requests, &updates) => ended,
+                ended = shared.serve(requests, coding, &updates) => ended,
                 () = gone.closed() => return,
             };
             if let Err(status) = ended {
@@ -116,6 +117,7 @@ impl Shared {
     async fn serve<S>(
         &self,
         mut requests: S,
+        coding: Coding,
         updates: &mpsc::Sender<Result<Bytes, Status>>,
     ) -> Result<(), Status>
     where
@@ -131,6 +133,7 @@ impl Shared {
                 self.first_status(&subscriber, SystemTime::now()),
             ),
             key: subscriber.key,
+            coding,
             held: subscriber.held,
             in_flight: None,
             found: None,
@@ -165,7 +168,7 @@ impl Shared {
                     // It may have moved while others had their turn.
                     let latest = present.latest().unwrap_or(latest);
                     let target = latest.target(&connection.key);
-                    let whole = self.frames.whole(connection.key.role, target).await;
+                    let whole = self.frames.whole(connection.key.role, target, coding).await;
                     connection.send(target, whole, Some(place), updates).await?;
                 }
             }
@@ -208,6 +211,7 @@ impl Shared {
 struct Connection<'a> {
     session: Session,
     key: NodeKey,
+    coding: Coding,
     /// What it last acknowledged, or said that it holds.
     held: Option<Held>,
     in_flight: Option<InFlight>,
@@ -231,9 +235,10 @@ impl Connection<'_> {
     }
 
     /// `None`: the whole state is needed.
-    async fn change_to(&self, target: &Target) -> Option<Frame> {
+    async fn change_to(&self, target: &Arc<Target>) -> Option<Frame> {
         let frames = &self.shared.frames;
-        frames.change(self.key.role, self.held?, target).await
+        let (role, coding) = (self.key.role, self.coding);
+        frames.change(role, self.held?, target, coding).await
     }
 
     /// Waits for a place among whole states; `None`: the subscriber ended.
@@ -444,7 +449,7 @@ mod tests {
             .await
             .unwrap();
         let (requests, stream) = mpsc::channel(1);
-        let updates = push.sync(ReceiverStream::new(stream));
+        let updates = push.sync(ReceiverStream::new(stream), Coding::Identity);
         let subscribe = Message::Subscribe(v1::Subscribe {
             role: v1::NodeRole::Edge.into(),
             name: "e1".to_owned(),

@@ -1,46 +1,36 @@
 //! `DiscoveryService` on the wire.
 //!
-//! In place of the generated server, which would encode every update once per
-//! subscriber, and keep the buffer that it was encoded into: for a thousand edges
-//! that is the same megabytes a thousand times over. Here the body of the answer
-//! is bytes that were encoded before and are shared by all who are sent them.
+//! In place of the generated server, so that a whole state that goes to a thousand
+//! edges is in memory once, compressed once for all who take it.
 
 use std::{
     convert::Infallible,
-    pin::Pin,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
 };
 
 use anyport_node::access::{self, Caller};
 use anyport_proto::v1::{
     Subscribe, SyncRequest, discovery_service_server::SERVICE_NAME, sync_request::Message,
 };
-use http_body::{Body as HttpBody, Frame};
-use prost::bytes::Bytes;
-use tokio::sync::mpsc;
 use tokio_stream::StreamExt;
 use tonic::{
-    Status, Streaming,
+    Status,
     body::Body,
-    codec::BufferSettings,
     codegen::{BoxFuture, Service, http},
-    metadata::GRPC_CONTENT_TYPE,
     server::NamedService,
 };
-use tonic_prost::ProstDecoder;
 
 use super::session::Push;
-use crate::nodes::Role;
+use crate::{
+    nodes::Role,
+    wire::{Coding, call_of, respond},
+};
 
 const SYNC: &str = "/anyport.v1.DiscoveryService/Sync";
 
 /// Largest message from a subscriber, in bytes: a balancer reports the health
 /// of some ten thousand origins at once.
 const REQUEST_MAX: usize = 16 << 20;
-
-/// What a message from a subscriber is read into at first: most are an
-/// acknowledgement of a hundred bytes.
-const REQUEST_USUAL: usize = 512;
 
 /// The service, to be offered.
 #[derive(Debug, Clone)]
@@ -78,18 +68,12 @@ impl DiscoveryServer {
         if request.uri().path() != SYNC {
             return Status::unimplemented("DiscoveryService has only Sync").into_http();
         }
-        if let Some(encoding) = request.headers().get("grpc-encoding")
-            && encoding != "identity"
-        {
-            let said = format!("grpc-encoding: {encoding:?} is not taken; right is identity");
-            return Status::unimplemented(said).into_http();
-        }
-        // The second is for those who encode.
-        let buffer = BufferSettings::new(REQUEST_USUAL, 0);
-        let decoder = ProstDecoder::<SyncRequest>::new(buffer);
+        let coding = Coding::accepted(request.headers());
         let caller = Caller::of(request.extensions());
-        let body = request.into_body();
-        let requests = Streaming::new_request(decoder, body, None, Some(REQUEST_MAX));
+        let requests = match call_of::<SyncRequest>(request, REQUEST_MAX) {
+            Ok(requests) => requests,
+            Err(refused) => return refused.into_http(),
+        };
         let requests = requests.map(move |request| {
             let request = request?;
             if let Some(Message::Subscribe(subscribe)) = &request.message {
@@ -97,14 +81,7 @@ impl DiscoveryServer {
             }
             Ok(request)
         });
-        let updates = Updates {
-            updates: self.push.sync(requests),
-            ended: false,
-        };
-        let mut response = http::Response::new(Body::new(updates));
-        let headers = response.headers_mut();
-        headers.insert(http::header::CONTENT_TYPE, GRPC_CONTENT_TYPE);
-        response
+        respond(self.push.sync(requests, coding), coding)
     }
 }
 
@@ -117,37 +94,4 @@ fn check(caller: &Caller, subscribe: &Subscribe) -> Result<(), Status> {
         None => return Ok(()),
     };
     caller.check_is(role, &subscribe.name)
-}
-
-/// The body of an answer: updates as they come, then how it ended.
-struct Updates {
-    updates: mpsc::Receiver<Result<Bytes, Status>>,
-    ended: bool,
-}
-
-impl HttpBody for Updates {
-    type Data = Bytes;
-    type Error = Status;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        if self.ended {
-            return Poll::Ready(None);
-        }
-        let end = match ready!(self.updates.poll_recv(cx)) {
-            Some(Ok(message)) => return Poll::Ready(Some(Ok(Frame::data(message)))),
-            Some(Err(status)) => status,
-            None => Status::ok(""),
-        };
-        self.ended = true;
-        let mut trailers = http::HeaderMap::new();
-        end.add_header(&mut trailers)?;
-        Poll::Ready(Some(Ok(Frame::trailers(trailers))))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.ended
-    }
 }

@@ -6,9 +6,11 @@ use anyport_proto::{
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Status, Streaming};
+use tonic::{Status, Streaming, codec::CompressionEncoding, transport::Channel};
 
 use super::{service::Service, soon};
+
+type Client = DiscoveryServiceClient<Channel>;
 
 pub struct Subscriber {
     requests: mpsc::Sender<v1::SyncRequest>,
@@ -34,8 +36,23 @@ pub fn balancer(name: &str) -> v1::Subscribe {
 
 impl Subscriber {
     pub async fn connect(service: &Service, subscribe: v1::Subscribe) -> Self {
+        Self::connect_by(service, subscribe, |client| client).await
+    }
+
+    /// As [`connect`](Self::connect), by a client that takes what is compressed.
+    pub async fn connect_compressed(service: &Service, subscribe: v1::Subscribe) -> Self {
+        let takes = |client: Client| client.accept_compressed(CompressionEncoding::Gzip);
+        Self::connect_by(service, subscribe, takes).await
+    }
+
+    async fn connect_by(
+        service: &Service,
+        subscribe: v1::Subscribe,
+        takes: impl FnOnce(Client) -> Client,
+    ) -> Self {
         let channel = soon("connect", service.endpoint().connect()).await.unwrap();
-        let mut client = DiscoveryServiceClient::new(channel).max_decoding_message_size(UPDATE_MAX);
+        let client = DiscoveryServiceClient::new(channel).max_decoding_message_size(UPDATE_MAX);
+        let mut client = takes(client);
         let (requests, outgoing) = mpsc::channel(8);
         let first = v1::SyncRequest {
             message: Some(Message::Subscribe(subscribe)),

@@ -1,0 +1,13 @@
+//! Answers without end whose messages are encoded once, and shared by all who are sent
+//! them: the generated servers encode each message once per client, and keep the buffer
+//! that it was encoded into.
+
+mod body;
+mod message;
+mod once;
+
+pub(crate) use body::{call_of, respond};
+#[cfg(test)]
+pub(crate) use message::PREFIX;
+pub(crate) use message::{Coding, message};
+pub(crate) use once::Once;
