@@ -9,7 +9,10 @@
 //!
 //! What a side had sent before it failed is carried on first, at the pace of
 //! its direction, until the other side's kernel has all of it or has taken
-//! nothing for two minutes.
+//! nothing for two minutes. Meanwhile the other side is read, for nobody: it
+//! may not listen before it has spoken.
+
+mod silence;
 
 use std::{
     future::poll_fn,
@@ -21,12 +24,9 @@ use std::{
 };
 
 use socket2::{SockRef, TcpKeepalive};
-use tokio::{
-    io::ReadBuf,
-    net::TcpStream,
-    time::{Instant, Sleep, sleep},
-};
+use tokio::{io::ReadBuf, time::sleep};
 
+use self::silence::Silence;
 use super::{
     buffers::{Pending, SCRATCH, with_scratch},
     leg::Leg,
@@ -122,7 +122,7 @@ pub(super) fn relay<C: Leg, O: Leg, B: Observer>(
         observer.moved(legs.tell());
         let ended = match legs.last_words(ended, silence.limit) {
             Ok(ended) => ended,
-            Err(delivered) => delivered.await,
+            Err(last_words) => last_words.await,
         };
         let (client, origin) = (legs.client.socket(), legs.origin.socket());
         observer.ends(client.as_fd(), origin.as_fd());
@@ -134,12 +134,17 @@ pub(super) fn relay<C: Leg, O: Leg, B: Observer>(
 
 /// Waits until the receiver's kernel has all that it was sent, or has taken
 /// nothing for as long as `patience`.
-async fn delivered(receiver: &TcpStream, patience: Duration) {
-    let (mut left, mut step) = (undelivered(receiver.as_fd()), Duration::from_millis(10));
-    let mut stuck = Duration::ZERO;
+async fn delivered<T: Leg>(receiver: &mut T, patience: Duration) {
+    let mut left = undelivered(receiver.socket().as_fd());
+    let (mut stuck, mut step) = (Duration::ZERO, Duration::from_millis(10));
     while left > 0 && stuck < patience {
-        sleep(step).await;
-        let now = undelivered(receiver.as_fd());
+        let mut over = pin!(sleep(step));
+        poll_fn(|cx| {
+            discard(cx, receiver);
+            over.as_mut().poll(cx)
+        })
+        .await;
+        let now = undelivered(receiver.socket().as_fd());
         stuck = if now == left {
             stuck + step
         } else {
@@ -148,6 +153,26 @@ async fn delivered(receiver: &TcpStream, patience: Duration) {
         left = now;
         step = (step * 2).min(Silence::OFTEN);
     }
+}
+
+/// Reads what there is, for nobody: the other side has failed. Input that is
+/// not read when a socket is closed would have the kernel drop what it still
+/// has to send, too (RFC 2525, 2.17).
+fn discard<F: Leg>(cx: &mut Context<'_>, from: &mut F) {
+    let mut discarded = 0;
+    while discarded < TURN {
+        let read = with_scratch(|scratch| {
+            let mut buffer = ReadBuf::new(scratch);
+            let read = Pin::new(&mut *from).poll_read(cx, &mut buffer);
+            read.map_ok(|()| buffer.filled().len())
+        });
+        match read {
+            Poll::Ready(Ok(read)) if read > 0 => discarded += read,
+            // Whether it has failed, too, shows where it is written to.
+            Poll::Ready(_) | Poll::Pending => return,
+        }
+    }
+    cx.waker().wake_by_ref();
 }
 
 /// Both sides, and what is on its way between them.
@@ -162,6 +187,8 @@ struct Legs<C: Leg, O: Leg> {
     paces: Option<Box<StreamPaces>>,
     closed: bool,
     kept_alive: bool,
+    /// A side had failed at the last look.
+    failing: bool,
     /// The origin's handshake is over for the origin too.
     acknowledged: bool,
 }
@@ -180,6 +207,7 @@ impl<C: Leg, O: Leg> Legs<C, O> {
             paces,
             closed: false,
             kept_alive: false,
+            failing: false,
             acknowledged: false,
         }
     }
@@ -192,7 +220,10 @@ impl<C: Leg, O: Leg> Legs<C, O> {
         let (client, origin) = (&mut self.client, &mut self.origin);
         let last = self.down.state == State::Ended;
         let sent = match self.up.pump(cx, client, origin, last, up) {
-            Poll::Ready(Err(Fault::Reading(error))) => return Poll::Ready(Ended::Client(error)),
+            Poll::Ready(Err(Fault::Reading(error))) => {
+                let first = self.down.fault.take();
+                return Poll::Ready(first.map_or(Ended::Client(error), Ended::Origin));
+            }
             Poll::Ready(Err(Fault::Writing(error))) => {
                 self.up.lose(&mut self.down, error);
                 true
@@ -202,7 +233,10 @@ impl<C: Leg, O: Leg> Legs<C, O> {
         };
         let last = self.up.state == State::Ended;
         let received = match self.down.pump(cx, origin, client, last, down) {
-            Poll::Ready(Err(Fault::Reading(error))) => return Poll::Ready(Ended::Origin(error)),
+            Poll::Ready(Err(Fault::Reading(error))) => {
+                let first = self.up.fault.take();
+                return Poll::Ready(first.map_or(Ended::Origin(error), Ended::Client));
+            }
             Poll::Ready(Err(Fault::Writing(error))) => {
                 self.down.lose(&mut self.up, error);
                 // It may have had its turn.
@@ -248,9 +282,11 @@ impl<C: Leg, O: Leg> Legs<C, O> {
 
     /// What shows only when it is looked for.
     fn look(&mut self, silence: &mut Silence) -> Option<Ended> {
-        let moved = self.up.moved_since_look() + self.down.moved_since_look();
-        let failed = self.up.notice_fault(&self.client, &self.origin)
-            | self.down.notice_fault(&self.origin, &self.client);
+        let moved = self.up.has_moved(&self.origin) | self.down.has_moved(&self.client);
+        self.up.notice_fault(&self.client, &self.origin);
+        self.down.notice_fault(&self.origin, &self.client);
+        let failing = self.up.fault.is_some() || self.down.fault.is_some();
+        let failed = failing && !std::mem::replace(&mut self.failing, failing);
         // Short connections, which end before the first look, are spared the
         // system calls and the kernel's timers.
         if !std::mem::replace(&mut self.kept_alive, true) {
@@ -260,7 +296,7 @@ impl<C: Leg, O: Leg> Legs<C, O> {
                 }
             }
         }
-        silence.step_is_over(moved == 0 && !failed);
+        silence.step_is_over(!moved && !failed);
         let is_stuck = silence.is_over(LAST_WORDS);
         if let Some(error) = self.up.fault_to_tell(is_stuck) {
             return Some(Ended::Client(error));
@@ -297,10 +333,10 @@ impl<C: Leg, O: Leg> Legs<C, O> {
     }
 
     /// Waits for what a side had said before it failed to be delivered, if it is
-    /// not yet: a reset would have the kernel drop what it still has to send.
-    /// Boxed, since that is seldom so.
+    /// not yet: a reset would have the kernel drop what it still has to send, and
+    /// so would a close while there is input. Boxed, since that is seldom so.
     fn last_words(
-        &self,
+        &mut self,
         ended: Ended,
         idle: Duration,
     ) -> Result<Ended, Pin<Box<impl Future<Output = Ended>>>> {
@@ -311,13 +347,15 @@ impl<C: Leg, O: Leg> Legs<C, O> {
         };
         // It was waited for long enough.
         let is_stuck = holds || !half.pending.is_empty();
-        // An ordinary close leaves the rest to the kernel.
-        let is_told = half.state == State::Ended || undelivered(receiver.as_fd()) == 0;
-        if is_stuck || is_told {
+        if is_stuck || undelivered(receiver.as_fd()) == 0 {
             return Ok(ended);
         }
+        let patience = idle.min(LAST_WORDS);
         Err(Box::pin(async move {
-            delivered(receiver, idle.min(LAST_WORDS)).await;
+            match ended {
+                Ended::Client(_) => delivered(&mut self.origin, patience).await,
+                _ => delivered(&mut self.client, patience).await,
+            }
             ended
         }))
     }
@@ -437,6 +475,7 @@ impl Half {
         mut pace: Option<&mut StreamPace>,
     ) -> Poll<Result<(), Fault>> {
         if self.state == State::Lost {
+            discard(cx, from);
             return Poll::Ready(Ok(()));
         }
         let mut moved = 0;
@@ -511,7 +550,7 @@ impl Half {
             if bytes.is_empty() {
                 // The end of what there was before the fault, which a socket
                 // tells of once.
-                if let Some(fault) = self.fault.take() {
+                if let Some(fault) = self.fault.take_if(|fault| !is_whole::<F>(fault)) {
                     return Poll::Ready(Err(Fault::Reading(fault)));
                 }
                 self.state = State::SenderDone;
@@ -554,13 +593,11 @@ impl Half {
         unread || self.state != State::Open || self.fault.is_some()
     }
 
-    /// Whether the sender has failed since the last look, where it is not read.
-    fn notice_fault<F: Leg, T: Leg>(&mut self, from: &F, to: &T) -> bool {
-        if self.fault.is_some() || !self.is_blind(to) {
-            return false;
+    /// Notices where the sender has failed, though it is not read.
+    fn notice_fault<F: Leg, T: Leg>(&mut self, from: &F, to: &T) {
+        if self.fault.is_none() && self.is_blind(to) {
+            self.fault = from.socket().take_error().ok().flatten();
         }
-        self.fault = from.socket().take_error().ok().flatten();
-        self.fault.is_some()
     }
 
     /// The sender's fault, where there is nothing to carry on any more, or the
@@ -571,12 +608,15 @@ impl Half {
     }
 
     /// The receiver has failed: what there is of `back`, the direction that it
-    /// is the sender of, is all that is carried on.
+    /// is the sender of, is all that is carried on. Where the sender had failed
+    /// before, that is what is told.
     fn lose(&mut self, back: &mut Half, error: io::Error) {
         self.state = State::Lost;
         self.waits = false;
         self.pending = Pending::default();
-        back.fault.get_or_insert(error);
+        if self.fault.is_none() {
+            back.fault.get_or_insert(error);
+        }
     }
 
     fn untold(&self) -> u64 {
@@ -589,13 +629,24 @@ impl Half {
         untold
     }
 
-    /// Bytes read and written: a slow receiver is not silent.
-    fn moved_since_look(&mut self) -> u64 {
-        let now = self.bytes + self.written;
-        let moved = now - self.looked_at;
-        self.looked_at = now;
-        moved
+    /// Whether anything was read since the last look, or taken by the receiver's
+    /// kernel: a slow receiver is not silent, also where its socket can be
+    /// written to only once a third of what it has to send is gone.
+    fn has_moved<T: Leg>(&mut self, to: &T) -> bool {
+        let moving = u64::from(match self.written {
+            0 => 0,
+            _ => undelivered(to.socket().as_fd()),
+        });
+        let now = (self.bytes + self.written).wrapping_sub(moving);
+        std::mem::replace(&mut self.looked_at, now) != now
     }
+}
+
+/// Whether the end of a sender's bytes is the end of its stream although it has
+/// failed: in TLS anything else is told as an error, and otherwise the kernel
+/// says "broken pipe" of a reset that came after the end.
+fn is_whole<F: Leg>(fault: &io::Error) -> bool {
+    F::CAN_BE_CUT || fault.kind() == io::ErrorKind::BrokenPipe
 }
 
 /// A receiver that is gone already needs no end of stream; what ended it shows
@@ -608,594 +659,5 @@ fn not_connected(error: io::Error) -> io::Result<()> {
     }
 }
 
-/// Counts silence in steps, so that a byte moved costs no clock and no timer.
-struct Silence {
-    /// How long without a byte is too long.
-    limit: Duration,
-    so_far: Duration,
-    /// What the timer is set to.
-    step: Duration,
-    often: bool,
-}
-
-impl Silence {
-    const STEPS: u32 = 8;
-    /// While a sender is not being read, its faults are looked for this often.
-    const OFTEN: Duration = Duration::from_secs(1);
-    /// The first look is no later than this.
-    const FIRST: Duration = Duration::from_secs(5);
-
-    fn new(limit: Duration) -> Self {
-        Self {
-            limit,
-            so_far: Duration::ZERO,
-            step: (limit / Self::STEPS).min(Self::FIRST),
-            often: false,
-        }
-    }
-
-    fn look_often(&mut self, timer: Pin<&mut Sleep>, often: bool) {
-        self.often = often;
-        if often && self.step > Self::OFTEN {
-            self.next_step(timer);
-        }
-    }
-
-    fn next_step(&mut self, timer: Pin<&mut Sleep>) {
-        let step = self.limit / Self::STEPS;
-        self.step = if self.often {
-            step.min(Self::OFTEN)
-        } else {
-            step
-        };
-        timer.reset(Instant::now() + self.step);
-    }
-
-    /// Takes in that a step is over.
-    fn step_is_over(&mut self, silent: bool) {
-        self.so_far = if silent {
-            self.so_far + self.step
-        } else {
-            Duration::ZERO
-        };
-    }
-
-    /// It has lasted as long as it may, which is `most` at most.
-    fn is_over(&self, most: Duration) -> bool {
-        self.so_far >= self.limit.min(most)
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use super::*;
-    use crate::events::segments_sent;
-    use proptest::prelude::*;
-    use std::{future::Future, net::Ipv4Addr, num::NonZeroU32};
-    use tokio::{
-        io::{AsyncReadExt, AsyncWriteExt},
-        net::TcpListener,
-        time::timeout,
-    };
-
-    const HOUR: Duration = Duration::from_secs(3600);
-    /// Far more than any of this takes; a test that needs it has failed.
-    const PATIENCE: Duration = Duration::from_secs(20);
-
-    async fn pair() -> (TcpStream, TcpStream) {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-        let near = TcpStream::connect(listener.local_addr().unwrap());
-        let (near, far) = tokio::join!(near, listener.accept());
-        (near.unwrap(), far.unwrap().0)
-    }
-
-    struct Lines {
-        client: TcpStream,
-        origin: TcpStream,
-        ended: tokio::task::JoinHandle<(Ended, Moved)>,
-    }
-
-    /// Adds up what it is told.
-    #[derive(Default)]
-    struct Sum {
-        moved: Moved,
-        total: Moved,
-    }
-
-    impl Observer for Sum {
-        fn stands_at(&mut self, total: Moved) {
-            self.total = total;
-        }
-
-        fn moved(&mut self, moved: Moved) {
-            self.moved.from_client += moved.from_client;
-            self.moved.from_origin += moved.from_origin;
-        }
-
-        fn ends(&mut self, _client: BorrowedFd<'_>, _origin: BorrowedFd<'_>) {
-            assert_eq!(self.moved, self.total);
-        }
-    }
-
-    /// A relay between two sockets of which the test holds the far ends.
-    async fn relayed(idle: Duration) -> Lines {
-        paced(idle, None).await
-    }
-
-    async fn paced(idle: Duration, rate: Option<u32>) -> Lines {
-        let paces = rate.and_then(NonZeroU32::new);
-        let paces = paces.map(|rate| Box::new(StreamPaces::new(rate)));
-        let (client, near_client) = pair().await;
-        let (near_origin, origin) = pair().await;
-        let ended = tokio::spawn(async move {
-            let sum = Sum::default();
-            let (ended, sum) = relay(near_client, near_origin, idle, paces, sum).await;
-            (ended, sum.moved)
-        });
-        Lines {
-            client,
-            origin,
-            ended,
-        }
-    }
-
-    async fn within<T>(future: impl Future<Output = T>) -> T {
-        timeout(PATIENCE, future).await.expect("in time")
-    }
-
-    async fn is_reset(stream: &mut TcpStream) -> bool {
-        let mut rest = Vec::new();
-        let error = within(stream.read_to_end(&mut rest)).await.unwrap_err();
-        error.kind() == io::ErrorKind::ConnectionReset
-    }
-
-    #[tokio::test]
-    async fn a_half_close_leaves_the_other_direction_open() {
-        let Lines {
-            mut client,
-            mut origin,
-            ended,
-        } = relayed(HOUR).await;
-        client.write_all(b"question").await.unwrap();
-        client.shutdown().await.unwrap();
-        let mut question = String::new();
-        within(origin.read_to_string(&mut question)).await.unwrap();
-        origin.write_all(b"answer").await.unwrap();
-        origin.shutdown().await.unwrap();
-        let mut answer = String::new();
-        within(client.read_to_string(&mut answer)).await.unwrap();
-        assert_eq!((question.as_str(), answer.as_str()), ("question", "answer"));
-        let (ended, moved) = within(ended).await.unwrap();
-        assert!(matches!(ended, Ended::Done), "{ended:?}");
-        assert_eq!(
-            moved,
-            Moved {
-                from_client: 8,
-                from_origin: 6
-            }
-        );
-    }
-
-    #[tokio::test]
-    async fn a_server_that_speaks_and_closes_first_is_heard() {
-        let Lines {
-            mut client,
-            mut origin,
-            ended,
-        } = relayed(HOUR).await;
-        origin.write_all(b"banner").await.unwrap();
-        drop(origin);
-        let mut banner = String::new();
-        within(client.read_to_string(&mut banner)).await.unwrap();
-        assert_eq!(banner, "banner");
-        drop(client);
-        assert!(matches!(within(ended).await.unwrap().0, Ended::Done));
-    }
-
-    #[tokio::test]
-    async fn a_reset_by_the_client_resets_the_origin() {
-        let Lines {
-            client,
-            mut origin,
-            ended,
-        } = relayed(HOUR).await;
-        client.set_zero_linger().unwrap();
-        drop(client);
-        assert!(is_reset(&mut origin).await);
-        assert!(matches!(within(ended).await.unwrap().0, Ended::Client(_)));
-    }
-
-    #[tokio::test]
-    async fn a_reset_by_the_origin_resets_the_client() {
-        let Lines {
-            mut client,
-            origin,
-            ended,
-        } = relayed(HOUR).await;
-        origin.set_zero_linger().unwrap();
-        drop(origin);
-        assert!(is_reset(&mut client).await);
-        assert!(matches!(within(ended).await.unwrap().0, Ended::Origin(_)));
-    }
-
-    #[tokio::test]
-    async fn a_reset_after_a_half_close_is_carried_over_too() {
-        let Lines {
-            mut client,
-            mut origin,
-            ended,
-        } = relayed(HOUR).await;
-        client.shutdown().await.unwrap();
-        let mut nothing = Vec::new();
-        within(origin.read_to_end(&mut nothing)).await.unwrap();
-        client.set_zero_linger().unwrap();
-        drop(client);
-        let (ended, _) = within(ended).await.unwrap();
-        assert!(matches!(ended, Ended::Client(_)), "{ended:?}");
-        // Its stream had ended well, so the origin's end is an ordinary one.
-        within(origin.read_to_end(&mut nothing)).await.unwrap();
-    }
-
-    /// Sends until no more is taken, since nobody reads.
-    async fn flood(sender: &mut TcpStream) {
-        let (flood, mut sent) = (vec![3; 1 << 20], 0);
-        let stuck = Duration::from_millis(300);
-        while let Ok(written) = timeout(stuck, sender.write(&flood)).await {
-            sent += written.unwrap();
-            assert!(sent < 64 << 20, "nothing stops the sender");
-        }
-    }
-
-    #[tokio::test]
-    async fn a_receiver_that_does_not_read_is_waited_for_and_the_sender_is_blamed() {
-        let idle = Duration::from_secs(4);
-        let mut lines = relayed(idle).await;
-        flood(&mut lines.client).await;
-        // Silence from before the failure does not count.
-        tokio::time::sleep(idle / 2).await;
-        lines.client.set_zero_linger().unwrap();
-        drop(lines.client);
-        let start = std::time::Instant::now();
-        let (ended, _) = within(lines.ended).await.unwrap();
-        assert!(matches!(ended, Ended::Client(_)), "{ended:?}");
-        let took = start.elapsed();
-        assert!(took > idle * 3 / 4 && took < idle * 2, "{took:?}");
-        drop(lines.origin);
-    }
-
-    #[tokio::test]
-    async fn a_receiver_that_pauses_after_the_sender_failed_gets_all_that_had_come() {
-        // What waits in the relay too, and what the kernel takes at once.
-        for (by_client, much) in [(true, true), (false, true), (true, false), (false, false)] {
-            let lines = relayed(HOUR).await;
-            let (mut sender, mut receiver) = match by_client {
-                true => (lines.client, lines.origin),
-                false => (lines.origin, lines.client),
-            };
-            if much {
-                flood(&mut sender).await;
-            } else {
-                let receives = SockRef::from(&receiver);
-                receives.set_recv_buffer_size(64 << 10).unwrap();
-                sender.write_all(&[3; 256 << 10]).await.unwrap();
-                // Its reset has its own kernel drop what is still to be sent.
-                while undelivered(sender.as_fd()) > 0 {
-                    tokio::time::sleep(Duration::from_millis(1)).await;
-                }
-            }
-            sender.set_zero_linger().unwrap();
-            drop(sender);
-            tokio::time::sleep(Duration::from_secs(3)).await;
-            let got = before_reset(&mut receiver).await.len() as u64;
-            let (ended, moved) = within(lines.ended).await.unwrap();
-            let read = match by_client {
-                true => moved.from_client,
-                false => moved.from_origin,
-            };
-            assert_eq!(got, read, "{ended:?}");
-            assert!(read >= 256 << 10, "{read}");
-        }
-    }
-
-    #[tokio::test]
-    async fn a_receiver_that_does_not_read_stops_the_sender() {
-        let Lines {
-            mut client,
-            mut origin,
-            ended,
-        } = relayed(HOUR).await;
-        let flood = vec![3; 1 << 20];
-        let mut sent = 0;
-        while let Ok(written) = timeout(Duration::from_millis(300), client.write(&flood)).await {
-            sent += written.unwrap();
-            assert!(sent < 64 << 20, "nothing stops the sender");
-        }
-        client.shutdown().await.unwrap();
-        let mut got = Vec::new();
-        within(origin.read_to_end(&mut got)).await.unwrap();
-        assert_eq!(got.len(), sent);
-        drop((client, origin));
-        let (_, moved) = within(ended).await.unwrap();
-        assert_eq!(moved.from_client, sent as u64);
-    }
-
-    #[tokio::test]
-    async fn silence_ends_it_and_a_byte_does_not() {
-        let idle = Duration::from_millis(400);
-        let Lines {
-            mut client,
-            mut origin,
-            ended,
-        } = relayed(idle).await;
-        let start = std::time::Instant::now();
-        for _ in 0..8 {
-            tokio::time::sleep(idle / 4).await;
-            client.write_all(b"x").await.unwrap();
-            within(origin.read_exact(&mut [0])).await.unwrap();
-        }
-        let (ended, _) = within(ended).await.unwrap();
-        assert!(matches!(ended, Ended::Idle));
-        assert!(start.elapsed() >= idle * 3, "{:?}", start.elapsed());
-        // Neither side ended its stream, so neither is told of an end.
-        assert!(is_reset(&mut client).await && is_reset(&mut origin).await);
-    }
-
-    #[tokio::test]
-    async fn each_direction_keeps_its_own_pace_and_its_order() {
-        const RATE: usize = 400_000;
-        let Lines {
-            client,
-            origin,
-            ended,
-        } = paced(HOUR, Some(RATE as u32)).await;
-        let start = std::time::Instant::now();
-        // Two and a half seconds' worth one way, of which the first is free; one the other way.
-        let client = play(client, vec![Act::Send(RATE * 5 / 2)], 5000);
-        let origin = async {
-            let played = play(origin, vec![Act::Send(RATE)], 5000).await;
-            (played, start.elapsed())
-        };
-        let (client, (origin, took)) = within(async { tokio::join!(client, origin) }).await;
-        assert_eq!((origin.1, origin.2), (client.0, true));
-        assert_eq!((client.1, client.2), (origin.0, true));
-        assert!(took >= Duration::from_millis(1400), "{took:?}");
-        assert!(took < Duration::from_millis(2500), "{took:?}");
-        assert!(matches!(within(ended).await.unwrap().0, Ended::Done));
-    }
-
-    /// Reads up to a reset.
-    async fn before_reset(stream: &mut TcpStream) -> Vec<u8> {
-        let mut rest = Vec::new();
-        let error = within(stream.read_to_end(&mut rest)).await.unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
-        rest
-    }
-
-    #[tokio::test]
-    async fn what_came_before_a_reset_is_carried_on_at_its_pace_whoever_resets() {
-        let sent: Vec<u8> = (0..3000u32).map(|n| (n % 251) as u8).collect();
-        for by_client in [true, false] {
-            let lines = paced(HOUR, Some(1000)).await;
-            let (mut sender, mut receiver) = match by_client {
-                true => (lines.client, lines.origin),
-                false => (lines.origin, lines.client),
-            };
-            let start = std::time::Instant::now();
-            sender.write_all(&sent).await.unwrap();
-            sender.set_zero_linger().unwrap();
-            drop(sender);
-            assert_eq!(before_reset(&mut receiver).await, sent);
-            // The first second's worth is free.
-            let took = start.elapsed();
-            assert!(took >= Duration::from_millis(1900), "{took:?}");
-            let (ended, _) = within(lines.ended).await.unwrap();
-            match by_client {
-                true => assert!(matches!(ended, Ended::Client(_)), "{ended:?}"),
-                false => assert!(matches!(ended, Ended::Origin(_)), "{ended:?}"),
-            }
-        }
-    }
-
-    #[tokio::test]
-    async fn what_a_side_said_before_it_failed_is_heard_though_more_is_sent_to_it() {
-        for (rate, by_client) in [None, Some(1000)]
-            .into_iter()
-            .flat_map(|rate| [(rate, true), (rate, false)])
-        {
-            let lines = paced(HOUR, rate).await;
-            let (mut fails, mut talks) = match by_client {
-                true => (lines.client, lines.origin),
-                false => (lines.origin, lines.client),
-            };
-            let mut told = [0];
-            talks.write_all(b"x").await.unwrap();
-            within(fails.read_exact(&mut told)).await.unwrap();
-            // All of it is there before the relay has a turn.
-            let answer = [7; 1500];
-            fails.write_all(&answer).await.unwrap();
-            fails.set_zero_linger().unwrap();
-            drop(fails);
-            talks.write_all(b"more").await.unwrap();
-            assert_eq!(before_reset(&mut talks).await, answer);
-            let (ended, _) = within(lines.ended).await.unwrap();
-            match by_client {
-                true => assert!(matches!(ended, Ended::Client(_)), "{ended:?}"),
-                false => assert!(matches!(ended, Ended::Origin(_)), "{ended:?}"),
-            }
-        }
-    }
-
-    #[tokio::test]
-    async fn a_relay_that_is_dropped_resets_both_sides() {
-        let Lines {
-            mut client,
-            mut origin,
-            ended,
-        } = relayed(HOUR).await;
-        client.write_all(b"x").await.unwrap();
-        within(origin.read_exact(&mut [0])).await.unwrap();
-        ended.abort();
-        assert!(is_reset(&mut client).await && is_reset(&mut origin).await);
-    }
-
-    /// A connection to an origin as the dial leaves it, and the origin.
-    async fn dialled() -> (TcpStream, TcpListener) {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-        let socket = tokio::net::TcpSocket::new_v4().unwrap();
-        SockRef::from(&socket).set_tcp_quickack(false).unwrap();
-        let near = socket.connect(listener.local_addr().unwrap());
-        (within(near).await.unwrap(), listener)
-    }
-
-    #[tokio::test]
-    async fn the_handshake_and_the_first_bytes_are_one_packet() {
-        let (mut client, near_client) = pair().await;
-        let (near_origin, listener) = dialled().await;
-        let origin = near_origin.as_fd().try_clone_to_owned().unwrap();
-        assert_eq!(segments_sent(&origin), 1, "the SYN");
-        client.write_all(b"question").await.unwrap();
-        within(near_client.readable()).await.unwrap();
-        let relay = relay(near_client, near_origin, HOUR, None, Sum::default());
-        let question = async {
-            let (mut far, _) = listener.accept().await.unwrap();
-            let mut question = [0; 8];
-            far.read_exact(&mut question).await.unwrap();
-            question
-        };
-        tokio::select! {
-            (ended, _) = relay => panic!("{ended:?}"),
-            question = within(question) => assert_eq!(&question, b"question"),
-        }
-        assert_eq!(segments_sent(&origin), 2);
-    }
-
-    #[tokio::test]
-    async fn an_origin_that_speaks_first_is_not_kept_waiting() {
-        let (_client, near_client) = pair().await;
-        let (near_origin, listener) = dialled().await;
-        let origin = near_origin.as_fd().try_clone_to_owned().unwrap();
-        assert_eq!(segments_sent(&origin), 1, "the SYN");
-        let sum = Sum::default();
-        let mut relay = pin!(relay(near_client, near_origin, HOUR, None, sum));
-        let polled = poll_fn(|cx| Poll::Ready(relay.as_mut().poll(cx).is_pending())).await;
-        assert_eq!((polled, segments_sent(&origin)), (true, 2));
-        within(listener.accept()).await.unwrap();
-    }
-
-    #[tokio::test]
-    async fn both_sides_are_kept_alive_from_the_first_look_on() {
-        let (_client, near_client) = pair().await;
-        let (near_origin, _origin) = pair().await;
-        let sides = [&near_client, &near_origin].map(|side| {
-            let side = side.as_fd().try_clone_to_owned().unwrap();
-            socket2::Socket::from(side)
-        });
-        let looked = async {
-            while !sides.iter().all(|side| side.keepalive().unwrap()) {
-                tokio::task::yield_now().await;
-            }
-        };
-        let (sum, idle) = (Sum::default(), Duration::from_secs(4));
-        tokio::select! {
-            (ended, _) = relay(near_client, near_origin, idle, None, sum) => panic!("{ended:?}"),
-            () = within(looked) => {}
-        }
-    }
-
-    /// Whatever is added here, every idle connection pays for.
-    #[tokio::test]
-    async fn a_relay_fits_its_memory_budget() {
-        let ((_client, client), (origin, _origin)) = tokio::join!(pair(), pair());
-        let relay = relay(client, origin, HOUR, None, Sum::default());
-        let size = size_of_val(&relay) - size_of::<Sum>();
-        assert!(size <= 424, "{size} bytes");
-    }
-
-    #[test]
-    fn a_flow_earns_large_reads_and_loses_them_with_a_slow_receiver() {
-        let mut chunk = Chunk::default();
-        let first = chunk.len();
-        for _ in 0..10 {
-            chunk = chunk.next(chunk.len(), chunk.len());
-        }
-        assert_eq!(chunk.len(), SCRATCH);
-        assert_eq!(chunk.next(100, 100).len(), SCRATCH);
-        assert_eq!(chunk.next(SCRATCH, SCRATCH - 1).len(), first);
-    }
-
-    /// What one side does.
-    #[derive(Debug, Clone)]
-    enum Act {
-        Send(usize),
-        Rest,
-    }
-
-    fn acts() -> impl Strategy<Value = Vec<Act>> {
-        let act = prop_oneof![
-            3 => (1usize..3).prop_map(Act::Send),
-            3 => (1usize..200_000).prop_map(Act::Send),
-            1 => (200_000usize..2_000_000).prop_map(Act::Send),
-            1 => Just(Act::Rest),
-        ];
-        prop::collection::vec(act, 0..6)
-    }
-
-    /// Sends what the acts say, numbered, and ends; reads all at its own pace.
-    async fn play(stream: TcpStream, acts: Vec<Act>, reads: usize) -> (u64, u64, bool) {
-        let (mut reader, mut writer) = stream.into_split();
-        let write = async {
-            let mut sent = 0u64;
-            for act in acts {
-                match act {
-                    Act::Send(count) => {
-                        let bytes: Vec<u8> = (0..count as u64)
-                            .map(|i| ((sent + i) % 251) as u8)
-                            .collect();
-                        writer.write_all(&bytes).await.unwrap();
-                        sent += count as u64;
-                    }
-                    Act::Rest => tokio::task::yield_now().await,
-                }
-            }
-            writer.shutdown().await.unwrap();
-            sent
-        };
-        let read = async {
-            let (mut got, mut in_order) = (0u64, true);
-            let mut buffer = vec![0; reads];
-            loop {
-                let count = reader.read(&mut buffer).await.unwrap();
-                for byte in &buffer[..count] {
-                    in_order &= u64::from(*byte) == got % 251;
-                    got += 1;
-                }
-                if count == 0 {
-                    return (got, in_order);
-                }
-            }
-        };
-        let (sent, (got, in_order)) = tokio::join!(write, read);
-        (sent, got, in_order)
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(48))]
-        #[test]
-        fn every_byte_arrives_once_and_in_order(
-            up in acts(), down in acts(), slow in 1usize..5000, fast in 1000usize..300_000
-        ) {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            let (client, origin, moved) = runtime.block_on(async {
-                let lines = relayed(HOUR).await;
-                let client = play(lines.client, up, slow);
-                let origin = play(lines.origin, down, fast);
-                let (client, origin) = within(async { tokio::join!(client, origin) }).await;
-                (client, origin, within(lines.ended).await.unwrap().1)
-            });
-            prop_assert_eq!((origin.1, origin.2), (client.0, true));
-            prop_assert_eq!((client.1, client.2), (origin.0, true));
-            prop_assert_eq!(moved, Moved { from_client: client.0, from_origin: origin.0 });
-        }
-    }
-}
+mod tests;
