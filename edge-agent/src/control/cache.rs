@@ -1,5 +1,6 @@
-//! The last known good configuration on disk, so that an edge that starts
-//! while the control plane is away serves what it served before.
+//! What an agent keeps on disk: the last known good configuration, so that an
+//! edge that starts while the control plane is away serves what it served
+//! before, and what a revision on trial is held against.
 
 use std::{
     fs::{self, File},
@@ -11,10 +12,11 @@ use std::{
 use anyport_proto::v1;
 use prost::Message;
 
-const FILE: &str = "last-known-good";
+const CONFIGURATION: &str = "last-known-good";
+const TRIAL: &str = "trial";
 
-/// Changes when the file's layout does; a file of another layout is left alone
-/// and the configuration is fetched.
+/// Changes when the layout of the files does; a file of another layout is left
+/// alone and the configuration is fetched.
 const MAGIC: &[u8; 8] = b"anyport1";
 
 /// The directory that an agent keeps its state in.
@@ -50,14 +52,35 @@ impl Cache {
         })
     }
 
-    fn path(&self) -> PathBuf {
-        self.directory.join(FILE)
-    }
-
     /// What was saved last; `None` if nothing was, or what is there is damaged
     /// (it is then fetched anew, as on a first start).
     pub fn load(&self) -> Result<Option<v1::Update>, CacheError> {
-        let path = self.path();
+        self.read(CONFIGURATION)
+    }
+
+    /// Saves `update` in place of what was saved before, whole or not at all,
+    /// also if the machine fails in between. Blocks.
+    pub fn save(&self, update: &v1::Update) -> Result<(), CacheError> {
+        self.write(CONFIGURATION, update)
+    }
+
+    /// How connections had ended before a revision on trial; as
+    /// [`load`](Self::load).
+    pub fn load_trial(&self) -> Result<Option<v1::TrialReport>, CacheError> {
+        self.read(TRIAL)
+    }
+
+    /// As [`save`](Self::save).
+    pub fn save_trial(&self, begun: &v1::TrialReport) -> Result<(), CacheError> {
+        self.write(TRIAL, begun)
+    }
+
+    fn path(&self, file: &str) -> PathBuf {
+        self.directory.join(file)
+    }
+
+    fn read<M: Message + Default>(&self, file: &str) -> Result<Option<M>, CacheError> {
+        let path = self.path(file);
         let bytes = match fs::read(&path) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -70,23 +93,21 @@ impl Cache {
                 });
             }
         };
-        let update = decode(&bytes);
-        if update.is_none() {
-            tracing::warn!(path = %path.display(), "the last known good configuration is damaged and is not used");
+        let message = decode(&bytes);
+        if message.is_none() {
+            tracing::warn!(path = %path.display(), "what was kept is damaged and is not used");
         }
-        Ok(update)
+        Ok(message)
     }
 
-    /// Saves `update` in place of what was saved before, whole or not at all,
-    /// also if the machine fails in between. Blocks.
-    pub fn save(&self, update: &v1::Update) -> Result<(), CacheError> {
-        let path = self.path();
-        let new = self.directory.join(format!("{FILE}.new"));
+    fn write(&self, file: &str, message: &impl Message) -> Result<(), CacheError> {
+        let path = self.path(file);
+        let new = self.path(&format!("{file}.new"));
         // Also where the directory is older than that.
         let mut options = File::options();
         options.write(true).create(true).truncate(true).mode(0o600);
         let written = options.open(&new).and_then(|mut file| {
-            file.write_all(&encode(update))?;
+            file.write_all(&encode(message))?;
             file.sync_all()
         });
         let renamed = written
@@ -100,8 +121,8 @@ impl Cache {
     }
 }
 
-fn encode(update: &v1::Update) -> Vec<u8> {
-    let body = update.encode_to_vec();
+fn encode(message: &impl Message) -> Vec<u8> {
+    let body = message.encode_to_vec();
     let mut bytes = Vec::with_capacity(MAGIC.len() + 4 + body.len());
     bytes.extend_from_slice(MAGIC);
     bytes.extend_from_slice(&checksum(&body).to_be_bytes());
@@ -109,12 +130,12 @@ fn encode(update: &v1::Update) -> Vec<u8> {
     bytes
 }
 
-fn decode(bytes: &[u8]) -> Option<v1::Update> {
+fn decode<M: Message + Default>(bytes: &[u8]) -> Option<M> {
     let (sum, body) = bytes.strip_prefix(MAGIC)?.split_first_chunk::<4>()?;
     if u32::from_be_bytes(*sum) != checksum(body) {
         return None;
     }
-    v1::Update::decode(body).ok()
+    M::decode(body).ok()
 }
 
 /// FNV-1a: finds a torn or truncated file; nobody is being kept out.
@@ -153,15 +174,15 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let cache = Cache::open(directory.path()).unwrap();
         cache.save(&update(1)).unwrap();
-        let whole = fs::read(cache.path()).unwrap();
+        let whole = fs::read(cache.path(CONFIGURATION)).unwrap();
         for length in 0..whole.len() {
-            fs::write(cache.path(), &whole[..length]).unwrap();
+            fs::write(cache.path(CONFIGURATION), &whole[..length]).unwrap();
             assert_eq!(cache.load().unwrap(), None, "cut to {length}");
         }
         for byte in 0..whole.len() {
             let mut flipped = whole.clone();
             flipped[byte] ^= 1;
-            fs::write(cache.path(), &flipped).unwrap();
+            fs::write(cache.path(CONFIGURATION), &flipped).unwrap();
             assert_eq!(cache.load().unwrap(), None, "byte {byte} flipped");
         }
     }

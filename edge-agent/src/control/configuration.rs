@@ -185,6 +185,26 @@ impl<K: Kernel> Applier<K> {
         Ok(())
     }
 
+    /// What is kept of a trial is for an agent that starts during it, which has
+    /// seen nothing of how connections ended before.
+    async fn begin_trial(&self, revision: Revision) -> Trial {
+        let (cache, counted) = (self.cache.clone(), self.stats.endings());
+        let begun = tokio::task::spawn_blocking(move || {
+            let kept = cache.load_trial()?;
+            if let Some(kept) = kept.filter(|kept| kept.revision == revision.0) {
+                return Ok(Trial::resume(&kept, counted));
+            }
+            let trial = Trial::begin(revision, counted);
+            cache.save_trial(&trial.begun()).map(|()| trial)
+        });
+        match begun.await {
+            Ok(Ok(trial)) => return trial,
+            Ok(Err(error)) => tracing::error!(%error, "what a trial is held against is not kept"),
+            Err(error) => tracing::error!(%error, "what a trial is held against is not kept"),
+        }
+        Trial::begin(revision, self.stats.endings())
+    }
+
     async fn apply_update(&mut self, update: Update, trial: bool) -> Result<Applied, Gap> {
         let start = Instant::now();
         let configuring = Arc::clone(&self.configuring);
@@ -192,14 +212,15 @@ impl<K: Kernel> Applier<K> {
         self.replica.apply(update)?;
         let revision = self.replica.revision;
         // Before any connection goes by it.
-        self.trial.send_if_modified(|before| {
-            let same = before.as_ref().map(|trial| trial.revision) == Some(revision);
-            if same && trial || before.is_none() && !trial {
-                return false;
-            }
-            *before = trial.then(|| Trial::begin(revision, self.stats.endings()));
-            true
-        });
+        let tried = trial.then_some(revision);
+        if self.trial.borrow().as_ref().map(|trial| trial.revision) != tried {
+            let begun = if trial {
+                Some(self.begin_trial(revision).await)
+            } else {
+                None
+            };
+            self.trial.send_replace(begun);
+        }
         self.stats
             .revision
             .set(i64::try_from(revision.0).unwrap_or(i64::MAX));

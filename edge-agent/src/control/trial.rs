@@ -7,7 +7,10 @@ use anyport_model::{
     names::{AppName, Revision},
     rollout::Outcomes,
 };
-use anyport_proto::{convert::write_outcomes, v1};
+use anyport_proto::{
+    convert::{read_outcomes, write_outcomes},
+    v1,
+};
 use tokio::sync::watch;
 
 use crate::{endings::Endings, stats::Stats};
@@ -17,16 +20,57 @@ const PACE: Duration = Duration::from_secs(1);
 /// Apps of one report.
 const APPS_MAX: usize = 100;
 
-/// How connections had ended when this edge got the revision.
+/// What the connections of a revision on trial are held against.
 #[derive(Debug, Clone)]
 pub struct Trial {
     pub revision: Revision,
-    before: BTreeMap<AppName, Endings>,
+    /// What this process had counted when it got the revision.
+    counted: BTreeMap<AppName, Endings>,
+    /// How connections had ended when this edge got it, in this process or in
+    /// one before.
+    before: BTreeMap<AppName, Outcomes>,
 }
 
 impl Trial {
-    pub fn begin(revision: Revision, before: BTreeMap<AppName, Endings>) -> Self {
-        Self { revision, before }
+    /// This edge gets the revision now.
+    pub fn begin(revision: Revision, counted: BTreeMap<AppName, Endings>) -> Self {
+        let before = counted
+            .iter()
+            .map(|(app, endings)| (app.clone(), endings.outcomes()))
+            .filter(|(_, outcomes)| outcomes.ended > 0)
+            .collect();
+        Self {
+            revision,
+            counted,
+            before,
+        }
+    }
+
+    /// An agent before this one had got the revision.
+    pub fn resume(begun: &v1::TrialReport, counted: BTreeMap<AppName, Endings>) -> Self {
+        let before = begun.apps.iter().filter_map(|app| {
+            let name = app.app.parse().ok()?;
+            Some((name, read_outcomes(app.before)))
+        });
+        Self {
+            revision: Revision(begun.revision),
+            counted,
+            before: before.collect(),
+        }
+    }
+
+    /// What an agent after this one needs to know.
+    pub fn begun(&self) -> v1::TrialReport {
+        let apps = self.before.iter().map(|(app, before)| v1::AppTrial {
+            app: app.to_string(),
+            before: Some(write_outcomes(*before)),
+            ..Default::default()
+        });
+        v1::TrialReport {
+            revision: self.revision.0,
+            apps: apps.collect(),
+            since: None,
+        }
     }
 
     /// What is new, by how connections have ended now.
@@ -34,8 +78,9 @@ impl Trial {
         let mut all = Outcomes::default();
         let mut apps: Vec<(u64, v1::AppTrial)> = Vec::new();
         for (app, now) in now {
+            let counted = self.counted.get(app).copied().unwrap_or_default();
             let before = self.before.get(app).copied().unwrap_or_default();
-            let since = now.since(&before);
+            let since = now.since(&counted);
             let outcomes = since.outcomes();
             all.ended += outcomes.ended;
             all.failed += outcomes.failed;
@@ -43,7 +88,7 @@ impl Trial {
                 let app = v1::AppTrial {
                     app: app.to_string(),
                     since: Some(write_outcomes(outcomes)),
-                    before: Some(write_outcomes(before.outcomes())),
+                    before: Some(write_outcomes(before)),
                     status: status.code().into(),
                 };
                 apps.push((outcomes.failed, app));
@@ -140,6 +185,31 @@ mod tests {
                 ("new", outcomes(10, 9), outcomes(0, 0), 530),
                 ("web", outcomes(8, 7), outcomes(100, 10), 522),
             ]
+        );
+    }
+
+    #[test]
+    fn an_agent_that_starts_during_a_trial_holds_it_against_what_the_one_before_it_saw() {
+        let app = |name: &str| name.parse::<AppName>().unwrap();
+        let before = BTreeMap::from([
+            (app("web"), endings(&[(Status::ConnectRefused, 10)])),
+            (app("idle"), endings(&[])),
+        ]);
+        let begun = Trial::begin(Revision(7), before).begun();
+        assert_eq!(begun.apps.len(), 1, "{begun:?}");
+        let counted = BTreeMap::from([(app("web"), endings(&[(Status::ConnectRefused, 1)]))]);
+        let resumed = Trial::resume(&begun, counted);
+        assert_eq!(resumed.begun(), begun);
+        let now = BTreeMap::from([(app("web"), endings(&[(Status::ConnectRefused, 3)]))]);
+        let report = resumed.report(&now);
+        let failed = |count| {
+            let (ended, failed) = (count, count);
+            Some(v1::Outcomes { ended, failed })
+        };
+        assert_eq!(report.since, failed(2));
+        assert_eq!(
+            (report.apps[0].since, report.apps[0].before),
+            (failed(2), failed(10))
         );
     }
 }

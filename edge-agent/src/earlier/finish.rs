@@ -46,13 +46,17 @@ impl Finishing {
         service: Arc<Service>,
     ) -> io::Result<Self> {
         let path = socket_of(directory, std::process::id());
-        match fs::remove_file(&path) {
+        // Under its own name only once it listens: until then it would look like
+        // that of an agent that died, and be cleared away.
+        let unheard = path.with_extension("new");
+        match fs::remove_file(&unheard) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
-        let listener = std::os::unix::net::UnixListener::bind(&path)?;
+        let listener = std::os::unix::net::UnixListener::bind(&unheard)?;
         // Nobody else comes into the directory.
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
+        fs::set_permissions(&unheard, fs::Permissions::from_mode(0o600))?;
+        fs::rename(&unheard, &path)?;
         listener.set_nonblocking(true)?;
         let incoming = UnixListenerStream::new(UnixListener::from_std(listener)?);
         let obeyed = Obeyed::own(&live.ordered().borrow());

@@ -314,3 +314,46 @@ async fn a_prefix_around_the_config_service_is_never_steered() {
     assert_eq!(agent.steered().prefixes, good);
     assert!(agent.steered().claims.is_empty());
 }
+
+/// A revision on trial, or one that is not any more.
+async fn tries(agent: &mut Agent, revision: u64, trial: bool) -> Option<v1::TrialReport> {
+    let update = v1::Update {
+        revision,
+        full: true,
+        state_hash: vec![1],
+        ..Default::default()
+    };
+    let origin = Origin {
+        trial,
+        ..Origin::default()
+    };
+    let update = read_update(update).unwrap();
+    agent.applier.apply(update, origin).await.unwrap();
+    let trial = agent.applier.trial.borrow();
+    trial.as_ref().map(Trial::begun)
+}
+
+#[tokio::test]
+async fn what_a_trial_is_held_against_outlives_the_agent() {
+    let mut agent = Agent::start().await;
+    let begun = tries(&mut agent, 3, true).await.unwrap();
+    assert_eq!(agent.applier.cache.load_trial().unwrap(), Some(begun));
+    let seen = v1::TrialReport {
+        revision: 3,
+        apps: vec![v1::AppTrial {
+            app: "web".to_owned(),
+            before: Some(v1::Outcomes {
+                ended: 100,
+                failed: 50,
+            }),
+            ..Default::default()
+        }],
+        since: None,
+    };
+    agent.applier.cache.save_trial(&seen).unwrap();
+    let mut agent = agent.restart().await;
+    assert_eq!(tries(&mut agent, 3, true).await, Some(seen));
+    assert_eq!(tries(&mut agent, 4, false).await, None);
+    let next = tries(&mut agent, 5, true).await.unwrap();
+    assert_eq!((next.revision, next.apps.len()), (5, 0));
+}
