@@ -22,6 +22,7 @@ use crate::{
     metrics::Metrics,
     nodes::{self, Nodes, share},
     push::{DiscoveryServer, Push},
+    reseal::reseal,
     rollout::conduct,
     serve::ConfigApi,
     state::{Keeper, Retention, StoreKeyError, StoreKeys, follow, history::tidy},
@@ -188,6 +189,7 @@ impl ConfigService {
             never = count(&keeper, &nodes, &metrics) => match never {},
             never = identity::follow(identity.clone(), expiry, remark) => match never {},
             never = Box::pin(conduct(&keeper, &nodes, &writer)) => match never {},
+            never = Box::pin(reseal(&keeper, &writer)) => match never {},
         }
     }
 }

@@ -35,7 +35,8 @@ pub struct Config {
     )]
     pub store: StoreUrl,
     /// Keys to seal private keys of certificates with before they are stored: 32
-    /// random bytes in base64 or hexadecimal, one a line; the first seals, all open
+    /// random bytes in base64 or hexadecimal, one a line; the first seals, also what
+    /// was sealed with another one, and all open
     #[arg(long, env = "ANYPORT_STORE_KEY_FILE", value_name = "FILE")]
     pub store_key: Option<PathBuf>,
     #[command(flatten)]

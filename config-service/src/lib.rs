@@ -5,6 +5,7 @@
 //! - [`admit`]: what may become a revision
 //! - [`push`]: how edges and balancers get it
 //! - `rollout`: what some edges try goes to all, or back
+//! - `reseal`: private keys are sealed anew where the store key was changed
 //! - [`nodes`]: who is connected, and what each has applied
 //! - [`serve`]: all of it on the wire
 //! - `wire`: messages that are encoded once for many
@@ -25,6 +26,7 @@ pub mod nodes;
 mod offload;
 pub mod push;
 mod random;
+mod reseal;
 mod rollout;
 pub mod serve;
 pub mod state;

@@ -44,16 +44,6 @@ async fn try_change(
         .await
 }
 
-async fn history(service: &Service) -> Vec<v1::RevisionRecord> {
-    let mut client = service.client();
-    let answer = client.history(v1::HistoryRequest::default());
-    soon("history", answer)
-        .await
-        .unwrap()
-        .into_inner()
-        .revisions
-}
-
 async fn rollout(service: &Service) -> Option<v1::RolloutStatus> {
     let mut client = service.client();
     let answer = client.list_nodes(v1::ListNodesRequest::default());
@@ -77,6 +67,14 @@ struct Scene {
     tries: Subscriber,
     other: Subscriber,
     _directory: tempfile::TempDir,
+}
+
+impl Scene {
+    /// The change that `tries` tries; revision 2.
+    async fn begin(&self, promote_after: Option<Duration>) -> v1::ApplyResponse {
+        let tried = try_change(&self.service, &["tries"], promote_after).await;
+        tried.unwrap()
+    }
 }
 
 async fn scene() -> Scene {
@@ -118,45 +116,40 @@ fn trial(revision: u64, app: &str, ended: u64, failed: u64) -> Message {
 
 #[tokio::test]
 async fn only_who_tries_it_gets_it_until_it_is_promoted() {
-    let Scene {
-        service,
-        mut tries,
-        mut other,
-        ..
-    } = scene().await;
-    let tried = try_change(&service, &["tries"], None).await.unwrap();
+    let mut scene = scene().await;
+    let tried = scene.begin(None).await;
     assert_eq!(tried.revision, 2);
-    let update = tries.take().await;
+    let update = scene.tries.take().await;
     assert_eq!(
         (update.revision, update.full, update.trial),
         (2, false, true)
     );
     assert_eq!(update.state_hash, tried.state_hash);
     assert_eq!(update.upserts.len(), 1);
-    assert!(other.nothing_comes().await);
+    assert!(scene.other.nothing_comes().await);
     // Nor does who comes now, whatever it is.
-    let mut late = Subscriber::connect(&service, edge("late")).await;
+    let mut late = Subscriber::connect(&scene.service, edge("late")).await;
     let update = late.take().await;
     assert_eq!((update.revision, update.trial), (1, false));
-    let mut probes = Subscriber::connect(&service, balancer("b")).await;
+    let mut probes = Subscriber::connect(&scene.service, balancer("b")).await;
     assert_eq!(probes.take().await.revision, 1);
-    let status = rollout(&service).await.unwrap();
+    let status = rollout(&scene.service).await.unwrap();
     assert_eq!(status.rollout.unwrap().stable_revision, 1);
     let wanted = |nodes: Vec<v1::NodeStatus>, name: &str| {
         let node = nodes.into_iter().find(|node| node.name == name);
         node.unwrap().wanted_revision
     };
-    assert_eq!(wanted(service.nodes().await, "tries"), 2);
-    assert_eq!(wanted(service.nodes().await, "late"), 1);
+    assert_eq!(wanted(scene.service.nodes().await, "tries"), 2);
+    assert_eq!(wanted(scene.service.nodes().await, "late"), 1);
 
-    assert_eq!(promote(&service, 2).await.unwrap(), 3);
-    for subscriber in [&mut tries, &mut other, &mut late, &mut probes] {
+    assert_eq!(promote(&scene.service, 2).await.unwrap(), 3);
+    for subscriber in [&mut scene.tries, &mut scene.other, &mut late, &mut probes] {
         let update = subscriber.take().await;
         assert_eq!((update.revision, update.trial), (3, false));
         assert_eq!(update.state_hash, tried.state_hash);
     }
-    assert_eq!(rollout(&service).await, None);
-    let history = history(&service).await;
+    assert_eq!(rollout(&scene.service).await, None);
+    let history = scene.service.history().await;
     assert_eq!(history[0].promotion_of, 2);
     let tried = history[1].rollout.clone().unwrap().canary.unwrap();
     assert_eq!(tried.edges, ["tries"]);
@@ -164,20 +157,15 @@ async fn only_who_tries_it_gets_it_until_it_is_promoted() {
 
 #[tokio::test]
 async fn what_goes_well_for_long_enough_is_for_all() {
-    let Scene {
-        service,
-        mut tries,
-        mut other,
-        ..
-    } = scene().await;
+    let mut scene = scene().await;
     let hold = Duration::from_millis(300);
-    try_change(&service, &["tries"], Some(hold)).await.unwrap();
+    scene.begin(Some(hold)).await;
     // It has to have it; how long it goes well is counted from the commit.
-    let update = tries.next().await.unwrap();
-    assert!(other.nothing_comes().await);
-    tries.ack(&update, Vec::new()).await;
-    assert_eq!(other.take().await.revision, 3);
-    let last = &history(&service).await[0];
+    let update = scene.tries.next().await.unwrap();
+    assert!(scene.other.nothing_comes().await);
+    scene.tries.ack(&update, Vec::new()).await;
+    assert_eq!(scene.other.take().await.revision, 3);
+    let last = &scene.service.history().await[0];
     assert_eq!((last.promotion_of, &*last.author), (2, "config-service"));
     let words = "went well on tries for 0 s: 0 of 0 connections failed";
     assert_eq!(last.message, words);
@@ -191,7 +179,7 @@ async fn is_taken_back(scene: &mut Scene, why: &str) {
     let update = scene.other.take().await;
     assert_eq!(update.revision, 3);
     assert_eq!((update.upserts.len(), update.removals.len()), (0, 0));
-    let last = &history(&scene.service).await[0];
+    let last = &scene.service.history().await[0];
     assert_eq!((last.rollback_of, &*last.author), (1, "config-service"));
     assert_eq!(last.message, format!("revision 2 is taken back: {why}"));
     assert_eq!(rollout(&scene.service).await, None);
@@ -200,7 +188,7 @@ async fn is_taken_back(scene: &mut Scene, why: &str) {
 #[tokio::test]
 async fn a_rejection_takes_it_back() {
     let mut scene = scene().await;
-    try_change(&scene.service, &["tries"], None).await.unwrap();
+    scene.begin(None).await;
     let update = scene.tries.next().await.unwrap();
     let rejection = |name: &str| v1::Rejection {
         resource: Some(reference(v1::Kind::App, name)),
@@ -218,7 +206,7 @@ async fn a_rejection_takes_it_back() {
 #[tokio::test]
 async fn a_rejection_of_something_else_does_not() {
     let mut scene = scene().await;
-    try_change(&scene.service, &["tries"], None).await.unwrap();
+    scene.begin(None).await;
     let update = scene.tries.next().await.unwrap();
     let rejection = v1::Rejection {
         resource: Some(reference(v1::Kind::App, "app-1")),
@@ -233,7 +221,7 @@ async fn a_rejection_of_something_else_does_not() {
 #[tokio::test]
 async fn connections_that_fail_take_it_back() {
     let mut scene = scene().await;
-    try_change(&scene.service, &["tries"], None).await.unwrap();
+    scene.begin(None).await;
     scene.tries.take().await;
     // As often as before, and of another revision.
     scene.tries.say(trial(2, "app-0", 500, 2)).await;
@@ -247,35 +235,25 @@ async fn connections_that_fail_take_it_back() {
 
 #[tokio::test]
 async fn an_edge_that_is_lost_takes_it_back() {
-    let Scene {
-        service,
-        mut tries,
-        mut other,
-        ..
-    } = scene().await;
-    try_change(&service, &["tries"], None).await.unwrap();
-    tries.take().await;
-    drop(tries);
-    assert_eq!(other.take().await.revision, 3);
-    let last = &history(&service).await[0];
+    let mut scene = scene().await;
+    scene.begin(None).await;
+    scene.tries.take().await;
+    drop(scene.tries);
+    assert_eq!(scene.other.take().await.revision, 3);
+    let last = &scene.service.history().await[0];
     let why = "revision 2 is taken back: edge tries is gone for 10 s";
     assert_eq!(last.message, why);
 }
 
 #[tokio::test]
 async fn nothing_else_is_written_meanwhile_and_each_refusal_says_what_may_be() {
-    let Scene {
-        service,
-        mut tries,
-        mut other,
-        ..
-    } = scene().await;
-    let refused = promote(&service, 0).await.unwrap_err();
+    let mut scene = scene().await;
+    let refused = promote(&scene.service, 0).await.unwrap_err();
     assert_eq!(refused.code(), Code::FailedPrecondition);
     let words = "no revision is being tried; the latest, 1, is for all";
     assert_eq!(refused.message(), words);
 
-    let refused = try_change(&service, &["tries", "else"], None)
+    let refused = try_change(&scene.service, &["tries", "else"], None)
         .await
         .unwrap_err();
     let faults = refused.get_details_bad_request().unwrap().field_violations;
@@ -283,76 +261,63 @@ async fn nothing_else_is_written_meanwhile_and_each_refusal_says_what_may_be() {
     let words = "edge else is not connected; those that are: other, tries";
     assert_eq!(faults[0].description, words);
 
-    try_change(&service, &["tries"], None).await.unwrap();
-    tries.take().await;
-    let refused = service.apply(vec![app("app-1", 9_001)]).await.unwrap_err();
+    scene.begin(None).await;
+    scene.tries.take().await;
+    let refused = scene
+        .service
+        .apply(vec![app("app-1", 9_001)])
+        .await
+        .unwrap_err();
     assert_eq!(refused.code(), Code::FailedPrecondition);
     let words = "revision 2 is being tried by tries: promote it, or roll back to 1";
     assert_eq!(refused.message(), words);
-    let refused = promote(&service, 1).await.unwrap_err();
+    let refused = promote(&scene.service, 1).await.unwrap_err();
     let words = "revision 1 is not the one that is being tried, which is 2";
     assert_eq!(refused.message(), words);
 
-    let request = v1::RollbackRequest {
-        revision: 1,
-        ..Default::default()
-    };
-    let mut client = service.client();
-    soon("rollback", client.rollback(request)).await.unwrap();
-    assert_eq!(tries.take().await.revision, 3);
-    assert_eq!(other.take().await.revision, 3);
-    service.apply(vec![app("app-1", 9_001)]).await.unwrap();
+    scene.service.roll_back(1).await.unwrap();
+    assert_eq!(scene.tries.take().await.revision, 3);
+    assert_eq!(scene.other.take().await.revision, 3);
+    scene
+        .service
+        .apply(vec![app("app-1", 9_001)])
+        .await
+        .unwrap();
 }
 
 /// Back to what is tried is an end of the trial too, although nothing changes by it.
 #[tokio::test]
 async fn a_rollback_to_what_is_tried_is_for_all() {
-    let Scene {
-        service,
-        mut tries,
-        mut other,
-        ..
-    } = scene().await;
-    let tried = try_change(&service, &["tries"], None).await.unwrap();
-    tries.take().await;
-    let request = v1::RollbackRequest {
-        revision: 2,
-        ..Default::default()
-    };
-    let mut client = service.client();
-    soon("rollback", client.rollback(request)).await.unwrap();
-    for subscriber in [&mut tries, &mut other] {
+    let mut scene = scene().await;
+    let tried = scene.begin(None).await;
+    scene.tries.take().await;
+    scene.service.roll_back(2).await.unwrap();
+    for subscriber in [&mut scene.tries, &mut scene.other] {
         let update = subscriber.take().await;
         assert_eq!((update.revision, update.trial), (3, false));
         assert_eq!(update.state_hash, tried.state_hash);
     }
-    assert_eq!(rollout(&service).await, None);
+    assert_eq!(rollout(&scene.service).await, None);
 }
 
 /// Whose answer was lost hears what was done, although the edge is not there any more.
 #[tokio::test]
 async fn a_repeated_request_is_answered_as_before() {
-    let Scene {
-        service,
-        mut tries,
-        other: _other,
-        _directory,
-        ..
-    } = scene().await;
+    let mut scene = scene().await;
     let request = v1::ApplyRequest {
         resources: vec![app("app-0", 9_000)],
         canary: Some(canary(&["tries"], None)),
         request_id: "once".to_owned(),
         ..Default::default()
     };
-    let first = service.apply_request(request.clone()).await.unwrap();
-    tries.take().await;
-    drop(tries);
+    let first = scene.service.apply_request(request.clone()).await.unwrap();
+    scene.tries.take().await;
+    drop(scene.tries);
     eventually("it is gone", || async {
-        (service.nodes().await.len() == 1).then_some(())
+        (scene.service.nodes().await.len() == 1).then_some(())
     })
     .await;
-    let again = service.apply_request(request).await.unwrap();
+    let again = scene.service.apply_request(request).await.unwrap();
     assert_eq!(again.revision, first.revision);
 }
 

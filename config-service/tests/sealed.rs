@@ -19,6 +19,7 @@ use support::{
     subscriber::{self, Subscriber},
 };
 use tempfile::TempDir;
+use tonic::Code;
 
 const ONE: &str = "1111111111111111111111111111111111111111111111111111111111111111";
 const TWO: &str = "2222222222222222222222222222222222222222222222222222222222222222";
@@ -72,6 +73,19 @@ async fn sent(service: &Service, name: &str) -> String {
     private_key(found.unwrap()).to_owned()
 }
 
+/// Waits until this is what the service lacks.
+async fn says(service: &Service, words: &str) {
+    eventually("what is missing is said", || async {
+        let report = service.readiness.report();
+        report
+            .waiting
+            .iter()
+            .any(|waiting| waiting.reason.contains(words))
+            .then_some(())
+    })
+    .await;
+}
+
 async fn is_sealed(store: StoreUrl, files: &Files, everything: &Path) {
     let key = files.keys("one", &[ONE]);
     let service = Service::ready_with(store.clone(), Some(key.clone())).await;
@@ -85,11 +99,7 @@ async fn is_sealed(store: StoreUrl, files: &Files, everything: &Path) {
         .apply(vec![certificate("web"), certificate("mail")])
         .await
         .unwrap();
-    let rollback = v1::RollbackRequest {
-        revision: 1,
-        ..Default::default()
-    };
-    service.client().rollback(rollback).await.unwrap();
+    service.roll_back(1).await.unwrap();
     let back = service.apply(vec![mail.clone()]).await.unwrap();
     assert_eq!((back.revision, &back.state_hash), (3, &again.state_hash));
     assert_ne!(web.state_hash, again.state_hash);
@@ -108,30 +118,61 @@ async fn is_sealed(store: StoreUrl, files: &Files, everything: &Path) {
         ),
     ] {
         let service = Service::start_with(store.clone(), wrong).await;
-        eventually("what is missing is said", || async {
-            let report = service.readiness.report();
-            report
-                .waiting
-                .iter()
-                .any(|waiting| waiting.reason.contains(words))
-                .then_some(())
-        })
-        .await;
+        says(&service, words).await;
         service.stop().await;
     }
 
-    // Rotation: the first key seals, both open.
     let both = files.keys("both", &[TWO, ONE]);
+    key_is_changed(store, both, files.keys("two", &[TWO]), &mail).await;
+}
+
+/// What was sealed with the old key is sealed with the new one, and the old one can go. The
+/// history that needs it stays, and says so.
+async fn key_is_changed(store: StoreUrl, both: PathBuf, new: PathBuf, mail: &v1::Resource) {
+    let written = v1::ApplyRequest {
+        resources: vec![prefix("198.51.100.0/24")],
+        request_id: "written before".to_owned(),
+        ..Default::default()
+    };
+    let one = both.with_file_name("one");
+    let service = Service::ready_with(store.clone(), Some(one)).await;
+    let before = service.apply_request(written.clone()).await.unwrap();
+    service.stop().await;
+
     let service = Service::ready_with(store.clone(), Some(both)).await;
-    assert_eq!(sent(&service, "mail").await, private_key(&mail));
-    let renewed = certificate("mail");
-    service.apply(vec![renewed.clone()]).await.unwrap();
+    let sealed = eventually("private keys are sealed anew", || async {
+        let history = service.history().await;
+        let newest = history.into_iter().next().unwrap();
+        (newest.revision > before.revision).then_some(newest)
+    })
+    .await;
+    assert_eq!(sealed.revision, before.revision + 1);
+    assert_eq!((sealed.created, sealed.updated, sealed.deleted), (0, 0, 0));
+    assert_eq!(sealed.author, "config-service");
+    let (words, key) = sealed.message.rsplit_once(' ').unwrap();
+    assert_eq!(words, "private keys are sealed anew, with the store key");
     service.stop().await;
-    let two = files.keys("two", &[TWO]);
-    let service = Service::ready_with(store, Some(two)).await;
-    assert_eq!(sent(&service, "mail").await, private_key(&renewed));
+
+    let service = Service::ready_with(store, Some(new)).await;
+    assert_eq!(sent(&service, "mail").await, private_key(mail));
+    let history = service.history().await;
+    assert_eq!(history.first(), Some(&sealed), "nothing more is written");
+    assert_eq!(history.last().unwrap().revision, 1, "it is there");
+    let refused = service.roll_back(1).await.unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition, "{refused}");
+    let held = format!("which --store-key does not hold: it holds {key}");
+    for words in [
+        "revision 1: the private key of certificate mail is sealed",
+        &held,
+    ] {
+        assert!(refused.message().contains(words), "{words}: {refused}");
+    }
+    // A write of before is still told as done.
+    let repeated = service.apply_request(written).await.unwrap();
+    assert_eq!(repeated.revision, before.revision);
+    let web = service.apply(vec![certificate("web")]).await.unwrap();
+    assert_eq!(web.revision, sealed.revision + 1);
     service.stop().await;
-    assert!(!lies_about(everything, private_key(&renewed)));
 }
 
 #[tokio::test]
@@ -149,7 +190,7 @@ async fn etcd_holds_no_private_key_in_the_clear() {
 }
 
 #[tokio::test]
-async fn without_a_key_it_is_in_the_clear_and_a_key_that_comes_later_seals_what_is_new() {
+async fn what_was_in_the_clear_is_sealed_by_a_key_that_comes_later_and_history_is_not() {
     let files = Files::new();
     let store = embedded(&files.store());
     let service = Service::ready(store.clone()).await;
@@ -162,11 +203,24 @@ async fn without_a_key_it_is_in_the_clear_and_a_key_that_comes_later_seals_what_
     // So would the tests above find it.
     assert!(lies_about(&files.store(), private_key(&mail)));
     let key = files.keys("one", &[ONE]);
-    let service = Service::ready_with(store, Some(key)).await;
+    let service = Service::ready_with(store.clone(), Some(key)).await;
+    eventually("it is sealed", || async {
+        (service.history().await[0].revision == 2).then_some(())
+    })
+    .await;
     assert_eq!(sent(&service, "mail").await, private_key(&mail));
     let renewed = certificate("mail");
     service.apply(vec![renewed.clone()]).await.unwrap();
     assert_eq!(sent(&service, "mail").await, private_key(&renewed));
     service.stop().await;
     assert!(!lies_about(&files.store(), private_key(&renewed)));
+    let service = Service::start_with(store, None).await;
+    says(
+        &service,
+        "revision 3: the private key of certificate mail is sealed",
+    )
+    .await;
+    service.stop().await;
+    // Of the first revision.
+    assert!(lies_about(&files.store(), private_key(&mail)));
 }

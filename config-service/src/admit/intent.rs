@@ -33,6 +33,8 @@ pub enum Intent {
     },
     /// All nodes get what some try; whichever that is, or this one.
     Promote(Option<Revision>),
+    /// The same state, with its private keys as this replica stores them.
+    Reseal,
 }
 
 /// The resources of a request, as far as they could be read.
@@ -180,7 +182,7 @@ impl Intent {
             Intent::Apply { request, prune } => apply(present, request, *prune),
             Intent::Delete(reference) => delete(present, reference),
             Intent::Rollback { resources, .. } => rollback(present, resources),
-            Intent::Promote(_) => Ok(plan(present, present.clone(), |_| false)),
+            Intent::Promote(_) | Intent::Reseal => Ok(plan(present, present.clone(), |_| false)),
         }
     }
 
@@ -188,7 +190,19 @@ impl Intent {
     pub fn rollback_of(&self) -> Option<Revision> {
         match self {
             Intent::Rollback { revision, .. } => Some(*revision),
-            Intent::Apply { .. } | Intent::Delete(_) | Intent::Promote(_) => None,
+            Intent::Apply { .. } | Intent::Delete(_) | Intent::Promote(_) | Intent::Reseal => None,
+        }
+    }
+
+    /// What of the present state is to be stored anew, although it stays as it is.
+    pub fn stored_anew(&self, present: &Resources) -> Vec<ResourceRef> {
+        let is_certificate = |reference: &&ResourceRef| reference.kind() == Kind::Certificate;
+        match self {
+            Intent::Reseal => present.keys().filter(is_certificate).cloned().collect(),
+            Intent::Apply { .. }
+            | Intent::Delete(_)
+            | Intent::Rollback { .. }
+            | Intent::Promote(_) => Vec::new(),
         }
     }
 
@@ -199,13 +213,15 @@ impl Intent {
     pub fn fits(&self, latest: Revision, rollout: Option<&Rollout>) -> Result<(), Refusal> {
         match (self, rollout) {
             (Intent::Rollback { .. }, _)
-            | (Intent::Apply { .. } | Intent::Delete(_), None)
+            | (Intent::Apply { .. } | Intent::Delete(_) | Intent::Reseal, None)
             | (Intent::Promote(None), Some(_)) => Ok(()),
-            (Intent::Apply { .. } | Intent::Delete(_), Some(rollout)) => Err(Refusal::OnTrial {
-                revision: latest,
-                edges: rollout.canary.edges.clone(),
-                stable: rollout.stable,
-            }),
+            (Intent::Apply { .. } | Intent::Delete(_) | Intent::Reseal, Some(rollout)) => {
+                Err(Refusal::OnTrial {
+                    revision: latest,
+                    edges: rollout.canary.edges.clone(),
+                    stable: rollout.stable,
+                })
+            }
             (Intent::Promote(_), None) => Err(Refusal::NotOnTrial { latest }),
             (Intent::Promote(Some(asked)), Some(_)) if *asked != latest => {
                 Err(Refusal::OtherOnTrial {

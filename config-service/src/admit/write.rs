@@ -174,7 +174,10 @@ impl Writer {
             }
             let outcome = if conditions.dry_run {
                 Some(Outcome::DryRun)
-            } else if !plan.changes.iter().any(Change::is_change) && present.rollout().is_none() {
+            } else if !plan.changes.iter().any(Change::is_change)
+                && present.rollout().is_none()
+                && intent.stored_anew(present.resources()).is_empty()
+            {
                 Some(Outcome::Unchanged)
             } else {
                 None
@@ -231,9 +234,11 @@ impl Writer {
         }
         // Planning is pure, so the same intent on the same state says the same.
         let before = Revision(done.revision.0.saturating_sub(1));
-        let changes = match self.keeper.at(before).await? {
-            Some(before) => intent.plan(&before.resources)?.changes,
-            None => Vec::new(),
+        let changes = match self.keeper.at(before).await {
+            Ok(Some(before)) => intent.plan(&before.resources)?.changes,
+            // It is not kept any more, or a store key that it needs is not.
+            Ok(None) | Err(StoreError::Sealed(_)) => Vec::new(),
+            Err(error) => return Err(error.into()),
         };
         Ok(Some(Written {
             revision: done.revision,
@@ -267,11 +272,10 @@ impl Commit<'_> {
         let Plan {
             resources, changes, ..
         } = plan;
-        let changed: Vec<_> = changes
-            .iter()
-            .filter(|change| change.is_change())
-            .map(Change::reference)
-            .collect();
+        let changed = changes.iter().filter(|change| change.is_change());
+        let mut changed: Vec<_> = changed.map(Change::reference).collect();
+        let stored_anew = self.intent.stored_anew(&resources);
+        changed.extend(stored_anew.iter().cloned());
         let keeper = self.turn.keeper();
         let draft = keeper.draft(self.present.state(), resources, &changed);
         let bytes = draft.state().layout.bytes();
@@ -283,6 +287,15 @@ impl Commit<'_> {
                 ),
             }])
             .into());
+        }
+        if !stored_anew.is_empty() && draft.state().hash() == self.present.hash() {
+            return Ok(Some(Written {
+                revision: self.present.revision(),
+                state_hash: self.present.hash(),
+                changes,
+                mass_deletion: None,
+                outcome: Outcome::Unchanged,
+            }));
         }
         let record = self.record(&draft, &changes);
         let (created, updated, deleted) = (record.created, record.updated, record.deleted);

@@ -27,7 +27,7 @@ use tokio::sync::watch;
 
 use super::{
     latest::{Latest, News},
-    layout::{Layout, LayoutError},
+    layout::{Layout, LayoutError, is_sealed_with_first},
     rewind::{Book, Rewind, Rewinds},
     seal::StoreKeys,
     snapshot::{REMEMBERED, Recent, Snapshot, StateAt, Target},
@@ -44,6 +44,8 @@ const REREAD: Duration = Duration::from_secs(20);
 const REFUSED_REREAD: Duration = Duration::from_secs(2);
 /// States kept in memory, for subscribers and pages that are a little behind.
 const HELD: usize = 16;
+/// Chunks read at once, to look how they are sealed.
+const CHUNKS_AT_ONCE: usize = 32;
 
 /// Holds the present state. Clones share it.
 #[derive(Debug, Clone)]
@@ -141,7 +143,7 @@ impl Keeper {
     pub fn draft(&self, present: &StateAt, resources: Resources, changed: &[ResourceRef]) -> Draft {
         let Shared { keys, warned, .. } = &*self.shared;
         let stores_key = |reference: &ResourceRef| {
-            reference.kind() == Kind::Certificate && resources.contains_key(reference)
+            is_certificate(reference) && resources.contains_key(reference)
         };
         if keys.are_none()
             && changed.iter().any(stores_key)
@@ -158,6 +160,32 @@ impl Keeper {
             },
             objects,
         }
+    }
+
+    /// The key that seals, by its name, where private keys of this state are stored
+    /// otherwise: sealed with another one, or as they are.
+    ///
+    /// # Errors
+    /// Where the store cannot be read.
+    pub async fn seals_anew(&self, state: &StateAt) -> Result<Option<String>, StoreError> {
+        let Shared { keys, store, .. } = &*self.shared;
+        let Some(first) = keys.first() else {
+            return Ok(None);
+        };
+        let certificates = state
+            .resources
+            .keys()
+            .filter(|reference| is_certificate(reference));
+        let chunks = state.layout.chunks_of(certificates);
+        for some in chunks.chunks(CHUNKS_AT_ONCE) {
+            for chunk in store.objects(some).await? {
+                let sealed = is_sealed_with_first(&chunk, keys);
+                if !sealed.map_err(|error| damaged(state.revision, error))? {
+                    return Ok(Some(first));
+                }
+            }
+        }
+        Ok(None)
     }
 
     /// Follows the latest state.
@@ -338,11 +366,7 @@ impl Keeper {
     /// Reads the state of a record; what the present one shares with it is not
     /// read again.
     async fn load(&self, record: &Record) -> Result<Arc<StateAt>, StoreError> {
-        let what = || format!("revision {}", record.revision);
-        let damaged = |error: LayoutError| match error {
-            LayoutError::Sealed(error) => StoreError::Sealed(error.to_string()),
-            error => StoreError::corrupt(what(), error),
-        };
+        let damaged = |error| damaged(record.revision, error);
         let known = match self.present() {
             Some(present) => Arc::clone(present.state()),
             None => Arc::new(StateAt::empty()),
@@ -412,6 +436,18 @@ impl Keeper {
     }
 }
 
+fn is_certificate(reference: &ResourceRef) -> bool {
+    reference.kind() == Kind::Certificate
+}
+
+fn damaged(revision: Revision, error: LayoutError) -> StoreError {
+    let what = format!("revision {revision}");
+    match error {
+        LayoutError::Sealed(error) => StoreError::Sealed(format!("{what}: {error}")),
+        error => StoreError::corrupt(what, error),
+    }
+}
+
 /// A store that lost all that it held is no state to lead anybody to: every edge
 /// would drop every app. What is held stays until there is a first revision again.
 fn emptied(held: Revision) -> StoreError {
@@ -460,12 +496,15 @@ impl Turn<'_> {
             };
             let damaged = match self.keeper.read(head.clone()).await {
                 Ok(snapshot) => {
-                    if let Some(lost) = lost {
-                        self.keeper.note_rewind(lost, snapshot.revision(), None);
+                    if lost.is_some() {
                         // A number that is lost may mean another state by now.
                         self.keeper.held().clear();
                     }
-                    return Ok(self.keeper.publish(snapshot));
+                    let restored = self.keeper.publish(snapshot);
+                    if let Some(lost) = lost {
+                        self.keeper.note_rewind(lost, restored.revision(), None);
+                    }
+                    return Ok(restored);
                 }
                 Err(error @ StoreError::Corrupt { .. }) => error,
                 Err(error) => return Err(error),

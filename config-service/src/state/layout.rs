@@ -152,6 +152,17 @@ impl Layout {
         self.chunks.iter().map(|chunk| chunk.id)
     }
 
+    /// Names of the chunks that hold these, and perhaps others.
+    pub fn chunks_of<'a>(
+        &self,
+        resources: impl IntoIterator<Item = &'a ResourceRef>,
+    ) -> Vec<ObjectId> {
+        let buckets: BTreeSet<BucketIndex> = resources.into_iter().map(bucket_of).collect();
+        let chunks = self.chunks.iter();
+        let holding = chunks.filter(|chunk| buckets.contains(&chunk.bucket));
+        holding.map(|chunk| chunk.id).collect()
+    }
+
     /// Reads the bytes of a layout object.
     ///
     /// # Errors
@@ -236,6 +247,20 @@ impl Beyond {
         }
         Ok(resources)
     }
+}
+
+/// Is every private key in a chunk sealed with the first of the keys?
+///
+/// # Errors
+/// [`LayoutError`], where the bytes are no chunk.
+pub fn is_sealed_with_first(chunk: &[u8], keys: &StoreKeys) -> Result<bool, LayoutError> {
+    let chunk = StoredChunk::decode(chunk)?;
+    let in_the_clear = |resource: &v1::Resource| match &resource.kind {
+        Some(Kind::Certificate(certificate)) => !certificate.key.is_empty(),
+        _ => false,
+    };
+    Ok(chunk.sealed.iter().all(|sealed| keys.is_by_first(sealed))
+        && !chunk.resources.iter().any(in_the_clear))
 }
 
 fn unreadable(bad: anyport_proto::convert::Unreadable) -> LayoutError {

@@ -115,7 +115,7 @@ impl StoreKeys {
         Ok(keys)
     }
 
-    fn parse(text: &str) -> Result<Self, String> {
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
         let mut keys: Vec<StoreKey> = Vec::new();
         let lines = text.lines().map(str::trim).enumerate();
         for (index, line) in lines.filter(|(_, line)| !line.is_empty() && !line.starts_with('#')) {
@@ -157,6 +157,17 @@ impl StoreKeys {
             key_id: key.id.to_vec(),
             sealed,
         })
+    }
+
+    /// The name of the key that seals.
+    pub fn first(&self) -> Option<String> {
+        Some(hex(&self.0.first()?.id))
+    }
+
+    /// Is it what [`seal`](Self::seal) would make, as far as the key goes?
+    pub(super) fn is_by_first(&self, sealed: &SealedKey) -> bool {
+        let first = self.0.first();
+        first.is_some_and(|first| first.id[..] == sealed.key_id[..])
     }
 
     pub(super) fn open(&self, mut sealed: SealedKey) -> Result<String, SealError> {

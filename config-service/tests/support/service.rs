@@ -160,6 +160,27 @@ impl Service {
         soon("nodes", answer).await.unwrap().into_inner().nodes
     }
 
+    /// Revisions, newest first: a page of them.
+    pub async fn history(&self) -> Vec<v1::RevisionRecord> {
+        let mut client = self.client();
+        let answer = client.history(v1::HistoryRequest::default());
+        soon("history", answer)
+            .await
+            .unwrap()
+            .into_inner()
+            .revisions
+    }
+
+    pub async fn roll_back(&self, revision: u64) -> Result<v1::RollbackResponse, Status> {
+        let request = v1::RollbackRequest {
+            revision,
+            ..Default::default()
+        };
+        let mut client = self.client();
+        let answer = soon("rollback", client.rollback(request)).await?;
+        Ok(answer.into_inner())
+    }
+
     /// Where the store was found to have lost what it held.
     pub async fn rewind(&self) -> Option<v1::StoreRewind> {
         let mut client = self.client();
