@@ -138,7 +138,6 @@ mod tests {
             name: name.to_owned(),
             cert: params.self_signed(&key).unwrap().pem(),
             key: key.serialize_pem(),
-            ..Default::default()
         });
         Intent::Apply {
             request: read_apply(vec![v1::Resource { kind: Some(kind) }]),

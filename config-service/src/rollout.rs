@@ -387,6 +387,58 @@ mod tests {
         v1::Resource { kind: Some(kind) }
     }
 
+    fn prefix() -> Intent {
+        let kind = v1::resource::Kind::Prefix(v1::Prefix {
+            cidr: "198.51.100.0/24".to_owned(),
+        });
+        Intent::Apply {
+            request: read_apply(vec![v1::Resource { kind: Some(kind) }]),
+            prune: false,
+        }
+    }
+
+    /// A replica that has just started, or was cut off, sees nobody of those who are
+    /// connected elsewhere.
+    #[tokio::test(start_paused = true)]
+    async fn who_does_not_know_of_nodes_elsewhere_holds_none_for_gone() {
+        let directory = tempfile::tempdir().unwrap();
+        let keeper = Keeper::new(Arc::new(Embedded::open(directory.path()).unwrap()));
+        let (writer, nodes) = (Writer::new(keeper.clone()), Nodes::default());
+        nodes.set_elsewhere_known(false);
+        let conditions = Conditions {
+            canary: Some(Canary {
+                edges: [edge()].into(),
+                promote_after: None,
+            }),
+            ..Conditions::default()
+        };
+        let tried = writer.write(prefix(), conditions, SystemTime::now).await;
+        let tried = tried.unwrap().revision;
+        let latest = || keeper.present().unwrap().revision();
+        let story = async {
+            for _ in 0..2 {
+                tokio::time::sleep(2 * GONE).await;
+                assert_eq!(latest(), tried, "nothing is known of the edge");
+                nodes.set_elsewhere_known(true);
+                tokio::time::sleep(GONE / 2).await;
+                assert_eq!(latest(), tried, "it is counted from when it could be seen");
+                nodes.set_elsewhere_known(false);
+                // Longer than it takes to notice.
+                tokio::time::sleep(2 * (LOOK + PACE)).await;
+            }
+            nodes.set_elsewhere_known(true);
+            let known = Instant::now();
+            while latest() == tried {
+                tokio::time::sleep(LOOK).await;
+            }
+            assert!(known.elapsed() >= GONE, "{:?}", known.elapsed());
+        };
+        tokio::select! {
+            () = story => {}
+            never = conduct(&keeper, &nodes, &writer) => match never {},
+        }
+    }
+
     /// It is told, nothing is decided by itself from then on, and somebody may.
     #[tokio::test(start_paused = true)]
     async fn an_end_that_is_refused_is_told_and_not_tried_again() {
@@ -394,13 +446,6 @@ mod tests {
         let keeper = Keeper::new(Arc::new(Embedded::open(directory.path()).unwrap()));
         commit_what_is_not_taken(&keeper).await;
         let (writer, nodes) = (Writer::new(keeper.clone()), Nodes::default());
-        let kind = v1::resource::Kind::Prefix(v1::Prefix {
-            cidr: "198.51.100.0/24".to_owned(),
-        });
-        let tried = Intent::Apply {
-            request: read_apply(vec![v1::Resource { kind: Some(kind) }]),
-            prune: false,
-        };
         let conditions = Conditions {
             canary: Some(Canary {
                 edges: [edge()].into(),
@@ -408,7 +453,7 @@ mod tests {
             }),
             ..Conditions::default()
         };
-        let written = writer.write(tried, conditions, SystemTime::now).await;
+        let written = writer.write(prefix(), conditions, SystemTime::now).await;
         assert_eq!(written.unwrap().revision, Revision(2));
         let rejection = v1::Rejection {
             resource: None,

@@ -18,6 +18,7 @@ mod client;
 mod disk;
 mod edge;
 mod gate;
+mod rewind;
 mod story;
 mod wire;
 
