@@ -6,13 +6,15 @@
 
 use std::{
     collections::HashMap,
+    mem,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
 
 use anyport_model::names::{PoolName, Revision};
-use anyport_node::ready::{Condition, Readiness};
+use anyport_node::ready::{Condition, Readiness, Remark};
 use anyport_proto::{convert::write_pool_health, v1};
+use nix::sys::resource::{Resource, getrlimit};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     task::{Id, JoinSet},
@@ -23,14 +25,26 @@ use crate::{
     health::{DialReport, Turn},
     membership::{Members, OriginKey},
     metrics::Metrics,
-    pace::Pace,
-    probe::{Opener, Outcome, failure::Failure, probe},
+    pace::{Pace, Rate},
+    probe::{
+        Opener, Outcome,
+        failure::{Blame, Failure},
+        probe,
+    },
     weights::Table,
 };
 
-/// Probes under way at once; more wait. Each holds a descriptor for at most its
-/// timeout.
-const PROBES_MAX: usize = 1024;
+/// Probes under way at once, at most; more wait. Each holds a descriptor, for at
+/// most its attempts' timeouts.
+const PROBES_MAX: u64 = 4096;
+/// Of the descriptors that the process may have, probes take a part of this many:
+/// `anyport up` needs the others for connections.
+const PROBES_PART: u64 = 4;
+/// Between two starts on average, however many are due: after the process was
+/// stopped for a while, all are.
+const START_GAP: Duration = Duration::from_micros(100);
+/// Starts at once.
+const STARTS: u32 = 64;
 /// Events that may wait for the driver; then those who bring them wait.
 const COMMANDS: usize = 64;
 /// Between two tables: an outage turns many verdicts within milliseconds, and
@@ -39,6 +53,9 @@ const TABLE_GAP: Duration = Duration::from_millis(50);
 /// Between two reports to the config service. How long probes took is no change
 /// worth a report: it goes along with the next one.
 const REPORT_GAP: Duration = Duration::from_secs(1);
+
+/// How long it is told that a probe could not be made.
+const HINDERED: Duration = Duration::from_secs(60);
 
 /// The latest table; `None` until there is one to go by.
 pub(crate) type Tables = watch::Receiver<Option<Arc<Table>>>;
@@ -117,6 +134,9 @@ pub(crate) struct Driver {
     commands: mpsc::Receiver<Command>,
     probes: JoinSet<Outcome>,
     under_way: HashMap<Id, Ticket>,
+    /// At most so many are under way.
+    room: usize,
+    starts: Rate,
     tables: watch::Sender<Option<Arc<Table>>>,
     table_pace: Pace,
     reports: watch::Sender<Option<v1::Report>>,
@@ -126,6 +146,9 @@ pub(crate) struct Driver {
     has_configuration: watch::Sender<bool>,
     network: Condition,
     isolated: bool,
+    host: Remark,
+    /// When a probe last failed through this host's fault, and how.
+    hindered: Option<(Instant, mem::Discriminant<Failure>)>,
 }
 
 impl Driver {
@@ -147,6 +170,8 @@ impl Driver {
             commands: obeyed,
             probes: JoinSet::new(),
             under_way: HashMap::new(),
+            room: room(getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(limit, _)| limit)),
+            starts: Rate::new(START_GAP, STARTS),
             tables,
             table_pace: Pace::new(TABLE_GAP),
             reports,
@@ -156,6 +181,8 @@ impl Driver {
             has_configuration: configured_once,
             network,
             isolated: false,
+            host: readiness.remark("probes"),
+            hindered: None,
         };
         let handle = Handle {
             commands,
@@ -172,7 +199,7 @@ impl Driver {
             let wake = [
                 self.publish_table(now),
                 self.publish_report(now),
-                self.next_start(),
+                self.next_start(now),
             ];
             let wake = wake.into_iter().flatten().min();
             tokio::select! {
@@ -190,9 +217,11 @@ impl Driver {
     }
 
     fn start_probes(&mut self, now: Now) {
-        while self.probes.len() < PROBES_MAX
+        while self.probes.len() < self.room
+            && self.starts.due(now.instant) <= now.instant
             && let Some(ticket) = self.engine.start_due(now)
         {
+            self.starts.took(now.instant);
             let (opener, target) = (self.opener.clone(), ticket.target.clone());
             let task = self
                 .probes
@@ -202,9 +231,10 @@ impl Driver {
     }
 
     /// `None` also while a probe must end before the next can start.
-    fn next_start(&self) -> Option<Instant> {
-        let room = self.probes.len() < PROBES_MAX;
-        self.engine.next_probe().filter(|_| room)
+    fn next_start(&self, now: Now) -> Option<Instant> {
+        let room = self.probes.len() < self.room;
+        let due = self.engine.next_probe().filter(|_| room)?;
+        Some(due.max(self.starts.due(now.instant)))
     }
 
     fn finish(&mut self, id: Id, outcome: Outcome) {
@@ -213,6 +243,7 @@ impl Driver {
         };
         let now = now();
         self.metrics.probed(now.instant - ticket.started, &outcome);
+        self.watch_host(now, &ticket, &outcome);
         for turn in self.engine.finished(now, ticket, outcome, rand::random()) {
             log_turn(&turn);
         }
@@ -241,6 +272,30 @@ impl Driver {
                     pools: pool_health(&self.engine, pool.as_ref()),
                 });
             }
+        }
+    }
+
+    /// A probe that this host could not make leaves everything as it is, so who
+    /// wonders why is told elsewhere.
+    fn watch_host(&mut self, now: Now, ticket: &Ticket, outcome: &Outcome) {
+        match outcome {
+            Err(failure) if failure.blame() == Blame::Host => {
+                let kind = mem::discriminant(failure);
+                if self.hindered.is_none_or(|(_, told)| told != kind) {
+                    let origin = &ticket.key;
+                    tracing::warn!(%origin, "a probe says nothing of its origin: {failure}");
+                    self.host.say(failure);
+                }
+                self.hindered = Some((now.instant, kind));
+            }
+            _ if self
+                .hindered
+                .is_some_and(|(at, _)| now.instant > at + HINDERED) =>
+            {
+                self.hindered = None;
+                self.host.withdraw();
+            }
+            _ => {}
         }
     }
 
@@ -308,6 +363,12 @@ impl Driver {
     }
 }
 
+/// How many probes may be under way where a process may have `descriptors` open.
+fn room(descriptors: u64) -> usize {
+    let part = (descriptors / PROBES_PART).clamp(16, PROBES_MAX);
+    usize::try_from(part).unwrap_or(usize::MAX)
+}
+
 fn pool_health(engine: &Engine, only: Option<&PoolName>) -> Vec<v1::PoolHealth> {
     let wanted = |pool: &PoolName| only.is_none_or(|only| only == pool);
     let pools = engine.pools().filter(|(pool, _)| wanted(&pool.name));
@@ -347,5 +408,18 @@ async fn sleep_until(wake: Option<Instant>) {
     match wake {
         Some(at) => tokio::time::sleep_until(at.into()).await,
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn probes_take_a_part_of_the_descriptors() {
+        assert_eq!(room(0), 16);
+        assert_eq!(room(1024), 256);
+        assert_eq!(room(1 << 20), 4096);
+        assert_eq!(room(u64::MAX), 4096);
     }
 }

@@ -2,6 +2,7 @@
 
 mod attempt;
 mod converse;
+mod datagram;
 pub(crate) mod failure;
 mod grpc;
 mod http;

@@ -8,18 +8,14 @@
 use std::{
     io::{self, ErrorKind},
     net::{IpAddr, SocketAddr},
-    os::fd::AsFd,
 };
 
-use nix::sys::socket::{
-    setsockopt,
-    sockopt::{Ipv4RecvErr, Ipv6RecvErr},
-};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::UdpSocket;
 
 use super::{
     attempt::Progress,
+    datagram::{hear_all_errors, receive},
     failure::{Failure, Waiting},
 };
 
@@ -43,10 +39,9 @@ pub(super) async fn echo(ip: IpAddr, progress: &mut Progress) -> Result<(), Fail
     let request = request(ip, rand::random(), token);
     socket.send(&request).await.map_err(Failure::Echo)?;
     progress.waiting = Waiting::Echo;
-    let mut packet = [0; REPLY_MAX];
     loop {
-        let received = socket.recv(&mut packet).await.map_err(Failure::Echo)?;
-        if is_reply(ip, &packet[..received], token) {
+        let packet = receive(&socket, REPLY_MAX).await.map_err(Failure::Echo)?;
+        if is_reply(ip, &packet, token) {
             return Ok(());
         }
     }
@@ -67,15 +62,6 @@ fn open(ip: IpAddr) -> Result<Socket, Failure> {
         error if refused(&error) => Failure::NoRight,
         error => Failure::Echo(error),
     })
-}
-
-/// By default the kernel keeps to itself what may pass: "host unreachable" too.
-pub(super) fn hear_all_errors(socket: &impl AsFd, ip: IpAddr) -> io::Result<()> {
-    let set = match ip {
-        IpAddr::V4(_) => setsockopt(socket, Ipv4RecvErr, &true),
-        IpAddr::V6(_) => setsockopt(socket, Ipv6RecvErr, &true),
-    };
-    set.map_err(io::Error::from)
 }
 
 /// The kernel writes the checksum of ICMPv6, and of a datagram socket, and the

@@ -9,8 +9,8 @@ use super::{
     ANSWER_MAX,
     attempt::Progress,
     converse::contains,
+    datagram::{hear_all_errors, receive},
     failure::{Failure, Waiting},
-    icmp::hear_all_errors,
 };
 
 /// With nothing to expect, whatever comes back passes, and so does silence, which
@@ -31,14 +31,12 @@ pub(super) async fn exchange(
     connected.map_err(Failure::Datagram)?;
     socket.send(send).await.map_err(Failure::Datagram)?;
     progress.waiting = Waiting::Reply;
-    let mut datagram = vec![0; ANSWER_MAX];
     loop {
-        let received = socket.recv(&mut datagram).await;
-        let received = received.map_err(Failure::Datagram)?;
-        let datagram = &datagram[..received];
-        if contains(datagram, expect) {
+        let datagram = receive(&socket, ANSWER_MAX).await;
+        let datagram = datagram.map_err(Failure::Datagram)?;
+        if contains(&datagram, expect) {
             return Ok(());
         }
-        progress.heard = datagram.to_vec();
+        progress.heard = datagram;
     }
 }
