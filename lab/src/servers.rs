@@ -11,6 +11,8 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
 use anyport_netns::Namespace;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 pub use dnsmasq::Dnsmasq;
 
@@ -66,6 +68,15 @@ impl Running {
             dialled.map(drop).map_err(|error| format!("{error:?}"))
         });
         server
+    }
+
+    /// Sends it a signal.
+    ///
+    /// # Panics
+    ///
+    /// Where it has ended.
+    pub fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.0.id().cast_signed()), signal).unwrap();
     }
 
     /// Starts it, with nothing said, and does not wait.
