@@ -1,13 +1,10 @@
 //! `grpc.health.v1.Health/Check`, HTTP/2 in clear text with prior knowledge.
 
-use std::{
-    net::SocketAddr,
-    sync::{Arc, Mutex, PoisonError, Weak},
-};
+use std::net::SocketAddr;
 
 use hyper::client::conn::http2;
-use hyper_util::rt::TokioIo;
-use tokio::{net::TcpStream, task::JoinSet};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::net::TcpStream;
 use tonic::{Code, Status, body::Body};
 use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
@@ -19,20 +16,6 @@ use super::{
     failure::{Failure, Quote, Waiting},
 };
 
-/// What a connection of HTTP/2 runs beside it: tasks that end with the probe,
-/// which a connection that hangs would else outlive.
-#[derive(Clone)]
-struct Beside(Weak<Mutex<JoinSet<()>>>);
-
-impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for Beside {
-    fn execute(&self, task: F) {
-        if let Some(tasks) = self.0.upgrade() {
-            let mut tasks = tasks.lock().unwrap_or_else(PoisonError::into_inner);
-            tasks.spawn(task);
-        }
-    }
-}
-
 pub(super) async fn check(
     stream: TcpStream,
     address: SocketAddr,
@@ -40,9 +23,9 @@ pub(super) async fn check(
     progress: &mut Progress,
 ) -> Result<(), Failure> {
     progress.waiting = Waiting::Answer;
-    let tasks = Arc::new(Mutex::new(JoinSet::new()));
-    let handshake = http2::Builder::new(Beside(Arc::downgrade(&tasks)))
-        .handshake::<_, Body>(TokioIo::new(stream));
+    // What it runs beside the connection ends with it.
+    let handshake = http2::Builder::new(TokioExecutor::new());
+    let handshake = handshake.handshake::<_, Body>(TokioIo::new(stream));
     let (sender, connection) = handshake.await.map_err(Failure::http)?;
     let drive = async {
         let _ = connection.await;

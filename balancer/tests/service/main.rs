@@ -5,6 +5,7 @@
 mod admin;
 mod config_stream;
 mod isolation;
+mod many;
 mod probing;
 mod support;
 mod weights_stream;
