@@ -7,5 +7,6 @@ mod config_stream;
 mod isolation;
 mod many;
 mod probing;
+mod rights;
 mod support;
 mod weights_stream;
