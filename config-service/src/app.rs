@@ -12,9 +12,7 @@ use anyport_node::{
     ready::Readiness,
     rpc::{ServeError, Server},
 };
-use anyport_proto::{
-    DESCRIPTORS, sync::UPDATE_MAX, v1::config_service_server::ConfigServiceServer,
-};
+use anyport_proto::DESCRIPTORS;
 
 use crate::{
     admit::Writer,
@@ -24,7 +22,7 @@ use crate::{
     push::{DiscoveryServer, Push},
     reseal::reseal,
     rollout::conduct,
-    serve::ConfigApi,
+    serve::{ConfigApi, ConfigServer},
     state::{Keeper, Retention, StoreKeyError, StoreKeys, follow, history::tidy},
     store::{
         Store, StoreUrl,
@@ -168,7 +166,7 @@ impl ConfigService {
             drain: drain.clone(),
         };
         let server = server
-            .service(ConfigServiceServer::new(api).max_decoding_message_size(UPDATE_MAX))
+            .service(ConfigServer::new(api))
             .service(DiscoveryServer::new(push))
             .descriptors(DESCRIPTORS);
         tracing::info!(address = %server.address(), tls = identity.is_tls(), "serving");

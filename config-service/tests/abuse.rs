@@ -12,16 +12,19 @@ use std::{
 };
 
 use anyport_proto::v1::{ApplyRequest, ListRequest};
+use prost::bytes::Bytes;
 use support::{
     frames::{
         CONTINUATION, DATA, END_STREAM, Frames, GOAWAY, HEADERS, RST_STREAM, Said, message,
         timed_out,
     },
+    http2,
     program::Program,
     resources,
     service::embedded,
 };
 use tempfile::TempDir;
+use tonic::{Code, Status};
 
 /// How much more memory an attack may cost, in bytes.
 const ROOM: u64 = 64 << 20;
@@ -70,6 +73,15 @@ impl Victim {
         &self,
         attack: impl FnOnce(SocketAddr) -> T + Send + 'static,
     ) -> T {
+        self.with_room(ROOM, attack).await
+    }
+
+    /// As [`under`](Self::under), where the attack may cost so many bytes.
+    async fn with_room<T: Send + 'static>(
+        &self,
+        room: u64,
+        attack: impl FnOnce(SocketAddr) -> T + Send + 'static,
+    ) -> T {
         let before = self.program.resident();
         let address = self.address();
         let attack = tokio::task::spawn_blocking(move || attack(address));
@@ -93,7 +105,7 @@ impl Victim {
                 most >> 10
             );
             assert!(
-                most < before + ROOM,
+                most < before + room,
                 "{} KiB before, {} KiB now",
                 before >> 10,
                 most >> 10
@@ -260,4 +272,98 @@ async fn answers_that_nobody_reads_stay_within_the_memory() {
             std::thread::sleep(Duration::from_secs(5));
         })
         .await;
+}
+
+#[tokio::test]
+async fn watches_that_nobody_reads_share_what_they_are_not_sent() {
+    let victim = Victim::with(10_000).await;
+    victim
+        .under(|address| {
+            // Of each, some can be sent, so that all are begun.
+            let mut connections: Vec<_> = (0..4).map(|_| Frames::connect(address, 1)).collect();
+            for frames in &mut connections {
+                for index in 0..160 {
+                    let stream = 2 * index + 1;
+                    frames.open("Watch", stream, 0).unwrap();
+                    frames
+                        .send(DATA, END_STREAM, stream, &message(0, &[]))
+                        .unwrap();
+                }
+            }
+            std::thread::sleep(Duration::from_secs(5));
+        })
+        .await;
+}
+
+/// Requests that never end, of 64 MiB as they say.
+async fn unfinished(address: SocketAddr, calls: usize, bytes: usize) -> Vec<Code> {
+    let chunk = Bytes::from(vec![0; 1 << 20]);
+    let mut sending = tokio::task::JoinSet::new();
+    // Each connection takes 256 calls.
+    for calls in std::iter::repeat_n(50, calls / 50) {
+        let client = http2::connect(address.port()).await;
+        for _ in 0..calls {
+            let (client, chunk) = (client.clone(), chunk.clone());
+            sending.spawn(async move {
+                let (answer, mut body) = http2::open(&client, "Apply").await;
+                let begin = Bytes::from(message(64 << 20, &[]));
+                body.send_data(begin, false).unwrap();
+                let send = async {
+                    for _ in 0..bytes / chunk.len() {
+                        http2::send(&mut body, chunk.clone()).await?;
+                    }
+                    Some(())
+                };
+                let sent = send.await;
+                let answered = tokio::time::timeout(Duration::from_secs(3), answer).await;
+                let refused = answered.ok().map(|answer| answer.unwrap());
+                assert!(
+                    sent.is_some() || refused.is_some(),
+                    "cut off without a word"
+                );
+                // Kept open until all have sent.
+                (body, refused)
+            });
+        }
+    }
+    let all = sending.join_all().await;
+    let refused = all.into_iter().filter_map(|(_, refused)| refused);
+    refused
+        .map(|answer| Status::from_header_map(answer.headers()).unwrap().code())
+        .collect()
+}
+
+#[tokio::test]
+async fn requests_that_never_end_take_as_much_as_there_is_for_them() {
+    /// What there is.
+    const INTAKE: usize = 256 << 20;
+    const EACH: usize = 4 << 20;
+    const CALLS: usize = 200;
+    let victim = Victim::with(10).await;
+    let attack = |address| {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(unfinished(address, CALLS, EACH))
+    };
+    let refused = victim.with_room(INTAKE as u64 + ROOM, attack).await;
+    // The first 64 KiB of each are free.
+    let taken = INTAKE / (EACH - (64 << 10));
+    let all = refused.iter().all(|code| *code == Code::ResourceExhausted);
+    assert!(all, "{refused:?}");
+    // Who is refused gives back what it had, so that others get further.
+    let refused = refused.len();
+    assert!(
+        (CALLS - taken..CALLS - taken / 2).contains(&refused),
+        "{refused}"
+    );
+    // All of it has been given back.
+    let mut client = victim.program.client().await;
+    let resources = resources::many(2_000);
+    let request = ApplyRequest {
+        resources,
+        ..Default::default()
+    };
+    client.apply(request).await.unwrap();
 }

@@ -16,32 +16,18 @@ use prost::{
     Message,
     bytes::{BufMut, Bytes, BytesMut},
 };
-use support::{etcd::EtcdServer, eventually, program::Program, resources, soon};
-use tokio::net::TcpStream;
+use support::{etcd::EtcdServer, eventually, http2, program::Program, resources, soon};
 use tonic::{Code, Status};
 
 const DEADLINE: Duration = Duration::from_secs(1);
 /// Far below what a request to a store that hangs may take, which is 6 s.
 const IN_TIME: Duration = Duration::from_secs(3);
 
-/// A client without a clock of its own: what ends a call is the server's.
-async fn connect(program: &Program) -> SendRequest<Bytes> {
-    let stream = TcpStream::connect(("127.0.0.1", program.port())).await;
-    let (client, connection) = h2::client::handshake(stream.unwrap()).await.unwrap();
-    tokio::spawn(connection);
-    client
-}
-
 /// A call that is not to be answered in time.
 async fn call(client: &SendRequest<Bytes>, method: &str, message: &impl Message) -> Status {
-    let request = http::Request::post(format!("http://anyport/anyport.v1.ConfigService/{method}"))
-        .header("content-type", "application/grpc")
-        .header("te", "trailers")
-        .header("grpc-timeout", format!("{}m", DEADLINE.as_millis()))
-        .body(())
-        .unwrap();
-    let mut client = client.clone().ready().await.unwrap();
-    let (answer, mut body) = client.send_request(request, false).unwrap();
+    // What ends it is the server's clock.
+    let timeout = format!("{}m", DEADLINE.as_millis());
+    let (answer, mut body) = http2::begin(client, method, &[("grpc-timeout", &timeout)]).await;
     let mut framed = BytesMut::new();
     framed.put_u8(0);
     framed.put_u32(u32::try_from(message.encoded_len()).unwrap());
@@ -75,7 +61,7 @@ async fn while_the_store_hangs_calls_end_by_their_deadline_and_writes_are_done_o
     let mut client = program.client().await;
     client.apply(write("first")).await.unwrap();
 
-    let raw = connect(&program).await;
+    let raw = http2::connect(program.port()).await;
     etcd.pause();
     let wanted = write("second");
     let history = v1::HistoryRequest::default();

@@ -1,4 +1,4 @@
-//! `ConfigService`.
+//! What `ConfigService` does.
 
 use std::{sync::Arc, time::SystemTime};
 
@@ -42,7 +42,7 @@ const HISTORY_MAX: usize = 1_000;
 /// Answers on their way to a watcher; more would be old when they are read.
 const UNREAD: usize = 1;
 
-/// `ConfigService`, on the state of one replica.
+/// `ConfigService`, on the state of one replica; all but `Watch`.
 #[derive(Debug, Clone)]
 pub struct ConfigApi {
     pub writer: Writer,
@@ -364,20 +364,13 @@ impl ConfigService for ConfigApi {
         }))
     }
 
-    type WatchStream = ReceiverStream<Result<v1::WatchResponse, Status>>;
+    type WatchStream = tokio_stream::Empty<Result<v1::WatchResponse, Status>>;
 
     async fn watch(
         &self,
-        request: Request<v1::WatchRequest>,
+        _: Request<v1::WatchRequest>,
     ) -> Result<Response<Self::WatchStream>, Status> {
-        let mut kinds = Vec::new();
-        for (index, wire) in request.into_inner().kinds.into_iter().enumerate() {
-            kinds.extend(kind(&format!("kinds[{index}]"), wire)?);
-        }
-        let (answers, stream) = mpsc::channel(UNREAD);
-        let (keeper, drain) = (self.keeper.clone(), self.drain.clone());
-        tokio::spawn(watch::resources(keeper, kinds, drain, answers));
-        Ok(Response::new(ReceiverStream::new(stream)))
+        Err(Status::unimplemented("is answered by `ConfigServer`"))
     }
 
     async fn history(
@@ -505,6 +498,15 @@ fn reference(wire: Option<v1::ResourceRef>) -> Result<ResourceRef, Status> {
 
 fn kind(field: &str, wire: i32) -> Result<Option<Kind>, Status> {
     read_kind(wire).map_err(|fault| status::invalid_field(field, fault.problem))
+}
+
+/// Those that are named; none: all of them.
+pub(super) fn kinds(wire: Vec<i32>) -> Result<Vec<Kind>, Status> {
+    let mut kinds = Vec::new();
+    for (index, wire) in wire.into_iter().enumerate() {
+        kinds.extend(kind(&format!("kinds[{index}]"), wire)?);
+    }
+    Ok(kinds)
 }
 
 fn token(text: &str) -> Result<Option<Token>, Status> {

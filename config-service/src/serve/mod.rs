@@ -2,9 +2,12 @@
 
 mod audit;
 mod config;
+mod intake;
 mod nodes;
 mod page;
+mod server;
 pub(crate) mod status;
 mod watch;
 
 pub use config::ConfigApi;
+pub use server::ConfigServer;

@@ -15,6 +15,8 @@ use crate::{
 const STORE_RETRY: Duration = Duration::from_secs(1);
 /// When the other write is done.
 const CONTENDED_RETRY: Duration = Duration::from_millis(100);
+/// When some of the large requests are done.
+const FULL_RETRY: Duration = Duration::from_secs(1);
 /// When another replica, or this one after its restart, takes over.
 const STOPPING_RETRY: Duration = Duration::from_millis(500);
 
@@ -85,6 +87,18 @@ pub(crate) fn stopping() -> Status {
         Code::Unavailable,
         "this config service is stopping; another replica takes over".to_owned(),
         STOPPING_RETRY,
+    )
+}
+
+/// Other requests take so many bytes by now.
+pub(crate) fn full(bytes: usize) -> Status {
+    retry(
+        Code::ResourceExhausted,
+        format!(
+            "{} MiB of requests are being received or worked on already",
+            bytes >> 20
+        ),
+        FULL_RETRY,
     )
 }
 

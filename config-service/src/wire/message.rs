@@ -45,7 +45,7 @@ impl Coding {
 
 /// What goes before a message of this length: one byte that says whether it is
 /// compressed, and the length, most significant byte first.
-fn prefix(compressed: bool, length: usize) -> [u8; PREFIX] {
+pub(crate) fn prefix(compressed: bool, length: usize) -> [u8; PREFIX] {
     // No message is that long: no state is (`admit`), and what is longer is not sent.
     let [a, b, c, d] = u32::try_from(length).unwrap_or(u32::MAX).to_be_bytes();
     [compressed.into(), a, b, c, d]

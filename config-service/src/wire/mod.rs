@@ -9,5 +9,5 @@ mod once;
 pub(crate) use body::{call_of, respond};
 #[cfg(test)]
 pub(crate) use message::PREFIX;
-pub(crate) use message::{Coding, message};
+pub(crate) use message::{Coding, message, prefix};
 pub(crate) use once::Once;

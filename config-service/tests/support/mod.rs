@@ -9,6 +9,7 @@
 
 pub mod etcd;
 pub mod frames;
+pub mod http2;
 pub mod link;
 pub mod program;
 pub mod resources;
