@@ -29,8 +29,9 @@ use crate::{
     wire::Coding,
 };
 
-/// Whole states on their way at once: after a restart every edge of the fleet
-/// comes back within seconds, and each copy on its way takes memory.
+/// Whole states on their way at once: a new fleet comes within seconds, and has the
+/// state sooner in turn than all at once. What is in sockets on the way takes memory
+/// for each, while the state itself is shared.
 const WHOLE_AT_ONCE: usize = 32;
 /// A subscriber that takes longer than this makes room for others.
 const WHOLE_PATIENCE: Duration = Duration::from_secs(10);

@@ -39,7 +39,7 @@ const MESSAGE_MAX: usize = 4096;
 /// Revisions of a page.
 const HISTORY: usize = 50;
 const HISTORY_MAX: usize = 1_000;
-/// Answers on their way to a watcher; more would be old when they are read.
+/// Answers on their way to a watcher of nodes; more would be old when they are read.
 const UNREAD: usize = 1;
 
 /// `ConfigService`, on the state of one replica; all but `Watch`.
