@@ -13,6 +13,7 @@ and repeat it under the same one, read all pages, and tell each fault by its fie
 """
 
 import argparse
+import os
 import sys
 import uuid
 
@@ -227,12 +228,22 @@ def run(config, arguments):
             sys.stdout.flush()
 
 
-def channel_to(arguments):
-    if not arguments.ca:
+TLS = {
+    "ca": "authority that the server's certificate must come from, PEM",
+    "cert": "certificate of this program, PEM; its role says what it may: viewer reads, "
+    "operator writes, too",
+    "key": "private key of --tls-cert, PEM",
+}
+
+
+def channel_to(arguments, parser):
+    paths = [getattr(arguments, f"tls_{name}") for name in ("ca", "key", "cert")]
+    if not any(paths):
         return grpc.insecure_channel(arguments.server)
-    files = [arguments.ca, arguments.key, arguments.cert]
+    if not all(paths):
+        parser.error("give all of --tls-cert, --tls-key and --tls-ca, or none")
     contents = []
-    for path in files:
+    for path in paths:
         with open(path, "rb") as file:
             contents.append(file.read())
     return grpc.secure_channel(arguments.server, grpc.ssl_channel_credentials(*contents))
@@ -240,9 +251,18 @@ def channel_to(arguments):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--server", default="127.0.0.1:7400", metavar="HOST:PORT")
-    for name in ("ca", "cert", "key"):
-        parser.add_argument(f"--{name}", metavar="FILE", help="PEM; all three for TLS")
+    parser.add_argument(
+        "--server",
+        default="127.0.0.1:7400",
+        metavar="HOST:PORT",
+        help="the config service (default: %(default)s)",
+    )
+    tls = parser.add_argument_group(
+        "TLS", "All three where the fleet is in TLS; each also as ANYPORT_TLS_CERT and so on."
+    )
+    for name, what in TLS.items():
+        default = os.environ.get(f"ANYPORT_TLS_{name.upper()}")
+        tls.add_argument(f"--tls-{name}", metavar="FILE", default=default, help=what)
     commands = parser.add_subparsers(dest="command", required=True)
     kinds = ["prefix", "monitor", "pool", "certificate", "app"]
     commands.add_parser("list").add_argument("kind", choices=kinds)
@@ -254,7 +274,7 @@ def main():
     commands.add_parser("watch")
     arguments = parser.parse_args()
 
-    with channel_to(arguments) as channel:
+    with channel_to(arguments, parser) as channel:
         reflection = Reflection(channel)
         try:
             run(Service(channel, reflection, "anyport.v1.ConfigService"), arguments)

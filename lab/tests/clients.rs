@@ -12,10 +12,12 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 
 use anyport_lab::cluster::{Cluster, PATIENCE, Plan, Said, Store};
+use anyport_node::identity::TlsArgs;
 
 anyport_lab::on_both_stores![
     a_client_that_knows_only_reflection_reads_writes_and_is_told_its_faults,
     a_client_of_generated_types_does_the_same,
+    both_show_a_certificate_where_the_fleet_is_in_tls,
 ];
 
 /// Debian's, for which python3-grpcio is.
@@ -25,7 +27,11 @@ const PYTHON: &str = "/usr/bin/python3";
 const APPS: usize = 120;
 
 fn start(store: Store) -> Cluster {
-    let cluster = Cluster::start(Plan::on(store)).unwrap();
+    start_as(Plan::on(store))
+}
+
+fn start_as(plan: Plan) -> Cluster {
+    let cluster = Cluster::start(plan).unwrap();
     let app = |index| {
         let port = 10_000 + index;
         format!(
@@ -197,4 +203,101 @@ fn a_client_of_generated_types_does_the_same(store: Store) {
     assert_eq!(done(client(), &["delete", "new"]), "revision 4\n");
     let history = done(client(), &["history"]);
     assert_eq!(history.lines().count(), 4, "{history}");
+}
+
+/// A client, and how it is asked for the same as the other.
+struct Program {
+    command: fn(&Cluster) -> Command,
+    server: &'static str,
+    list: Vec<String>,
+    apply: Vec<String>,
+    /// How it writes PERMISSION_DENIED.
+    denied: &'static str,
+}
+
+impl Program {
+    fn run(&self, cluster: &Cluster, tls: &TlsArgs, arguments: &[String]) -> Said {
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        run(self.showing(cluster, tls), &arguments)
+    }
+
+    fn showing(&self, cluster: &Cluster, tls: &TlsArgs) -> Command {
+        let mut command = (self.command)(cluster);
+        command.args(["--server", self.server]);
+        for (flag, path) in [
+            ("--tls-cert", &tls.tls_cert),
+            ("--tls-key", &tls.tls_key),
+            ("--tls-ca", &tls.tls_ca),
+        ] {
+            command.args(
+                path.iter()
+                    .flat_map(|path| [flag.as_ref(), path.as_os_str()]),
+            );
+        }
+        command
+    }
+}
+
+fn both_show_a_certificate_where_the_fleet_is_in_tls(store: Store) {
+    let cluster = start_as(Plan {
+        tls: true,
+        ..Plan::on(store)
+    });
+    let words = |text: &str| text.split(' ').map(str::to_owned).collect();
+    let file = written(cluster.directory(), &app("from-python", "tcp/22"));
+    let programs = [
+        Program {
+            command: python,
+            server: "127.0.0.1:7400",
+            list: words("list app"),
+            apply: words(&format!("apply {file}")),
+            denied: "PERMISSION_DENIED: ",
+        },
+        Program {
+            command: rust,
+            server: "https://127.0.0.1:7400",
+            list: words("list"),
+            apply: words("apply from-rust tcp/23 198.51.100.10 tcp://10.0.2.2:7000"),
+            denied: "PermissionDenied: ",
+        },
+    ];
+    let operator = cluster.certificate("operator");
+    let viewer = cluster.issue("viewer", "ana").unwrap();
+    for (before, program) in programs.iter().enumerate() {
+        for reads in [&viewer, &operator] {
+            let said = program.run(&cluster, reads, &program.list);
+            assert_eq!(said.status, Some(0), "{said}");
+            assert_eq!(said.out.lines().count(), APPS + before, "{said}");
+        }
+        let watch = Watch::start(program.showing(&cluster, &viewer));
+        watch.until(&format!("revision {}", before + 1));
+
+        let said = program.run(&cluster, &viewer, &program.apply);
+        assert_eq!(said.status, Some(1), "{said}");
+        let why = "viewer `ana` may not call ConfigService/Apply: needs operator";
+        assert!(
+            said.err.contains(&format!("{}{why}", program.denied)),
+            "{said}"
+        );
+
+        let said = program.run(&cluster, &operator, &program.apply);
+        assert_eq!(said.status, Some(0), "{said}");
+        watch.until(&format!("revision {}", before + 2));
+
+        let half = TlsArgs {
+            tls_ca: None,
+            ..operator.clone()
+        };
+        let said = program.run(&cluster, &half, &program.list);
+        assert_eq!(said.status, Some(2), "{said}");
+        assert!(said.err.contains("--tls-ca"), "{said}");
+        let said = program.run(&cluster, &TlsArgs::default(), &program.list);
+        assert_eq!(said.status, Some(1), "{said}");
+        let help = program
+            .run(&cluster, &TlsArgs::default(), &words("--help"))
+            .out;
+        for flag in ["--tls-cert", "--tls-key", "--tls-ca"] {
+            assert!(help.contains(flag), "{help}");
+        }
+    }
 }

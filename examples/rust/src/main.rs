@@ -6,9 +6,9 @@
 
 #![allow(clippy::print_stdout, reason = "a command")]
 
-use std::time::Duration;
+use std::{fs, path::PathBuf, time::Duration};
 
-use anyhow::{Context, anyhow};
+use anyhow::{Context, anyhow, ensure};
 use anyport_proto::{
     sync::UPDATE_MAX,
     v1::{
@@ -19,7 +19,7 @@ use anyport_proto::{
 use clap::{Parser, Subcommand};
 use tonic::{
     Code, Request, Response, Status,
-    transport::{Channel, Endpoint},
+    transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity},
 };
 use tonic_types::StatusExt;
 
@@ -28,12 +28,37 @@ const DEADLINE: Duration = Duration::from_secs(10);
 const ATTEMPTS: usize = 3;
 const PAGE: u32 = 100;
 
+/// Reads and writes what a config service of Anyport holds
 #[derive(Parser)]
 struct Arguments {
-    #[arg(long, env = "ANYPORT_SERVER", default_value = "http://127.0.0.1:7400")]
+    /// The config service; https:// where the fleet is in TLS
+    #[arg(
+        long,
+        env = "ANYPORT_SERVER",
+        value_name = "URL",
+        default_value = "http://127.0.0.1:7400"
+    )]
     server: String,
+    #[command(flatten)]
+    tls: Tls,
     #[command(subcommand)]
     command: Command,
+}
+
+/// All three, or none.
+#[derive(clap::Args)]
+struct Tls {
+    /// Certificate of this program, PEM; its role says what it may: `viewer` reads,
+    /// `operator` writes, too
+    #[arg(long, env = "ANYPORT_TLS_CERT", value_name = "FILE", requires_all = ["tls_key", "tls_ca"])]
+    tls_cert: Option<PathBuf>,
+    /// Private key of --tls-cert, PEM
+    #[arg(long, env = "ANYPORT_TLS_KEY", value_name = "FILE", requires_all = ["tls_cert", "tls_ca"])]
+    tls_key: Option<PathBuf>,
+    /// Authority that the server's certificate must come from, PEM. Whoever has one of
+    /// it for the host in --server is taken for the server
+    #[arg(long, env = "ANYPORT_TLS_CA", value_name = "FILE", requires_all = ["tls_cert", "tls_key"])]
+    tls_ca: Option<PathBuf>,
 }
 
 #[derive(Subcommand)]
@@ -62,7 +87,7 @@ type Client = ConfigServiceClient<Channel>;
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
-    let endpoint = Endpoint::try_from(arguments.server)?;
+    let endpoint = arguments.tls.protect(arguments.server)?;
     let channel = endpoint
         .connect_timeout(DEADLINE)
         .connect()
@@ -71,6 +96,24 @@ async fn main() -> anyhow::Result<()> {
     // The first answer of a watch is the whole state.
     let client = ConfigServiceClient::new(channel).max_decoding_message_size(UPDATE_MAX);
     run(client, arguments.command).await.map_err(told)
+}
+
+impl Tls {
+    fn protect(self, server: String) -> anyhow::Result<Endpoint> {
+        let https = server.starts_with("https://");
+        let endpoint = Endpoint::try_from(server)?;
+        let (Some(cert), Some(key), Some(ca)) = (self.tls_cert, self.tls_key, self.tls_ca) else {
+            ensure!(!https, "https needs --tls-cert, --tls-key and --tls-ca");
+            return Ok(endpoint);
+        };
+        ensure!(https, "--tls-cert is given, so --server must be https");
+        let read =
+            |path: PathBuf| fs::read(&path).with_context(|| format!("reading {}", path.display()));
+        let tls = ClientTlsConfig::new()
+            .identity(Identity::from_pem(read(cert)?, read(key)?))
+            .ca_certificate(Certificate::from_pem(read(ca)?));
+        Ok(endpoint.tls_config(tls)?)
+    }
 }
 
 async fn run(client: Client, command: Command) -> Result<(), Status> {
