@@ -107,6 +107,20 @@ impl Failure {
             Code::NotFound | Code::FailedPrecondition | Code::AlreadyExists => {
                 Self::refused(format_args!("cannot {what}: {message}"))
             }
+            // Of the transport, and not of a server.
+            Code::Internal | Code::Unknown if status.source().is_some() && !url.is_https() => {
+                Self::new(
+                    Exit::Unreachable,
+                    format_args!(
+                        "cannot {what}: what answers at {url} speaks no gRPC in clear text: {}",
+                        innermost(status)
+                    ),
+                )
+                .remedy(
+                    "where it is in TLS, give --server https://…, --tls-cert, --tls-key and \
+                     --tls-ca",
+                )
+            }
             code => Self::refused(format_args!("cannot {what}: {message} ({code:?})"))
                 .remedy(format_args!("the log of {at_server} may say more")),
         }

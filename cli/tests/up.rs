@@ -7,7 +7,7 @@ use std::{
     io::{BufRead, BufReader, Read, Write},
     net::{TcpListener, TcpStream},
     path::Path,
-    process::{Child, Stdio},
+    process::{Child, Command, Stdio},
     thread,
     time::Duration,
 };
@@ -51,16 +51,26 @@ fn host() -> Namespace {
 }
 
 fn up(host: &Namespace, directory: &Path, manifest: &str) -> Child {
+    up_with(host, directory, manifest, &[])
+}
+
+fn anyport(host: &Namespace) -> Command {
+    let mut command = host.command(env!("CARGO_BIN_EXE_anyport"));
+    command.env_clear();
+    command
+}
+
+fn up_with(host: &Namespace, directory: &Path, manifest: &str, flags: &[String]) -> Child {
     let file = directory.join("game.yaml");
     std::fs::write(&file, manifest).unwrap();
-    host.command(env!("CARGO_BIN_EXE_anyport"))
-        .env_clear()
+    anyport(host)
         .arg("up")
         .arg("--name=one")
         .arg("--data-dir")
         .arg(directory.join("data"))
         .arg("-f")
         .arg(file)
+        .args(flags)
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
@@ -87,8 +97,12 @@ fn lines_until(child: &mut Child, end: &str) -> Vec<String> {
 }
 
 fn greeting(host: &Namespace) -> String {
+    greeting_at(host, 25565)
+}
+
+fn greeting_at(host: &Namespace, port: u16) -> String {
     let connected = host
-        .run(|| TcpStream::connect("198.51.100.10:25565"))
+        .run(|| TcpStream::connect(("198.51.100.10", port)))
         .unwrap();
     let mut connection = connected.expect("the edge carries the app");
     connection.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -127,6 +141,96 @@ fn one_command_takes_a_manifest_to_a_carried_connection() {
     assert_eq!(lines[7..9], ["unchanged  app      minecraft", "revision 1"]);
     assert_eq!(greeting(&host), "hello from a\n");
     let (status, log) = end(child, Signal::SIGINT);
+    assert_eq!(status, 0, "{log}");
+}
+
+/// Certificates of `anyport certs` in a directory.
+struct Certificates<'a>(&'a Path);
+
+impl Certificates<'_> {
+    fn make(&self, arguments: &[&str]) {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_anyport"));
+        command
+            .arg("certs")
+            .args(arguments)
+            .arg("--dir")
+            .arg(self.0);
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+    }
+
+    fn flags(&self, name: &str) -> Vec<String> {
+        let below =
+            |flag: &str, file: &str| format!("--tls-{flag}={}", self.0.join(file).display());
+        vec![
+            below("cert", &format!("{name}.pem")),
+            below("key", &format!("{name}.key")),
+            below("ca", "ca.pem"),
+        ]
+    }
+}
+
+#[test]
+fn in_tls_all_show_certificates_and_who_has_none_is_told_what_to_give() {
+    let (host, directory) = (host(), tempfile::tempdir().unwrap());
+    let certificates = directory.path().join("fleet");
+    let certificates = Certificates(&certificates);
+    certificates.make(&["init"]);
+    certificates.make(&["issue", "config-service+balancer+edge+operator", "one"]);
+    certificates.make(&["issue", "operator", "ana"]);
+    let flags = certificates.flags("one");
+    let mut child = up_with(&host, directory.path(), GAME, &flags);
+    let lines = lines_until(&mut child, "one: applied 1 after ");
+    let wanted = [
+        "SERVICE         GRPC                    ADMIN",
+        "config service  https://127.0.0.1:7400  http://127.0.0.1:7401",
+        "balancer        https://127.0.0.1:7410  http://127.0.0.1:7411",
+        "edge agent      https://127.0.0.1:7420  http://127.0.0.1:7421",
+    ];
+    assert_eq!(lines[..4], wanted);
+    assert_eq!(greeting(&host), "hello from a\n");
+
+    let file = directory.path().join("more.yaml");
+    std::fs::write(
+        &file,
+        GAME.replace("minecraft", "more").replace("25565", "25566"),
+    )
+    .unwrap();
+    let apply = ["apply", "--wait", "-f", file.to_str().unwrap()];
+    let ana = certificates.flags("ana");
+    let said = |server: &str, flags: &[String]| {
+        let mut command = anyport(&host);
+        command.args(["--server", server]).args(apply).args(flags);
+        let output = command.output().unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        (
+            output.status.code().unwrap(),
+            text(output.stdout),
+            text(output.stderr),
+        )
+    };
+    let (status, out, errors) = said("https://127.0.0.1:7400", &ana);
+    assert_eq!(status, 0, "{errors}");
+    assert!(out.contains("one: applied 2 after "), "{out}");
+    assert_eq!(greeting_at(&host, 25566), "hello from a\n");
+
+    for (server, wanted, words) in [
+        (
+            "https://127.0.0.1:7400",
+            2,
+            "https needs --tls-cert, --tls-key and --tls-ca",
+        ),
+        (
+            "http://127.0.0.1:7400",
+            3,
+            "where it is in TLS, give --server https://…, --tls-cert, --tls-key and --tls-ca",
+        ),
+    ] {
+        let (status, _, errors) = said(server, &[]);
+        assert_eq!(status, wanted, "{errors}");
+        assert!(errors.contains(words), "{server}: {errors}");
+    }
+    let (status, log) = end(child, Signal::SIGTERM);
     assert_eq!(status, 0, "{log}");
 }
 
