@@ -10,7 +10,7 @@ mod role;
 mod table;
 
 pub use caller::{Caller, Certified};
-pub(crate) use layer::AccessLayer;
+pub(crate) use layer::Access;
 pub use role::{Role, RoleError, Roles};
 pub use table::{TABLE, allowed};
 

@@ -23,6 +23,7 @@ pub mod admin;
 pub mod boot;
 pub mod drain;
 pub mod identity;
+mod layer;
 pub mod listen;
 pub mod metrics;
 pub mod ready;

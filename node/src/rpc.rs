@@ -12,6 +12,7 @@ mod server;
 mod span;
 mod stream;
 mod urls;
+mod watched;
 
 pub use channel::{Channel, Endpoint, EndpointError, Limits};
 pub use server::{ServeError, Server};

@@ -6,7 +6,7 @@
 use std::{
     io::{self, Read},
     sync::Arc,
-    time::{Duration, SystemTime},
+    time::SystemTime,
 };
 
 use anyport_proto::v1;
@@ -16,13 +16,13 @@ use tonic_types::{FieldViolation, StatusExt};
 use super::{
     Context, Why, certificates, changes,
     trial::{self, CanaryArgs},
-    wait::{self, Edges},
+    wait::{self, Edges, WaitArgs},
 };
 use crate::{
     connection::{Client, Unwritten, author, request_id},
     console::{Mood, printable},
     failure::Failure,
-    manifest::{Manifest, ManifestFault, parse_duration},
+    manifest::{Manifest, ManifestFault},
 };
 
 const WHAT: &str = "apply";
@@ -43,17 +43,8 @@ pub struct Args {
     /// than 10 resources
     #[arg(long, requires = "prune")]
     allow_mass_deletion: bool,
-    /// Return when every connected edge has applied or rejected the change, each
-    /// named; how long to wait at most
-    #[arg(
-        long,
-        value_name = "TIME",
-        num_args = 0..=1,
-        require_equals = true,
-        default_missing_value = "30s",
-        value_parser = parse_duration
-    )]
-    wait: Option<Duration>,
+    #[command(flatten)]
+    wait: WaitArgs,
     #[command(flatten)]
     canary: CanaryArgs,
     #[command(flatten)]
@@ -68,7 +59,7 @@ impl Args {
             dry_run: false,
             prune: false,
             allow_mass_deletion: false,
-            wait: None,
+            wait: WaitArgs::default(),
             canary: CanaryArgs::default(),
             why: Why::default(),
         }
@@ -81,7 +72,7 @@ pub async fn run(args: Args, mut context: Context) -> Result<(), Failure> {
         true => trial::begun(&mut context, revision).await?,
         false => None,
     };
-    match (args.wait, trial) {
+    match (args.wait.limit, trial) {
         (Some(limit), Some(trial)) => trial::follow(&mut context, revision, &trial, limit).await,
         (Some(limit), None) => {
             wait::until_applied(&mut context, revision, limit, Edges::AnyNumber).await

@@ -1,34 +1,22 @@
 //! `anyport promote`: all edges get the revision that some try.
 
-use std::time::Duration;
-
 use anyport_proto::v1;
 
 use super::{
     Context, Why,
-    wait::{self, Edges},
+    wait::{self, Edges, WaitArgs},
 };
 use crate::{
     connection::{Client, author, request_id},
     failure::Failure,
-    manifest::parse_duration,
 };
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The revision that is being tried, to be sure that it is that one
     revision: Option<u64>,
-    /// Return when every connected edge has applied or rejected it, each named; how long to wait at
-    /// most
-    #[arg(
-        long,
-        value_name = "TIME",
-        num_args = 0..=1,
-        require_equals = true,
-        default_missing_value = "30s",
-        value_parser = parse_duration
-    )]
-    wait: Option<Duration>,
+    #[command(flatten)]
+    wait: WaitArgs,
     #[command(flatten)]
     why: Why,
 }
@@ -50,7 +38,7 @@ pub async fn run(args: Args, mut context: Context) -> Result<(), Failure> {
         "revision {revision}, for all, as revision {} was",
         revision.saturating_sub(1)
     ))?;
-    match args.wait {
+    match args.wait.limit {
         Some(limit) => wait::until_applied(&mut context, revision, limit, Edges::AnyNumber).await,
         None => Ok(()),
     }

@@ -23,11 +23,30 @@ use super::{Context, changes::described};
 use crate::{
     console::{Console, Mood, printable},
     failure::{Exit, Failure},
+    manifest::parse_duration,
 };
 
 /// From the start of the wait, how long edges have to appear where none is
 /// connected.
 const APPEAR: Duration = Duration::from_secs(2);
+
+/// `--wait[=TIME]`, to be flattened into a command's own. What is waited for is the
+/// command's to say, where it is something else.
+#[derive(Debug, Clone, Copy, Default, clap::Args)]
+pub(super) struct WaitArgs {
+    /// Return when every connected edge has applied or rejected the change, each
+    /// named; how long to wait at most
+    #[arg(
+        long = "wait",
+        id = "wait",
+        value_name = "TIME",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "30s",
+        value_parser = parse_duration
+    )]
+    pub(super) limit: Option<Duration>,
+}
 
 /// How many edges there must be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,47 +1,17 @@
 //! Holds every call to the table, before a service sees it.
 
-use std::{
-    convert::Infallible,
-    future::Future,
-    pin::Pin,
-    task::{Context, Poll},
-};
-
-use http::{Request, Response};
+use http::Request;
 use tonic::body::Body;
-use tower::{Layer, Service};
 
 use super::{AUDIT, caller::Caller, table::judge};
+use crate::layer::{Answer, Answers, Around};
 
 /// Lets through what the caller may call.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct AccessLayer;
+pub(crate) struct Access;
 
-#[derive(Clone, Debug)]
-pub(crate) struct Guarded<S>(S);
-
-impl<S> Layer<S> for AccessLayer {
-    type Service = Guarded<S>;
-
-    fn layer(&self, inner: S) -> Guarded<S> {
-        Guarded(inner)
-    }
-}
-
-impl<S> Service<Request<Body>> for Guarded<S>
-where
-    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>,
-    S::Future: Send + 'static,
-{
-    type Response = Response<Body>;
-    type Error = Infallible;
-    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        self.0.poll_ready(cx)
-    }
-
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
+impl Around for Access {
+    fn call(&self, inner: &mut impl Answers, request: Request<Body>) -> Answer {
         let path = request.uri().path();
         let unknown = Caller::default();
         let caller = request.extensions().get::<Caller>().unwrap_or(&unknown);
@@ -60,6 +30,6 @@ where
             );
             return Box::pin(async move { Ok(status.into_http()) });
         }
-        Box::pin(self.0.call(request))
+        Box::pin(inner.call(request))
     }
 }

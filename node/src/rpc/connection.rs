@@ -12,19 +12,18 @@ use std::{
     time::Duration,
 };
 
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::TcpStream,
-    sync::OwnedSemaphorePermit,
-    time::Sleep,
-};
+use tokio::{net::TcpStream, sync::OwnedSemaphorePermit, time::Sleep};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+
+use super::watched::{Watch, Watched};
 
 /// The HTTP/2 preface. A TLS hello is longer.
 const FIRST_WORDS: usize = 24;
 
-pub(super) struct Connection {
-    stream: TcpStream,
+pub(super) type Connection = Watched<TcpStream, Guard>;
+
+/// Ends it, and holds its place.
+pub(super) struct Guard {
     cut: Pin<Box<WaitForCancellationFutureOwned>>,
     silence: Option<Silence>,
     _permit: OwnedSemaphorePermit,
@@ -45,23 +44,26 @@ impl Connection {
         patience: Duration,
         permit: OwnedSemaphorePermit,
     ) -> Self {
-        Self {
-            stream,
+        let silence = Silence {
+            deadline: Box::pin(tokio::time::sleep(patience)),
+            heard: 0,
+        };
+        let watch = Guard {
             cut: Box::pin(cut.cancelled_owned()),
-            silence: Some(Silence {
-                deadline: Box::pin(tokio::time::sleep(patience)),
-                heard: 0,
-            }),
+            silence: Some(silence),
             _permit: permit,
-        }
+        };
+        Self { stream, watch }
     }
 
     /// Who is at the other end.
     pub(super) fn peer(&self) -> Option<SocketAddr> {
         self.stream.peer_addr().ok()
     }
+}
 
-    fn check_cut(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+impl Watch for Guard {
+    fn may_go_on(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
         match self.cut.as_mut().poll(cx) {
             Poll::Ready(()) => Err(io::Error::new(
                 io::ErrorKind::ConnectionAborted,
@@ -70,19 +72,15 @@ impl Connection {
             Poll::Pending => Ok(()),
         }
     }
-}
 
-impl AsyncRead for Connection {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
+    fn read(
+        &mut self,
         cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
+        outcome: Poll<io::Result<()>>,
+        bytes: usize,
     ) -> Poll<io::Result<()>> {
-        self.check_cut(cx)?;
-        let before = buffer.filled().len();
-        let outcome = Pin::new(&mut self.stream).poll_read(cx, buffer);
         if let Some(silence) = &mut self.silence {
-            silence.heard += buffer.filled().len() - before;
+            silence.heard += bytes;
             if silence.heard >= FIRST_WORDS {
                 self.silence = None;
             } else if outcome.is_pending() && silence.deadline.as_mut().poll(cx).is_ready() {
@@ -90,38 +88,6 @@ impl AsyncRead for Connection {
             }
         }
         outcome
-    }
-}
-
-impl AsyncWrite for Connection {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        self.check_cut(cx)?;
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        self.check_cut(cx)?;
-        Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
 

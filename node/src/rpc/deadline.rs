@@ -4,17 +4,12 @@
 //! tonic ends it too, but with `CANCELLED`, which tells a client that somebody gave
 //! up. So it is done here, a little earlier.
 
-use std::{
-    convert::Infallible,
-    future::Future,
-    pin::Pin,
-    task::{Context, Poll},
-    time::Duration,
-};
+use std::time::Duration;
 
-use http::{HeaderMap, Request, Response};
+use http::{HeaderMap, Request};
 use tonic::{Status, body::Body};
-use tower::{Layer, Service};
+
+use crate::layer::{Answer, Answers, Around};
 
 /// Before the client's own clock and tonic's, so that the answer is the one that
 /// counts; of short ones a tenth.
@@ -22,35 +17,12 @@ const AHEAD: Duration = Duration::from_millis(20);
 
 /// Ends calls by what `grpc-timeout` says.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct DeadlineLayer;
+pub(super) struct Deadline;
 
-#[derive(Clone, Debug)]
-pub(super) struct Bounded<S>(S);
-
-impl<S> Layer<S> for DeadlineLayer {
-    type Service = Bounded<S>;
-
-    fn layer(&self, inner: S) -> Bounded<S> {
-        Bounded(inner)
-    }
-}
-
-impl<S, B> Service<Request<B>> for Bounded<S>
-where
-    S: Service<Request<B>, Response = Response<Body>, Error = Infallible>,
-    S::Future: Send + 'static,
-{
-    type Response = Response<Body>;
-    type Error = Infallible;
-    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        self.0.poll_ready(cx)
-    }
-
-    fn call(&mut self, request: Request<B>) -> Self::Future {
+impl Around for Deadline {
+    fn call(&self, inner: &mut impl Answers, request: Request<Body>) -> Answer {
         let asked = asked(request.headers());
-        let answer = self.0.call(request);
+        let answer = inner.call(request);
         let Some(asked) = asked else {
             return Box::pin(answer);
         };
@@ -92,10 +64,12 @@ fn asked(headers: &HeaderMap) -> Option<Duration> {
 mod tests {
     use std::sync::Arc;
 
+    use http::Response;
     use tonic::Code;
-    use tower::{ServiceExt, service_fn};
+    use tower::{Layer, ServiceExt, service_fn};
 
     use super::*;
+    use crate::layer::AroundLayer;
 
     fn headers(timeout: &str) -> HeaderMap {
         let value = timeout.parse().expect("a header");
@@ -129,7 +103,7 @@ mod tests {
     async fn hang(timeout: &str) -> (Duration, Code) {
         let work = Arc::new(());
         let held = Arc::clone(&work);
-        let service = DeadlineLayer.layer(service_fn(move |_: Request<()>| {
+        let service = AroundLayer(Deadline).layer(service_fn(move |_: Request<Body>| {
             let held = Arc::clone(&held);
             async move {
                 std::future::pending::<()>().await;
@@ -137,7 +111,7 @@ mod tests {
                 Ok(Response::new(Body::empty()))
             }
         }));
-        let mut request = Request::new(());
+        let mut request = Request::new(Body::empty());
         *request.headers_mut() = headers(timeout);
         let begun = tokio::time::Instant::now();
         let answer = service.oneshot(request).await.expect("never fails");
@@ -157,16 +131,16 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_in_time_or_has_no_deadline_is_left_alone() {
-        let slow = service_fn(|_: Request<()>| async {
+        let slow = service_fn(|_: Request<Body>| async {
             tokio::time::sleep(Duration::from_millis(20)).await;
             Ok(Response::new(Body::empty()))
         });
         for timeout in [Some("1H"), None] {
-            let mut request = Request::new(());
+            let mut request = Request::new(Body::empty());
             if let Some(timeout) = timeout {
                 *request.headers_mut() = headers(timeout);
             }
-            let service = DeadlineLayer.layer(slow);
+            let service = AroundLayer(Deadline).layer(slow);
             let answer = service.oneshot(request).await.expect("never fails");
             assert!(Status::from_header_map(answer.headers()).is_none());
         }

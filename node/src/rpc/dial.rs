@@ -5,7 +5,6 @@
 
 use std::{
     io,
-    pin::Pin,
     sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
     time::Duration,
@@ -13,12 +12,10 @@ use std::{
 
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::TcpStream,
-};
+use tokio::net::TcpStream;
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
+use super::watched::{Watch, Watched};
 use crate::{
     access::{Certified, Role},
     identity::{ALPN, HANDSHAKE_TIMEOUT, Identity},
@@ -75,11 +72,11 @@ impl Dialler {
             self.refusal.set(Some(refusal.clone()));
             return Err(io::Error::other(refusal));
         }
-        Ok(TokioIo::new(Dialled {
-            stream,
+        let watch = Listening {
             dialler: self,
             accepted: false,
-        }))
+        };
+        Ok(TokioIo::new(Watched { stream, watch }))
     }
 
     /// Is the server what was dialled, and does it speak gRPC?
@@ -139,59 +136,29 @@ async fn limited<T>(
 
 /// A connection that stands. A server may still turn the certificate down, and says
 /// so in the place of its first bytes.
-pub(super) struct Dialled {
-    stream: TlsStream<TcpStream>,
+pub(super) type Dialled = Watched<TlsStream<TcpStream>, Listening>;
+
+pub(super) struct Listening {
     dialler: Dialler,
     /// The server has said something else than that.
     accepted: bool,
 }
 
-impl AsyncRead for Dialled {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
+impl Watch for Listening {
+    fn read(
+        &mut self,
+        _: &mut Context<'_>,
+        outcome: Poll<io::Result<()>>,
+        bytes: usize,
     ) -> Poll<io::Result<()>> {
-        let before = buffer.filled().len();
-        let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
-        match &read {
+        match &outcome {
             Poll::Ready(Err(error)) => self.dialler.note(error),
-            Poll::Ready(Ok(())) if !self.accepted && buffer.filled().len() > before => {
+            Poll::Ready(Ok(())) if !self.accepted && bytes > 0 => {
                 self.accepted = true;
                 self.dialler.refusal.set(None);
             }
             _ => {}
         }
-        read
-    }
-}
-
-impl AsyncWrite for Dialled {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        outcome
     }
 }

@@ -2,13 +2,10 @@
 
 use std::{
     convert::Infallible,
-    future::Future,
     io,
     net::SocketAddr,
     os::fd::{AsFd, BorrowedFd},
-    pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
     time::Duration,
 };
 
@@ -27,22 +24,16 @@ use tonic::{
     transport,
 };
 use tonic_health::{ServingStatus, server::HealthReporter};
-use tower::{Layer, Service};
-use tracing::Instrument;
+use tower::Service;
 
-use super::{
-    connection::Connection,
-    deadline::DeadlineLayer,
-    span::{self, Side},
-    stream::ServerStream,
-};
+use super::{connection::Connection, deadline::Deadline, span::Spanned, stream::ServerStream};
 use crate::{
-    access::AccessLayer,
+    access::Access,
     drain::Drain,
     identity::Identity,
+    layer::AroundLayer,
     listen::{self, ListenError, Protection},
     ready::Readiness,
-    telemetry,
 };
 
 /// Open connections at once; more wait in the listen queue. A fleet of a thousand
@@ -202,9 +193,9 @@ impl Server {
         let (accepted, incoming) = mpsc::channel(1);
         let accept = accept(self.listener, self.identity, accepted, cut.clone(), drain);
         let serve = builder
-            .layer(SpanLayer)
-            .layer(DeadlineLayer)
-            .layer(AccessLayer)
+            .layer(AroundLayer(Spanned))
+            .layer(AroundLayer(Deadline))
+            .layer(AroundLayer(Access))
             .add_routes(routes.routes().prepare())
             .serve_with_incoming_shutdown(ReceiverStream::new(incoming), drain.started());
         let limit = async {
@@ -331,51 +322,5 @@ async fn follow(
 async fn set_health(health: &HealthReporter, names: &[&str], status: ServingStatus) {
     for name in names {
         health.set_service_status(name, status).await;
-    }
-}
-
-/// Puts a span around every call, child of the caller's.
-#[derive(Clone, Copy, Debug)]
-struct SpanLayer;
-
-#[derive(Clone, Debug)]
-struct SpanService<S>(S);
-
-impl<S> Layer<S> for SpanLayer {
-    type Service = SpanService<S>;
-
-    fn layer(&self, inner: S) -> SpanService<S> {
-        SpanService(inner)
-    }
-}
-
-impl<S, B> Service<Request<Body>> for SpanService<S>
-where
-    S: Service<Request<Body>, Response = Response<B>>,
-    S::Future: Send + 'static,
-    S::Error: Send + 'static,
-    B: Send + 'static,
-{
-    type Response = Response<B>;
-    type Error = S::Error;
-    type Future = Pin<Box<dyn Future<Output = Result<Response<B>, S::Error>> + Send>>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.0.poll_ready(cx)
-    }
-
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let span = span::span(Side::Server, request.uri().path());
-        telemetry::extract(&span, request.headers());
-        let answer = span.in_scope(|| self.0.call(request));
-        let answer = answer.instrument(span.clone());
-        Box::pin(async move {
-            let answer = answer.await;
-            match &answer {
-                Ok(answer) => span::finish(&span, Side::Server, answer.headers()),
-                Err(_) => span::broken(&span, Side::Server),
-            }
-            answer
-        })
     }
 }

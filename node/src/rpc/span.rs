@@ -6,11 +6,34 @@
 //! the stream ends, and hide until then that it ever began; what happens inside a
 //! stream is traced message by message, with a `traceparent` in each.
 
-use http::HeaderMap;
+use http::{HeaderMap, Request};
 use opentelemetry::trace::Status;
-use tonic::Code;
-use tracing::{Span, field};
+use tonic::{Code, body::Body};
+use tracing::{Instrument, Span, field};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
+
+use crate::{
+    layer::{Answer, Answers, Around},
+    telemetry,
+};
+
+/// Puts a span around every call that is served, child of the caller's.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Spanned;
+
+impl Around for Spanned {
+    fn call(&self, inner: &mut impl Answers, request: Request<Body>) -> Answer {
+        let span = span(Side::Server, request.uri().path());
+        telemetry::extract(&span, request.headers());
+        let answer = span.in_scope(|| inner.call(request));
+        let answer = answer.instrument(span.clone());
+        Box::pin(async move {
+            let answer = answer.await?;
+            finish(&span, Side::Server, answer.headers());
+            Ok(answer)
+        })
+    }
+}
 
 /// Which end of the call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

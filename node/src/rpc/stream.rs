@@ -1,19 +1,17 @@
 //! A connection with what protects it, and who is at its other end.
 
-use std::{
-    io,
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll},
-    time::Duration,
-};
+use std::{io, sync::Arc, time::Duration};
 
 use rustls::ServerConfig;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use tokio_util::either::Either;
 use tonic::transport::server::Connected;
 
-use super::connection::Connection;
+use super::{
+    connection::Connection,
+    watched::{Watch, Watched},
+};
 use crate::{
     access::{Caller, Certified},
     identity::HANDSHAKE_TIMEOUT,
@@ -24,15 +22,9 @@ use crate::{
 const LAST_WORDS_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What gRPC is served on.
-pub(super) struct ServerStream {
-    inner: Inner,
-    caller: Caller,
-}
+pub(super) type ServerStream = Watched<Either<Connection, Box<TlsStream<Connection>>>, Caller>;
 
-enum Inner {
-    Clear(Connection),
-    Tls(Box<TlsStream<Connection>>),
-}
+impl Watch for Caller {}
 
 impl ServerStream {
     /// Nobody is known at the other end.
@@ -41,8 +33,10 @@ impl ServerStream {
             address: connection.peer(),
             certified: None,
         };
-        let inner = Inner::Clear(connection);
-        Self { inner, caller }
+        Self {
+            stream: Either::Left(connection),
+            watch: caller,
+        }
     }
 
     /// Does the handshake; `None` where it fails, which is logged.
@@ -76,8 +70,10 @@ impl ServerStream {
             address,
             certified: Some(Arc::new(Certified::of_peer(der.map(AsRef::as_ref)))),
         };
-        let inner = Inner::Tls(Box::new(stream));
-        Some(Self { inner, caller })
+        Some(Self {
+            stream: Either::Right(Box::new(stream)),
+            watch: caller,
+        })
     }
 }
 
@@ -96,64 +92,6 @@ impl Connected for ServerStream {
     type ConnectInfo = Caller;
 
     fn connect_info(&self) -> Caller {
-        self.caller.clone()
-    }
-}
-
-impl AsyncRead for ServerStream {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        match &mut self.inner {
-            Inner::Clear(stream) => Pin::new(stream).poll_read(cx, buffer),
-            Inner::Tls(stream) => Pin::new(stream).poll_read(cx, buffer),
-        }
-    }
-}
-
-impl AsyncWrite for ServerStream {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        match &mut self.inner {
-            Inner::Clear(stream) => Pin::new(stream).poll_write(cx, bytes),
-            Inner::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
-        }
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        match &mut self.inner {
-            Inner::Clear(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
-            Inner::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
-        }
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        match &self.inner {
-            Inner::Clear(stream) => stream.is_write_vectored(),
-            Inner::Tls(stream) => stream.is_write_vectored(),
-        }
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.inner {
-            Inner::Clear(stream) => Pin::new(stream).poll_flush(cx),
-            Inner::Tls(stream) => Pin::new(stream).poll_flush(cx),
-        }
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.inner {
-            Inner::Clear(stream) => Pin::new(stream).poll_shutdown(cx),
-            Inner::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
-        }
+        self.watch.clone()
     }
 }

@@ -10,6 +10,7 @@ use crate::{
     commands::{
         Context,
         edges::{Edge, EdgeArgs},
+        wait::WaitArgs,
     },
     connection::{limited, timed},
     failure::{Exit, Failure},
@@ -17,6 +18,10 @@ use crate::{
 };
 
 #[derive(Debug, clap::Args)]
+#[command(mut_arg("wait", |wait| {
+    wait.help("Return when nothing is open any more; how long to wait at most")
+        .default_missing_value("5m")
+}))]
 pub(super) struct DrainArgs {
     #[command(flatten)]
     edge: Named,
@@ -24,16 +29,8 @@ pub(super) struct DrainArgs {
     /// to notice that this one is not ready
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = parse_duration)]
     grace: Duration,
-    /// Return when nothing is open any more; how long to wait at most
-    #[arg(
-        long,
-        value_name = "TIME",
-        num_args = 0..=1,
-        require_equals = true,
-        default_missing_value = "5m",
-        value_parser = parse_duration
-    )]
-    wait: Option<Duration>,
+    #[command(flatten)]
+    wait: WaitArgs,
 }
 
 #[derive(Debug, clap::Args)]
@@ -63,7 +60,7 @@ pub(super) async fn drain(args: DrainArgs, mut context: Context) -> Result<(), F
     let answer = limited(edge.client().drain(timed(request))).await;
     let answer = answer.map_err(|status| edge.failure(&what, &status))?;
     context.console.line(words(&edge.name, &answer))?;
-    match args.wait {
+    match args.wait.limit {
         Some(limit) if answer.state() != v1::DrainState::Drained => {
             until_drained(&edge, limit).await?;
             let line = format!("edge {} is drained", edge.name);
