@@ -11,7 +11,10 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use anyport_model::names::{PoolName, Revision};
+use anyport_model::{
+    health::Now,
+    names::{PoolName, Revision},
+};
 use anyport_node::ready::{Condition, Readiness, Remark};
 use anyport_proto::{convert::write_pool_health, v1};
 use nix::sys::resource::{Resource, getrlimit};
@@ -21,7 +24,7 @@ use tokio::{
 };
 
 use crate::{
-    engine::{Engine, Now, Ticket},
+    engine::{Engine, Ticket},
     health::{DialReport, Turn},
     membership::{Members, OriginKey},
     metrics::Metrics,
@@ -196,10 +199,12 @@ impl Driver {
         loop {
             let now = now();
             self.start_probes(now);
+            self.engine.step(now);
             let wake = [
                 self.publish_table(now),
                 self.publish_report(now),
                 self.next_start(now),
+                self.engine.next_step(),
             ];
             let wake = wake.into_iter().flatten().min();
             tokio::select! {

@@ -9,14 +9,14 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use anyport_model::{
-    health::{Health, Verdict},
-    names::{PoolName, Revision},
-    resource::Pool,
-    weights::PoolWeights,
+    health::{Health, Now, Verdict},
+    names::{OriginName, PoolName, Revision},
+    resource::{Pool, Weight},
+    weights::{Known, PoolWeights},
 };
 
 use crate::{
@@ -42,13 +42,6 @@ const SETTLE_MAX: Duration = Duration::from_secs(60);
 
 /// Two probes of an origin that edges report are at least this far apart.
 const REPORTED_GAP: Duration = Duration::from_millis(500);
-
-/// The same moment by both clocks: one for intervals, one to show to people.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Now {
-    pub(crate) instant: Instant,
-    pub(crate) wall: SystemTime,
-}
 
 /// A probe that is to be made, or is under way.
 #[derive(Debug, Clone)]
@@ -78,6 +71,8 @@ pub(crate) struct Engine {
     origins: Origins,
     weights: Pools,
     schedule: Schedule<OriginKey>,
+    /// Pools whose weights change by the passing of time alone.
+    steps: Schedule<PoolName>,
     vantage: Vantage,
     weights_version: u64,
     health_version: u64,
@@ -92,6 +87,7 @@ impl Engine {
             origins: Origins::default(),
             weights: Pools::new(),
             schedule: Schedule::new(),
+            steps: Schedule::new(),
             vantage: Vantage::default(),
             weights_version: 0,
             health_version: 0,
@@ -103,7 +99,7 @@ impl Engine {
         self.rearrange(now, members.targets);
         self.revision = revision;
         self.pools = members.pools;
-        self.weigh_all();
+        self.weigh_all(now.instant);
         self.weights_version += 1;
         self.health_version += 1;
         if let Phase::Unconfigured = self.phase {
@@ -136,8 +132,12 @@ impl Engine {
         }
         let count = changes.fresh.len();
         for (index, key) in changes.fresh.into_iter().enumerate() {
-            if let Some(watched) = self.origins.get(&key) {
+            let was_missed = self.was_missed(&key);
+            if let Some(watched) = self.origins.get_mut(&key) {
                 let wait = first_pause(index, count, watched.target.monitor.interval);
+                if was_missed {
+                    watched.starts_slowly(now.instant);
+                }
                 let ip = watched.target.origin.ip();
                 self.vantage.add(key.clone(), ip);
                 self.schedule.put(key, now.instant + wait);
@@ -214,15 +214,30 @@ impl Engine {
     ) -> Option<Turn> {
         let reason = |origins: &Origins| origins.get(key).map(|w| w.health.reason().to_owned());
         let before = reason(&self.origins);
-        let turn = self.origins.observe(now.wall, key, evidence);
+        let turn = self.origins.observe(now, key, evidence);
         if turn.is_some() || reason(&self.origins) != before {
             self.health_version += 1;
         }
-        if turn.is_some() {
+        if let Some(turn) = &turn {
+            let returns = turn.verdict == Verdict::Up && self.was_missed(key);
+            if let Some(watched) = self.origins.get_mut(key).filter(|_| returns) {
+                watched.starts_slowly(now.instant);
+            }
             self.decided(key);
-            self.weigh(&key.pool);
+            self.weigh(now.instant, &key.pool);
         }
         turn
+    }
+
+    /// Did the origin get no connections, while others of its pool got some? If
+    /// none did, there is nobody to share them with while it takes them up.
+    fn was_missed(&self, key: &OriginKey) -> bool {
+        let Some(weights) = self.weights.get(&key.pool) else {
+            return false;
+        };
+        let mut taking = weights.origins.iter().filter(|o| o.weight > Weight::ZERO);
+        let others = taking.clone().any(|origin| origin.name != key.origin);
+        others && taking.all(|origin| origin.name != key.origin)
     }
 
     fn schedule_next(&mut self, now: Now, ticket: &Ticket, random: u64) {
@@ -230,7 +245,12 @@ impl Engine {
             let interval = watched.target.monitor.interval;
             let interval = match watched.health.verdict() {
                 Verdict::Unknown => interval.min(UNKNOWN_INTERVAL),
-                Verdict::Up | Verdict::Down => interval,
+                Verdict::Up => interval,
+                // The first pass after that is what brings it back.
+                Verdict::Down => match watched.health.held_for(now.instant) {
+                    Some(held) if !held.is_zero() => interval.min(held),
+                    _ => interval,
+                },
             };
             let next = ticket.started + pause(interval, random);
             self.schedule.put(ticket.key.clone(), next.max(now.instant));
@@ -256,6 +276,18 @@ impl Engine {
     /// When the next probe is due.
     pub(crate) fn next_probe(&self) -> Option<Instant> {
         self.schedule.next()
+    }
+
+    /// Moves the weights that the passing of time moves.
+    pub(crate) fn step(&mut self, now: Now) {
+        while let Some(pool) = self.steps.take_due(now.instant) {
+            self.weigh(now.instant, &pool);
+        }
+    }
+
+    /// When [`step`](Self::step) has something to do.
+    pub(crate) fn next_step(&self) -> Option<Instant> {
+        self.steps.next()
     }
 
     /// Until when weights are held back for want of verdicts; `None` while they
@@ -321,30 +353,47 @@ impl Engine {
         }
     }
 
-    fn weigh_all(&mut self) {
+    fn weigh_all(&mut self, now: Instant) {
         let pools = &self.pools;
         self.weights.retain(|name, _| pools.contains_key(name));
         let names: Vec<PoolName> = self.pools.keys().cloned().collect();
         for name in names {
-            self.weigh(&name);
+            self.weigh(now, &name);
         }
     }
 
-    fn weigh(&mut self, name: &PoolName) {
+    fn weigh(&mut self, now: Instant, name: &PoolName) {
         let Some(pool) = self.pools.get(name) else {
             return;
         };
-        let weights = PoolWeights::weigh(pool, |origin| {
-            let key = OriginKey {
-                pool: name.clone(),
-                origin: origin.clone(),
-            };
-            Some(self.origins.get(&key)?.health.verdict())
+        let weights = PoolWeights::weigh(pool, |origin| self.known(now, name, origin));
+        let next = pool.origins.iter().filter_map(|origin| {
+            let watched = self.origins.get(&key_of(name, &origin.name))?;
+            watched.next_step(now)
         });
+        match next.min() {
+            Some(at) => self.steps.put(name.clone(), at),
+            None => self.steps.remove(name),
+        }
         if self.weights.get(name).is_none_or(|held| **held != weights) {
             self.weights.insert(name.clone(), Arc::new(weights));
             self.weights_version += 1;
+            self.health_version += 1;
         }
+    }
+
+    fn known(&self, now: Instant, pool: &PoolName, origin: &OriginName) -> Known {
+        match self.origins.get(&key_of(pool, origin)) {
+            Some(watched) => watched.known(now),
+            None => None.into(),
+        }
+    }
+}
+
+fn key_of(pool: &PoolName, origin: &OriginName) -> OriginKey {
+    OriginKey {
+        pool: pool.clone(),
+        origin: origin.clone(),
     }
 }
 

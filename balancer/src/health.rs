@@ -11,7 +11,11 @@ use std::{
     time::{Instant, SystemTime},
 };
 
-use anyport_model::health::{Evidence, Health, Verdict};
+use anyport_model::{
+    health::{Evidence, Health, Now, Verdict},
+    slow_start,
+    weights::{Factor, Factors, Known},
+};
 
 use crate::membership::{OriginKey, Target};
 
@@ -46,6 +50,33 @@ pub(crate) struct Watched {
     pub(crate) generation: Generation,
     /// When its latest probe began.
     pub(crate) started: Option<Instant>,
+    /// When it came back to a pool that others carried meanwhile.
+    returned: Option<Instant>,
+}
+
+impl Watched {
+    /// It comes back, and takes up its load little by little.
+    pub(crate) fn starts_slowly(&mut self, now: Instant) {
+        self.returned = Some(now);
+    }
+
+    pub(crate) fn known(&self, now: Instant) -> Known {
+        let passed = |at| now.saturating_duration_since(at);
+        let slow_start = self.returned.map(|at| slow_start::part(passed(at)));
+        Known {
+            verdict: Some(self.health.verdict()),
+            factors: Factors {
+                slow_start: slow_start.unwrap_or(Factor::ONE),
+            },
+        }
+    }
+
+    /// When its weight changes by the passing of time alone.
+    pub(crate) fn next_step(&self, now: Instant) -> Option<Instant> {
+        let at = self.returned?;
+        let next = slow_start::next_step(now.saturating_duration_since(at))?;
+        (self.health.verdict() != Verdict::Down).then(|| at + next)
+    }
 }
 
 /// A verdict that changed.
@@ -115,6 +146,7 @@ impl Origins {
                         health: Health::new(now),
                         generation: self.last_generation,
                         started: None,
+                        returned: None,
                     };
                     self.watched.insert(key.clone(), watched);
                     changes.fresh.push(key);
@@ -127,13 +159,14 @@ impl Origins {
     /// Takes evidence of one origin in.
     pub(crate) fn observe(
         &mut self,
-        now: SystemTime,
+        now: Now,
         key: &OriginKey,
         evidence: Evidence,
     ) -> Option<Turn> {
         let watched = self.watched.get_mut(key)?;
         let thresholds = watched.target.monitor.thresholds;
         let verdict = watched.health.observe(now, thresholds, evidence)?;
+        watched.returned = None;
         Some(Turn {
             key: key.clone(),
             verdict,
@@ -168,11 +201,11 @@ mod tests {
     fn down() -> Origins {
         let mut origins = Origins::default();
         watch(&mut origins, monitor("quick", 2, 1), game());
-        let turn = origins.observe(
-            SystemTime::UNIX_EPOCH,
-            &key("game", "a"),
-            Err("dead".into()),
-        );
+        let now = Now {
+            instant: Instant::now(),
+            wall: SystemTime::UNIX_EPOCH,
+        };
+        let turn = origins.observe(now, &key("game", "a"), Err("dead".into()));
         assert_eq!(turn.map(|turn| turn.verdict), Some(Verdict::Down));
         origins
     }

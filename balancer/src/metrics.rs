@@ -23,6 +23,8 @@ const PROBE_SECONDS: [f64; 12] = [
 pub(crate) struct Metrics {
     healthy: IntGaugeVec,
     weight: GaugeVec,
+    factor: GaugeVec,
+    panic: IntGaugeVec,
     probes: HistogramVec,
     revision: IntGauge,
     isolated: IntGauge,
@@ -47,6 +49,26 @@ impl Metrics {
                 GaugeVec::new(
                     Opts::new("anyport_origin_weight", "What edges balance by."),
                     of_origin,
+                ),
+            )?,
+            factor: registered(
+                registry,
+                GaugeVec::new(
+                    Opts::new(
+                        "anyport_origin_weight_factor",
+                        "What the declared weight is multiplied with, by the reason.",
+                    ),
+                    &["pool", "origin", "factor"],
+                ),
+            )?,
+            panic: registered(
+                registry,
+                IntGaugeVec::new(
+                    Opts::new(
+                        "anyport_pool_panic",
+                        "1: less than half of the pool's weight is healthy, so health is ignored.",
+                    ),
+                    &["pool"],
                 ),
             )?,
             probes: registered(
@@ -112,12 +134,19 @@ impl Metrics {
                 self.healthy.with_label_values(&labels).set(healthy);
                 let weight = origin.weight.as_f64();
                 self.weight.with_label_values(&labels).set(weight);
+                for (factor, value) in origin.factors.named() {
+                    let labels = [pool.as_str(), origin.name.as_str(), factor];
+                    self.factor.with_label_values(&labels).set(value.as_f64());
+                }
             }
+            let panic = self.panic.with_label_values(&[pool.as_str()]);
+            panic.set(i64::from(weights.panic));
         }
         for pool in removed {
             if let Some(before) = old.pools.get(pool) {
                 self.remove(pool, before, |_| true);
             }
+            let _ = self.panic.remove_label_values(&[pool.as_str()]);
         }
     }
 
@@ -127,6 +156,10 @@ impl Metrics {
             // Fails only where there is no such series, which is what is wanted.
             let _ = self.healthy.remove_label_values(&labels);
             let _ = self.weight.remove_label_values(&labels);
+            for (factor, _) in origin.factors.named() {
+                let labels = [pool.as_str(), origin.name.as_str(), factor];
+                let _ = self.factor.remove_label_values(&labels);
+            }
         }
     }
 }
@@ -170,6 +203,8 @@ mod tests {
             r#"anyport_origin_healthy{origin="b",pool="game"} 0"#,
             r#"anyport_origin_weight{origin="a",pool="game"} 1"#,
             r#"anyport_origin_weight{origin="b",pool="game"} 0"#,
+            r#"anyport_origin_weight_factor{factor="slow_start",origin="a",pool="game"} 1"#,
+            r#"anyport_pool_panic{pool="game"} 0"#,
             r#"anyport_config_revision{service="balancer"} 1"#,
         ] {
             assert!(text.contains(&format!("{line}\n")), "{line} not in {text}");
@@ -181,6 +216,6 @@ mod tests {
         assert!(text.contains(r#"anyport_origin_healthy{origin="b",pool="game"} 1"#));
         metrics.published(&Table::default(), &one);
         let text = encode(&registry).unwrap();
-        assert!(!text.contains("anyport_origin"), "{text}");
+        assert!(!text.contains("pool="), "{text}");
     }
 }

@@ -143,6 +143,7 @@ fn balancer() -> v1::NodeStatus {
                 reason: reason.to_owned(),
                 since: None,
                 probe_seconds: None,
+                ..Default::default()
             }
         };
     v1::NodeStatus {
@@ -162,6 +163,7 @@ fn balancer() -> v1::NodeStatus {
                     "connect: connection refused",
                 ),
             ],
+            panic: false,
         }],
         region: String::new(),
         ..edge("scales", 1)

@@ -781,7 +781,7 @@ mod tests {
         dns::{RecordType, Service},
         pick::{Draw, Load},
         ports::PortRange,
-        weights::{OriginHealth, OriginWeight},
+        weights::{Factors, OriginHealth, OriginWeight},
     };
 
     fn pool(name: &str, fallback: Option<&str>, origins: &[&str]) -> Resource {
@@ -870,9 +870,15 @@ mod tests {
                 name: format!("o{index}").parse().unwrap(),
                 health: OriginHealth::Up,
                 weight: Weight::new(*weight).unwrap(),
+                factors: Factors::NONE,
             });
         let origins = origins.collect();
-        (name.parse().unwrap(), PoolWeights { state, origins })
+        let weights = PoolWeights {
+            state,
+            panic: false,
+            origins,
+        };
+        (name.parse().unwrap(), weights)
     }
 
     #[test]

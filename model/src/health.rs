@@ -3,11 +3,22 @@
 //! Unknown turns up with the first pass, because refusing traffic to an origin
 //! that answers helps nobody; it turns down only after as many failures in a
 //! row as an origin that was up gets, so that one lost packet at start-up is
-//! no outage. Between up and down the thresholds of the monitor decide.
+//! no outage. Between up and down the thresholds of the monitor decide, and
+//! what [`flaps`] is held down for longer.
 
-use std::time::{Duration, SystemTime};
+pub mod flaps;
+
+use std::time::{Duration, Instant, SystemTime};
 
 use crate::resource::Thresholds;
+use flaps::Flaps;
+
+/// The same moment by both clocks: one for intervals, one to show to people.
+#[derive(Debug, Clone, Copy)]
+pub struct Now {
+    pub instant: Instant,
+    pub wall: SystemTime,
+}
 
 /// What is held of an origin that is probed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,10 +37,21 @@ pub type Evidence = Result<Duration, String>;
 pub struct Health {
     verdict: Verdict,
     since: SystemTime,
+    turned: Option<Instant>,
     passes: u32,
     failures: u32,
     reason: String,
     last_pass: Option<Duration>,
+    flaps: Flaps,
+    hold: Option<Hold>,
+}
+
+/// Down until then, whatever probes say.
+#[derive(Debug, Clone, PartialEq)]
+struct Hold {
+    until: Instant,
+    until_wall: SystemTime,
+    why: String,
 }
 
 impl Health {
@@ -37,10 +59,13 @@ impl Health {
         Self {
             verdict: Verdict::Unknown,
             since: now,
+            turned: None,
             passes: 0,
             failures: 0,
             reason: "not probed yet".to_owned(),
             last_pass: None,
+            flaps: Flaps::default(),
+            hold: None,
         }
     }
 
@@ -64,39 +89,96 @@ impl Health {
         self.last_pass
     }
 
+    /// How often it turned down lately.
+    pub fn recent_downs(&self) -> u32 {
+        self.flaps.count()
+    }
+
+    /// Until when it stays down, whatever probes say; for people.
+    pub fn held_until(&self) -> Option<SystemTime> {
+        self.hold.as_ref().map(|hold| hold.until_wall)
+    }
+
+    /// How long it is still held down, whatever probes say.
+    pub fn held_for(&self, now: Instant) -> Option<Duration> {
+        let hold = self.hold.as_ref()?;
+        Some(hold.until.saturating_duration_since(now))
+    }
+
     /// Takes evidence in; returns the new verdict if it changed.
     pub fn observe(
         &mut self,
-        now: SystemTime,
+        now: Now,
         thresholds: Thresholds,
         evidence: Evidence,
     ) -> Option<Verdict> {
         match evidence {
-            Ok(took) => {
-                self.failures = 0;
-                self.passes = self.passes.saturating_add(1);
-                self.last_pass = Some(took);
-                let enough = self.verdict == Verdict::Unknown
-                    || self.verdict == Verdict::Down && self.passes >= thresholds.up.get();
-                if self.verdict == Verdict::Up || enough {
-                    self.reason = String::new();
-                }
-                enough.then(|| self.turn(now, Verdict::Up))
-            }
-            Err(reason) => {
-                self.passes = 0;
-                self.failures = self.failures.saturating_add(1);
-                self.reason = reason;
-                let enough =
-                    self.verdict != Verdict::Down && self.failures >= thresholds.down.get();
-                enough.then(|| self.turn(now, Verdict::Down))
-            }
+            Ok(took) => self.pass(now, thresholds, took),
+            Err(reason) => self.fail(now, thresholds, reason),
         }
     }
 
-    fn turn(&mut self, now: SystemTime, verdict: Verdict) -> Verdict {
+    fn pass(&mut self, now: Now, thresholds: Thresholds, took: Duration) -> Option<Verdict> {
+        self.failures = 0;
+        self.passes = self.passes.saturating_add(1);
+        self.last_pass = Some(took);
+        let enough = match self.verdict {
+            Verdict::Unknown => true,
+            Verdict::Up => false,
+            Verdict::Down => self.passes >= thresholds.up.get(),
+        };
+        if let Some(hold) = self.hold.as_ref().filter(|hold| hold.until > now.instant) {
+            if enough {
+                self.reason = format!("probes pass, but it is {}", hold.why);
+            }
+            return None;
+        }
+        if self.verdict == Verdict::Up || enough {
+            self.reason = String::new();
+        }
+        enough.then(|| self.turn(now, Verdict::Up))
+    }
+
+    fn fail(&mut self, now: Now, thresholds: Thresholds, reason: String) -> Option<Verdict> {
+        self.passes = 0;
+        self.failures = self.failures.saturating_add(1);
+        self.reason = reason;
+        if self.verdict == Verdict::Down || self.failures < thresholds.down.get() {
+            return None;
+        }
+        if let Some(up_for) = self.up_for(now.instant)
+            && let Some(time) = self.flaps.turned_down(up_for)
+        {
+            let count = self.flaps.count();
+            let why = format!(
+                "held down for {} s: it turned down {count} times lately",
+                time.as_secs()
+            );
+            self.hold(now, time, why);
+        }
+        Some(self.turn(now, Verdict::Down))
+    }
+
+    fn hold(&mut self, now: Now, time: Duration, why: String) {
+        self.hold = Some(Hold {
+            until: now.instant + time,
+            until_wall: now.wall + time,
+            why,
+        });
+    }
+
+    fn up_for(&self, now: Instant) -> Option<Duration> {
+        let turned = self.turned.filter(|_| self.verdict == Verdict::Up)?;
+        Some(now.saturating_duration_since(turned))
+    }
+
+    fn turn(&mut self, now: Now, verdict: Verdict) -> Verdict {
         self.verdict = verdict;
-        self.since = now;
+        self.since = now.wall;
+        self.turned = Some(now.instant);
+        if verdict != Verdict::Down {
+            self.hold = None;
+        }
         verdict
     }
 }
@@ -121,26 +203,39 @@ mod tests {
         Err("connect: connection refused".to_owned())
     }
 
-    fn at(second: u64) -> SystemTime {
-        SystemTime::UNIX_EPOCH + Duration::from_secs(second)
+    /// Seconds after one moment.
+    struct Clock(Instant);
+
+    impl Clock {
+        fn new() -> Self {
+            Self(Instant::now())
+        }
+
+        fn at(&self, second: u64) -> Now {
+            let passed = Duration::from_secs(second);
+            Now {
+                instant: self.0 + passed,
+                wall: SystemTime::UNIX_EPOCH + passed,
+            }
+        }
     }
 
     #[test]
     fn the_first_pass_ends_unknown() {
-        let mut health = Health::new(at(0));
+        let (clock, mut health) = (Clock::new(), Health::new(SystemTime::UNIX_EPOCH));
         assert_eq!(
-            health.observe(at(1), thresholds(5, 5), PASS),
+            health.observe(clock.at(1), thresholds(5, 5), PASS),
             Some(Verdict::Up)
         );
-        assert_eq!((health.since(), health.reason()), (at(1), ""));
+        assert_eq!((health.since(), health.reason()), (clock.at(1).wall, ""));
     }
 
     #[test]
     fn unknown_turns_down_after_the_threshold() {
-        let mut health = Health::new(at(0));
-        assert_eq!(health.observe(at(1), thresholds(1, 2), fail()), None);
+        let (clock, mut health) = (Clock::new(), Health::new(SystemTime::UNIX_EPOCH));
+        assert_eq!(health.observe(clock.at(1), thresholds(1, 2), fail()), None);
         assert_eq!(
-            health.observe(at(2), thresholds(1, 2), fail()),
+            health.observe(clock.at(2), thresholds(1, 2), fail()),
             Some(Verdict::Down)
         );
         assert_eq!(health.reason(), "connect: connection refused");
@@ -148,31 +243,111 @@ mod tests {
 
     #[test]
     fn a_pass_in_between_starts_the_count_again() {
-        let mut health = Health::new(at(0));
-        health.observe(at(0), thresholds(1, 3), PASS);
+        let (clock, mut health) = (Clock::new(), Health::new(SystemTime::UNIX_EPOCH));
+        health.observe(clock.at(0), thresholds(1, 3), PASS);
         for second in 0..10 {
-            assert_eq!(health.observe(at(second), thresholds(1, 3), fail()), None);
-            assert_eq!(health.observe(at(second), thresholds(1, 3), fail()), None);
-            assert_eq!(health.observe(at(second), thresholds(1, 3), PASS), None);
+            assert_eq!(
+                health.observe(clock.at(second), thresholds(1, 3), fail()),
+                None
+            );
+            assert_eq!(
+                health.observe(clock.at(second), thresholds(1, 3), fail()),
+                None
+            );
+            assert_eq!(
+                health.observe(clock.at(second), thresholds(1, 3), PASS),
+                None
+            );
         }
         assert_eq!(health.verdict(), Verdict::Up);
+    }
+
+    /// Downs and ups of an origin that is down for 1 s and up for `up` s, in
+    /// turn, as probes see it once a second: when each of its ups began.
+    fn ups(clock: &Clock, health: &mut Health, up: u64, until: u64) -> Vec<u64> {
+        let one = thresholds(1, 1);
+        let passes = |second: u64| second % (up + 1) != 0;
+        let seconds = 1..until;
+        let turned = seconds.filter(|&second| {
+            let evidence = if passes(second) { PASS } else { fail() };
+            health.observe(clock.at(second), one, evidence) == Some(Verdict::Up)
+        });
+        turned.collect()
+    }
+
+    #[test]
+    fn an_origin_that_flaps_is_held_down_longer_and_longer_up_to_a_bound() {
+        let (clock, mut health) = (Clock::new(), Health::new(SystemTime::UNIX_EPOCH));
+        let ups = ups(&clock, &mut health, 3, 3000);
+        let gaps: Vec<u64> = ups.windows(2).map(|pair| pair[1] - pair[0]).collect();
+        assert_eq!(gaps[..6], [4, 4, 13, 23, 44, 84]);
+        let longest = flaps::LONGEST.as_secs();
+        assert!(gaps.iter().all(|gap| *gap <= longest + 8), "{gaps:?}");
+        assert!(gaps.last().unwrap() + 8 > longest, "{gaps:?}");
+    }
+
+    #[test]
+    fn what_is_held_down_says_why_and_until_when() {
+        let (clock, mut health) = (Clock::new(), Health::new(SystemTime::UNIX_EPOCH));
+        let one = thresholds(1, 1);
+        for second in 0..3 {
+            health.observe(clock.at(2 * second), one, PASS);
+            health.observe(clock.at(2 * second + 1), one, fail());
+        }
+        assert_eq!(health.reason(), "connect: connection refused");
+        assert_eq!(health.held_until(), Some(clock.at(15).wall));
+        assert_eq!(health.observe(clock.at(14), one, PASS), None);
+        assert_eq!(
+            health.reason(),
+            "probes pass, but it is held down for 10 s: it turned down 3 times lately"
+        );
+        let left = health.held_for(clock.at(14).instant);
+        assert_eq!(left, Some(Duration::from_secs(1)));
+        assert_eq!(health.observe(clock.at(15), one, PASS), Some(Verdict::Up));
+        assert_eq!((health.held_until(), health.reason()), (None, ""));
+    }
+
+    #[test]
+    fn an_origin_that_went_down_now_and_then_is_not_held() {
+        let (clock, mut health) = (Clock::new(), Health::new(SystemTime::UNIX_EPOCH));
+        let up = flaps::FORGIVEN_AFTER.as_secs() + 1;
+        let ups = ups(&clock, &mut health, up, 40 * up);
+        assert!(ups.len() > 30);
+        assert!(
+            ups.windows(2).all(|pair| pair[1] - pair[0] == up + 1),
+            "{ups:?}"
+        );
+    }
+
+    #[test]
+    fn a_start_that_failed_is_no_flap() {
+        let (clock, mut health) = (Clock::new(), Health::new(SystemTime::UNIX_EPOCH));
+        health.observe(clock.at(0), thresholds(1, 1), fail());
+        assert_eq!(
+            (health.verdict(), health.recent_downs()),
+            (Verdict::Down, 0)
+        );
     }
 
     proptest! {
         #[test]
         fn only_a_full_run_changes_the_verdict(
-            up in 1u32..5, down in 1u32..5, evidence in prop::collection::vec(any::<bool>(), 0..200)
+            up in 1u32..5, down in 1u32..5, evidence in prop::collection::vec((any::<bool>(), 0u8..30), 0..200)
         ) {
-            let mut health = Health::new(at(0));
-            let (mut run, mut last) = (0u32, None);
-            for passed in evidence {
+            let (clock, mut health) = (Clock::new(), Health::new(SystemTime::UNIX_EPOCH));
+            let (mut run, mut last, mut second) = (0u32, None, 0);
+            for (passed, pause) in evidence {
                 run = if last == Some(passed) { run + 1 } else { 1 };
                 last = Some(passed);
+                second += u64::from(pause);
                 let before = health.verdict();
-                let turned = health.observe(at(1), thresholds(up, down), if passed { PASS } else { fail() });
+                let left = health.held_for(clock.at(second).instant);
+                let held = left.is_some_and(|left| !left.is_zero());
+                prop_assert!(left.is_none_or(|left| left <= flaps::LONGEST && before == Verdict::Down));
+                let turned = health.observe(clock.at(second), thresholds(up, down), if passed { PASS } else { fail() });
                 let expected = match (before, passed) {
                     (Verdict::Unknown, true) => Some(Verdict::Up),
-                    (Verdict::Down, true) if run >= up => Some(Verdict::Up),
+                    (Verdict::Down, true) if run >= up && !held => Some(Verdict::Up),
                     (Verdict::Unknown | Verdict::Up, false) if run >= down => Some(Verdict::Down),
                     _ => None,
                 };

@@ -43,6 +43,7 @@ pub mod rollout;
 pub mod route;
 pub mod server_name;
 pub mod sip;
+pub mod slow_start;
 pub mod state;
 pub mod steering;
 pub mod target;

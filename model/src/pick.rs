@@ -39,7 +39,7 @@ enum How {
 /// asks, and shared by all wheels that have the same one.
 #[derive(Debug)]
 struct Clients {
-    /// Name and weight of each origin.
+    /// Name and declared weight of each origin.
     origins: Vec<(Box<str>, u32)>,
     table: OnceLock<Maglev>,
 }
@@ -52,7 +52,7 @@ pub struct Candidate<'a> {
     /// Of now; 0: not to be chosen.
     pub weight: Weight,
     /// As declared. `hash` keeps the place of an origin whose weight of now is
-    /// 0, so that no client of another origin is moved while one is down.
+    /// less, so that no client of another origin is moved.
     pub declared: Weight,
 }
 
@@ -121,14 +121,17 @@ impl Wheel {
             How::InTurn(turns) => in_turn(turns, draw.turn, tried),
             How::LeastLoaded => self.least_loaded(draw.random, load, tried),
             How::Fastest => self.fastest(draw.random, load, tried),
-            How::ByClient(clients) => {
-                let free = |index: &usize| self.weights[*index] > 0 && !tried.contains(index);
-                clients
-                    .table()
-                    .preferred(client_hash(draw.client))
-                    .find(free)
-            }
+            How::ByClient(clients) => self.of_client(clients, client_hash(draw.client), tried),
         }
+    }
+
+    /// An origin that has less than its declared weight takes that part of its
+    /// clients, always the same, and leaves the others where they go without it.
+    fn of_client(&self, clients: &Clients, client: u64, tried: &[usize]) -> Option<usize> {
+        let free = |index: &usize| self.weights[*index] > 0 && !tried.contains(index);
+        let preferred = || clients.table().preferred(client).filter(free);
+        let takes = |index: &usize| clients.take(*index, self.weights[*index], client);
+        preferred().find(takes).or_else(|| preferred().next())
     }
 
     /// How many origins with a weight were not `tried` yet.
@@ -223,21 +226,25 @@ fn cost(load: Load, part: f64) -> f64 {
 }
 
 impl Clients {
-    /// An origin that is down keeps its declared place.
     fn new(candidates: &[Candidate<'_>]) -> Self {
-        let place = |c: &Candidate<'_>| {
-            if c.weight > Weight::ZERO {
-                c.weight
-            } else {
-                c.declared
-            }
-        };
         let origins = candidates
             .iter()
-            .map(|c| (c.name.into(), place(c).thousandths()));
+            .map(|c| (c.name.into(), c.declared.thousandths()));
         Self {
             origins: origins.collect(),
             table: OnceLock::new(),
+        }
+    }
+
+    /// Whether a client is in the part that an origin of `weight` takes of its
+    /// own.
+    fn take(&self, index: usize, weight: u32, client: u64) -> bool {
+        let Some((name, declared)) = self.origins.get(index) else {
+            return false;
+        };
+        weight >= *declared || {
+            let place = mix(client ^ CLIENT.hash(name.as_bytes()));
+            scale(place, u64::from(*declared)) < u64::from(weight)
         }
     }
 
@@ -549,6 +556,30 @@ mod tests {
     }
 
     #[test]
+    fn an_origin_with_a_part_of_its_weight_has_a_part_of_its_clients() {
+        let declared = [1.0, 1.0, 2.0, 1.0];
+        let whole = wheel(Policy::Hash, &declared);
+        let without = moved(Policy::Hash, &[1.0, 0.0, 2.0, 1.0], &declared);
+        let mut held = std::collections::BTreeSet::new();
+        for part in [0.1, 0.3, 0.7, 1.0] {
+            let eased = moved(Policy::Hash, &[1.0, part, 2.0, 1.0], &declared);
+            let (mut own, mut has) = (0, std::collections::BTreeSet::new());
+            for client in 0..4000 {
+                let of = |wheel: &Wheel| wheel.choose(from_client(client), IDLE, &[]).unwrap();
+                own += usize::from(of(&whole) == 1);
+                match of(&eased) {
+                    1 => _ = has.insert(client),
+                    other => assert_eq!(other, of(&without), "it goes where it went without"),
+                }
+            }
+            let share = has.len() as f64 / own as f64;
+            assert!((share - part).abs() < 0.07, "{share} of its own for {part}");
+            assert!(has.is_superset(&held), "who has come stays");
+            held = has;
+        }
+    }
+
+    #[test]
     fn a_table_is_made_once_for_all_that_have_the_same() {
         let declared = [1.0, 1.0];
         let old = wheel(Policy::Hash, &declared);
@@ -561,7 +592,7 @@ mod tests {
             &moved(Policy::Hash, &[0.0, 1.0], &declared).sharing(&old)
         ));
         assert!(!made(
-            &moved(Policy::Hash, &[0.5, 1.0], &declared).sharing(&old)
+            &moved(Policy::Hash, &[1.0, 1.0], &[2.0, 1.0]).sharing(&old)
         ));
         assert!(
             !made(&wheel(Policy::Hash, &declared)),

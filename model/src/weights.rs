@@ -52,10 +52,79 @@ pub enum PoolState {
     Down,
 }
 
+/// What a weight is multiplied with, in thousandths.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Factor(u32);
+
+impl Factor {
+    pub const ONE: Factor = Factor(1000);
+    /// More is of no use: the weight of an origin would count for nothing.
+    const MAX: Factor = Factor(10_000);
+
+    /// More than there can be counts as the most.
+    pub fn of_thousandths(thousandths: u32) -> Self {
+        Factor(thousandths.min(Self::MAX.0))
+    }
+
+    pub fn thousandths(self) -> u32 {
+        self.0
+    }
+
+    pub fn as_f64(self) -> f64 {
+        f64::from(self.0) / 1000.0
+    }
+}
+
+/// Why the weight of a healthy origin is not the declared one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Factors {
+    /// It came back lately: [`slow_start`](crate::slow_start).
+    pub slow_start: Factor,
+}
+
+impl Factors {
+    pub const NONE: Factors = Factors {
+        slow_start: Factor::ONE,
+    };
+
+    /// Each with its name.
+    pub fn named(self) -> [(&'static str, Factor); 1] {
+        [("slow_start", self.slow_start)]
+    }
+
+    /// What is above 0 stays above 0, and within the bounds of weights.
+    fn of(self, declared: Weight) -> Weight {
+        let of = |weight: u64, factor: Factor| weight * u64::from(factor.0);
+        let product = of(u64::from(declared.thousandths()), self.slow_start);
+        let thousandths = product.div_ceil(1000);
+        Weight::of_thousandths(u32::try_from(thousandths).unwrap_or(u32::MAX))
+    }
+}
+
+/// What is known of an origin when it is weighed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Known {
+    /// `None`: nothing.
+    pub verdict: Option<Verdict>,
+    pub factors: Factors,
+}
+
+impl From<Option<Verdict>> for Known {
+    fn from(verdict: Option<Verdict>) -> Self {
+        Known {
+            verdict,
+            factors: Factors::NONE,
+        }
+    }
+}
+
 /// The weights of one pool, origins in the pool's order.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PoolWeights {
     pub state: PoolState,
+    /// Less than half of the weight is healthy, and there is no fallback: health
+    /// is ignored, since what is left would be overrun.
+    pub panic: bool,
     pub origins: Vec<OriginWeight>,
 }
 
@@ -64,29 +133,47 @@ pub struct OriginWeight {
     pub name: OriginName,
     pub health: OriginHealth,
     pub weight: Weight,
+    /// What `weight` was multiplied with.
+    pub factors: Factors,
 }
 
 impl PoolWeights {
-    /// Weighs each origin by `verdict`, which is `None` where nothing is known.
-    pub fn weigh(pool: &Pool, verdict: impl Fn(&OriginName) -> Option<Verdict>) -> Self {
-        let origins: Vec<OriginWeight> = pool
+    /// Weighs each origin by what is `known` of it.
+    pub fn weigh<K: Into<Known>>(pool: &Pool, known: impl Fn(&OriginName) -> K) -> Self {
+        let known: Vec<(OriginHealth, Factors)> = pool
             .origins
             .iter()
             .map(|origin| {
-                let health = OriginHealth::of(pool, origin, verdict(&origin.name));
-                OriginWeight {
-                    name: origin.name.clone(),
-                    health,
-                    weight: if health.usable() {
-                        origin.weight
-                    } else {
-                        Weight::ZERO
-                    },
-                }
+                let known = known(&origin.name).into();
+                (OriginHealth::of(pool, origin, known.verdict), known.factors)
             })
             .collect();
-        let state = pool_state(pool, &origins);
-        Self { state, origins }
+        let health = |index: usize| known[index].0;
+        let panic = panics(pool, health);
+        let alone = takers(pool, health) < 2;
+        let origins = pool.origins.iter().zip(&known);
+        let origins = origins.map(|(origin, &(health, factors))| {
+            let (weight, factors) = match health {
+                OriginHealth::Disabled => (Weight::ZERO, Factors::NONE),
+                _ if panic => (origin.weight, Factors::NONE),
+                OriginHealth::Down => (Weight::ZERO, Factors::NONE),
+                _ if alone => (origin.weight, Factors::NONE),
+                OriginHealth::Unknown | OriginHealth::Up | OriginHealth::Unmonitored => {
+                    (factors.of(origin.weight), factors)
+                }
+            };
+            OriginWeight {
+                name: origin.name.clone(),
+                health,
+                weight,
+                factors,
+            }
+        });
+        Self {
+            state: pool_state(pool, health),
+            panic,
+            origins: origins.collect(),
+        }
     }
 
     /// Part of the pool's connections that origin `index` gets, 0 to 1.
@@ -99,11 +186,33 @@ impl PoolWeights {
     }
 }
 
-fn pool_state(pool: &Pool, origins: &[OriginWeight]) -> PoolState {
-    // An origin of weight 0 takes no connections, so it stands in for none.
-    let usable = origins.iter().filter(|o| o.weight > Weight::ZERO).count();
-    let down = origins.iter().any(|o| o.health == OriginHealth::Down);
-    if usable < pool.minimum_origins as usize {
+/// A pool with a fallback gives way to it instead, where `minimum_origins` says
+/// so; until then what is healthy carries it all.
+fn panics(pool: &Pool, health: impl Fn(usize) -> OriginHealth) -> bool {
+    let weight_of = |counts: &dyn Fn(OriginHealth) -> bool| -> u64 {
+        let origins = pool.origins.iter().enumerate();
+        let counted = origins.filter(|(index, _)| counts(health(*index)));
+        let weights = counted.map(|(_, origin)| u64::from(origin.weight.thousandths()));
+        weights.sum()
+    };
+    let all = weight_of(&|health| health != OriginHealth::Disabled);
+    let healthy = weight_of(&OriginHealth::usable);
+    pool.monitor.is_some() && pool.fallback.is_none() && healthy * 2 < all
+}
+
+/// How many origins may take connections. One of weight 0 takes none, so it
+/// stands in for none.
+fn takers(pool: &Pool, health: impl Fn(usize) -> OriginHealth) -> usize {
+    let origins = pool.origins.iter().enumerate();
+    let takes = |(index, origin): &(usize, &Origin)| {
+        health(*index).usable() && origin.weight > Weight::ZERO
+    };
+    origins.filter(takes).count()
+}
+
+fn pool_state(pool: &Pool, health: impl Fn(usize) -> OriginHealth) -> PoolState {
+    let down = (0..pool.origins.len()).any(|index| health(index) == OriginHealth::Down);
+    if takers(pool, &health) < pool.minimum_origins as usize {
         PoolState::Down
     } else if pool.monitor.is_none() {
         PoolState::Unmonitored
@@ -119,6 +228,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::resource::Policy;
+    use proptest::prelude::*;
 
     fn pool(minimum_origins: u32) -> Pool {
         let origin = |name: &str, weight: f64, enabled| Origin {
@@ -196,5 +306,107 @@ mod tests {
         let weights = PoolWeights::weigh(&pool, down(&["a", "b", "c"]));
         assert_eq!(weights.state, PoolState::Unmonitored);
         assert_eq!(weights.origins[0].weight, Weight::new(0.25).unwrap());
+    }
+
+    #[test]
+    fn with_less_than_half_of_the_weight_healthy_health_is_ignored() {
+        let shares = |pool: &Pool, gone| {
+            let weights = PoolWeights::weigh(pool, down(gone));
+            let shares: Vec<f64> = (0..4).map(|index| weights.share(index)).collect();
+            (weights.panic, weights.state, shares)
+        };
+        let (panic, state, spread) = shares(&pool(1), &["a", "b"]);
+        assert_eq!((panic, state), (false, PoolState::Degraded), "half is left");
+        assert_eq!(spread, [0.0, 0.0, 1.0, 0.0]);
+        let all = [0.25, 0.25, 0.5, 0.0];
+        let (panic, state, spread) = shares(&pool(1), &["a", "c"]);
+        assert_eq!(
+            (panic, state, &spread[..]),
+            (true, PoolState::Degraded, &all[..])
+        );
+        let (panic, state, spread) = shares(&pool(1), &["a", "b", "c"]);
+        assert_eq!(
+            (panic, state, &spread[..]),
+            (true, PoolState::Down, &all[..])
+        );
+    }
+
+    #[test]
+    fn a_pool_with_a_fallback_gives_way_and_does_not_panic() {
+        let pool = Pool {
+            fallback: Some("spare".parse().unwrap()),
+            ..pool(1)
+        };
+        let weights = PoolWeights::weigh(&pool, down(&["b", "c"]));
+        assert_eq!((weights.panic, weights.state), (false, PoolState::Degraded));
+        assert_eq!(weights.share(0), 1.0);
+        let weights = PoolWeights::weigh(&pool, down(&["a", "b", "c"]));
+        assert_eq!((weights.panic, weights.state), (false, PoolState::Down));
+        assert_eq!(weights.share(0), 0.0);
+    }
+
+    fn any_pool() -> impl Strategy<Value = (Pool, Vec<Known>)> {
+        let verdict = prop::sample::select(vec![
+            None,
+            Some(Verdict::Unknown),
+            Some(Verdict::Up),
+            Some(Verdict::Down),
+        ]);
+        let factor = || (1u32..2000).prop_map(Factor::of_thousandths);
+        let factors = (factor(),).prop_map(|(slow_start,)| Factors { slow_start });
+        let origin = (0u32..5, any::<bool>(), verdict, factors);
+        (
+            prop::collection::vec(origin, 1..8),
+            1u32..4,
+            any::<[bool; 2]>(),
+        )
+            .prop_map(|(origins, minimum_origins, [monitored, fallback])| {
+                let known = origins.iter().map(|(_, _, verdict, factors)| Known {
+                    verdict: *verdict,
+                    factors: *factors,
+                });
+                let known = known.collect();
+                let declared = origins.iter().enumerate();
+                let declared = declared.map(|(index, (weight, enabled, ..))| Origin {
+                    name: format!("o{index}").parse().unwrap(),
+                    address: "10.0.2.2:7000".parse().unwrap(),
+                    weight: Weight::of_thousandths(weight * 250),
+                    enabled: *enabled,
+                });
+                let pool = Pool {
+                    monitor: monitored.then(|| "quick".parse().unwrap()),
+                    fallback: fallback.then(|| "spare".parse().unwrap()),
+                    origins: declared.collect(),
+                    ..pool(minimum_origins)
+                };
+                (pool, known)
+            })
+    }
+
+    proptest! {
+        #[test]
+        fn weights_are_true_whatever_is_known((pool, known) in any_pool()) {
+            let known_of = |name: &OriginName| {
+                let index: usize = name.as_str()[1..].parse().unwrap();
+                known[index]
+            };
+            let weights = PoolWeights::weigh(&pool, known_of);
+            let total: f64 = (0..pool.origins.len()).map(|index| weights.share(index)).sum();
+            let declared = |origin: &Origin| origin.enabled && origin.weight > Weight::ZERO;
+            let usable = pool.origins.iter().zip(&weights.origins);
+            let usable = usable.filter(|(origin, w)| declared(origin) && w.health.usable()).count();
+            // Somebody gets something wherever somebody could take it.
+            let some = usable > 0 || weights.panic;
+            prop_assert!((total - f64::from(u8::from(some))).abs() < 1e-9, "{total}");
+            if pool.fallback.is_none() {
+                prop_assert_eq!(some, pool.origins.iter().any(declared));
+            }
+            prop_assert_eq!(weights.state == PoolState::Down, usable < pool.minimum_origins as usize);
+            for (origin, weight) in pool.origins.iter().zip(&weights.origins) {
+                let gets = weight.weight > Weight::ZERO;
+                let takes = declared(origin) && (weight.health.usable() || weights.panic);
+                prop_assert_eq!(gets, takes, "{:?}", weight);
+            }
+        }
     }
 }

@@ -1,5 +1,5 @@
 #![allow(clippy::unwrap_used)]
-use std::io;
+use std::{io, time::SystemTime};
 
 use anyport_model::{
     resource::Monitor,
@@ -61,8 +61,13 @@ impl Scene {
     fn pass(&mut self, time: Duration) -> Vec<Turn> {
         let end = self.now.instant + time;
         let mut turns = Vec::new();
-        while let Some(next) = self.engine.next_probe().filter(|next| *next <= end) {
+        let next = |engine: &Engine| {
+            let next = engine.next_probe().into_iter().chain(engine.next_step());
+            next.min().filter(|next| *next <= end)
+        };
+        while let Some(next) = next(&self.engine) {
             self.step_to(next.max(self.now.instant));
+            self.engine.step(self.now);
             while let Some(ticket) = self.engine.start_due(self.now) {
                 self.started.push((ticket.key.clone(), self.now.instant));
                 let outcome = self.outcome(&ticket.key);
@@ -326,6 +331,125 @@ fn probes_of_an_origin_are_an_interval_apart_whatever_happens_to_others() {
     }
 }
 
+fn three() -> Pool {
+    let origins = [
+        ("a", "10.0.2.2:7000"),
+        ("b", "10.0.2.3:7000"),
+        ("c", "10.0.2.4:7000"),
+    ];
+    pool("game", Some("quick"), &origins)
+}
+
+impl Scene {
+    fn weights(&self) -> Vec<f64> {
+        let table = self.engine.table();
+        let weights = &table.pools[&game().name];
+        weights.origins.iter().map(|o| o.weight.as_f64()).collect()
+    }
+
+    /// Fails for long enough to be down, and then answers until it is up.
+    fn restart(&mut self, origin: &str) {
+        let key = key("game", origin);
+        self.failing.insert(key.clone(), libc::ECONNREFUSED);
+        while self.health(&key) != OriginHealth::Down {
+            self.pass(INTERVAL);
+        }
+        self.failing.remove(&key);
+        while self.health(&key) != OriginHealth::Up {
+            self.pass(100 * MILLI);
+        }
+    }
+}
+
+#[test]
+fn who_comes_back_takes_up_its_load_little_by_little() {
+    let mut scene = Scene::configured(monitor("quick", 1, 1), vec![three()]);
+    scene.pass(INTERVAL);
+    assert_eq!(
+        scene.weights(),
+        [1.0, 1.0, 1.0],
+        "at the start, all at once"
+    );
+    scene.restart("b");
+    let mut seen = vec![scene.weights()[1]];
+    let version = scene.engine.weights_version();
+    for _ in 0..40 {
+        scene.pass(Duration::from_secs(1));
+        let [1.0, b, 1.0] = scene.weights()[..] else {
+            panic!("{:?}", scene.weights());
+        };
+        seen.push(b);
+    }
+    assert_eq!((seen[0], seen.last()), (0.1, Some(&1.0)));
+    assert!(seen.is_sorted());
+    assert_eq!(scene.engine.weights_version() - version, 9, "few steps");
+    assert_eq!(scene.engine.next_step(), None);
+}
+
+#[test]
+fn the_first_to_come_back_carries_all_and_the_next_one_is_eased_in() {
+    let mut scene = Scene::configured(monitor("quick", 1, 1), vec![game()]);
+    let [a, b] = [key("game", "a"), key("game", "b")];
+    for key in [&a, &b] {
+        scene.failing.insert(key.clone(), libc::ECONNREFUSED);
+    }
+    scene.pass(3 * INTERVAL);
+    assert_eq!(scene.weights(), [1.0, 1.0], "panic: health is ignored");
+    scene.failing.remove(&a);
+    scene.pass(2 * INTERVAL);
+    assert_eq!(scene.weights(), [1.0, 0.0]);
+    scene.restart("b");
+    assert_eq!(scene.weights(), [1.0, 0.1]);
+}
+
+#[test]
+fn an_origin_that_was_drained_or_added_is_eased_in() {
+    let mut drained = three();
+    drained.origins[1].enabled = false;
+    drained.origins.truncate(2);
+    let mut scene = Scene::configured(monitor("quick", 1, 1), vec![drained]);
+    scene.pass(INTERVAL);
+    assert_eq!(scene.weights(), [1.0, 0.0]);
+    scene.configure(monitor("quick", 1, 1), vec![three()]);
+    assert_eq!(scene.weights(), [1.0, 0.1, 0.1]);
+    scene.pass(5 * INTERVAL);
+    assert_eq!(scene.weights(), [1.0, 1.0, 1.0]);
+}
+
+#[test]
+fn an_origin_that_flaps_stays_away_longer() {
+    let mut scene = Scene::configured(monitor("quick", 1, 1), vec![three()]);
+    scene.pass(INTERVAL);
+    let mut away = Vec::new();
+    for _ in 0..6 {
+        let went = scene.now.instant;
+        scene.restart("b");
+        away.push(scene.now.instant - went);
+    }
+    assert!(away[5] > away[4] && away[4] > away[3], "{away:?}");
+    assert!(away[5] >= Duration::from_secs(80), "{away:?}");
+    // It is probed when its time is over, and not an interval later.
+    assert!(away[5] < Duration::from_secs(80) + 2 * INTERVAL, "{away:?}");
+}
+
+#[test]
+fn one_without_weight_is_probed_and_gets_nothing_also_in_panic() {
+    let mut pool = three();
+    pool.origins[2].weight = Weight::ZERO;
+    let mut scene = Scene::configured(monitor("quick", 1, 1), vec![pool]);
+    scene.pass(INTERVAL);
+    let c = key("game", "c");
+    assert_eq!(scene.health(&c), OriginHealth::Up);
+    for origin in ["a", "b", "c"] {
+        scene
+            .failing
+            .insert(key("game", origin), libc::ECONNREFUSED);
+    }
+    scene.pass(3 * INTERVAL);
+    assert_eq!(scene.health(&c), OriginHealth::Down);
+    assert_eq!(scene.weights(), [1.0, 1.0, 0.0]);
+}
+
 /// What may happen to an engine.
 #[derive(Debug, Clone)]
 enum Event {
@@ -411,6 +535,7 @@ proptest! {
                     scene.engine.reported(scene.now, &[report(key, 9, 9)]);
                 }
             }
+            scene.engine.step(scene.now);
             let engine = &scene.engine;
             for (key, watched) in engine.origins.iter() {
                 let out = under_way
@@ -422,10 +547,8 @@ proptest! {
             }
             prop_assert_eq!(engine.pools.len(), engine.weights.len());
             for (pool, weights) in engine.pools() {
-                let expected = PoolWeights::weigh(pool, |origin| {
-                    let key = OriginKey { pool: pool.name.clone(), origin: origin.clone() };
-                    Some(engine.health(&key)?.verdict())
-                });
+                let at = scene.now.instant;
+                let expected = PoolWeights::weigh(pool, |origin| engine.known(at, &pool.name, origin));
                 prop_assert_eq!(weights, &expected);
                 for origin in &pool.origins {
                     let key = OriginKey { pool: pool.name.clone(), origin: origin.name.clone() };

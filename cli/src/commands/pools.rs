@@ -20,6 +20,9 @@ pub(super) struct PoolHealth {
     /// `unmonitored`, `healthy`, `degraded`, `down`, or `unknown` where no
     /// balancer speaks of it.
     pub(super) state: &'static str,
+    /// Less than half of the weight is healthy, and there is no fallback pool:
+    /// health is ignored.
+    pub(super) panic: bool,
     /// Who says so.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) balancer: Option<String>,
@@ -44,8 +47,37 @@ pub(super) struct OriginHealth {
     since: Option<String>,
     /// How long the last passed probe took.
     probe_seconds: Option<f64>,
+    /// What the weight is the product of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    factors: Option<Factors>,
+    /// RFC 3339; it stays down until then, whatever probes say.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    held_until: Option<String>,
+    /// How often it turned down lately.
+    recent_downs: u32,
     #[serde(skip)]
     changed: Option<prost_types::Timestamp>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(super) struct Factors {
+    declared: f64,
+    slow_start: f64,
+}
+
+impl Factors {
+    fn new(wire: &v1::WeightFactors) -> Self {
+        Self {
+            declared: wire.declared,
+            slow_start: wire.slow_start,
+        }
+    }
+
+    /// What moves the weight away from what was declared.
+    fn words(&self) -> Option<String> {
+        let part = self.slow_start;
+        (part < 1.0).then(|| format!("slow start {:.0}%", part * 100.0))
+    }
 }
 
 /// A balancer that holds something else of an origin than the one that is shown.
@@ -103,11 +135,15 @@ impl PoolHealth {
             reason: wire.reason.clone(),
             since: wire.since.map(|time| time.to_string()),
             probe_seconds: wire.probe_seconds,
+            factors: wire.factors.as_ref().map(Factors::new),
+            held_until: wire.held_until.map(|time| time.to_string()),
+            recent_downs: wire.recent_downs,
             changed: wire.since,
         };
         Self {
             name: wire.pool.clone(),
             state: state_word(wire.state()),
+            panic: wire.panic,
             balancer: Some(balancer.to_owned()),
             origins: wire.origins.iter().map(origin).collect(),
             disagreements: Vec::new(),
@@ -137,11 +173,15 @@ impl PoolHealth {
             reason: "no balancer speaks of it".to_owned(),
             since: None,
             probe_seconds: None,
+            factors: None,
+            held_until: None,
+            recent_downs: 0,
             changed: None,
         };
         Self {
             name: pool.name.clone(),
             state: "unknown",
+            panic: false,
             balancer: None,
             origins: pool.origins.iter().map(origin).collect(),
             disagreements: Vec::new(),
@@ -183,9 +223,18 @@ impl PoolHealth {
     /// The words for its state: `degraded, 1 of 3 down`.
     pub(super) fn words(&self) -> String {
         let down = self.origins.iter().filter(|o| o.health == "down").count();
+        let panic = if self.panic {
+            ", so health is ignored"
+        } else {
+            ""
+        };
         match down {
             0 => self.state.to_owned(),
-            down => format!("{}, {down} of {} down", self.state, self.origins.len()),
+            down => format!(
+                "{}, {down} of {} down{panic}",
+                self.state,
+                self.origins.len()
+            ),
         }
     }
 }
@@ -218,6 +267,7 @@ impl OriginHealth {
             }
             _ => words.push(self.reason.clone()),
         }
+        words.extend(self.factors.as_ref().and_then(Factors::words));
         words.retain(|word| !word.is_empty());
         Cell::from(words.join(", "))
     }
@@ -260,9 +310,32 @@ mod tests {
                     health: health.into(),
                     ..Default::default()
                 }],
+                panic: false,
             }],
             ..Default::default()
         }
+    }
+
+    #[test]
+    fn what_is_not_as_declared_is_told_in_words() {
+        let mut node = balancer("one", 1, HealthState::Up);
+        let pool = &mut node.pools[0];
+        pool.state = PoolState::Down.into();
+        pool.panic = true;
+        pool.origins[0].factors = Some(v1::WeightFactors {
+            declared: 1.0,
+            slow_start: 0.3,
+        });
+        pool.origins.push(v1::OriginHealth {
+            origin: "b".to_owned(),
+            health: HealthState::Down.into(),
+            ..Default::default()
+        });
+        let pools = by_name(&[node]);
+        let game = &pools["game"];
+        assert_eq!(game.words(), "down, 1 of 2 down, so health is ignored");
+        let why = game.origins[0].why(SystemTime::UNIX_EPOCH);
+        assert!(format!("{why:?}").contains("slow start 30%"), "{why:?}");
     }
 
     #[test]

@@ -1,11 +1,11 @@
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use anyport_model::{
     fault::Fault,
     health::Health,
     names::{OriginName, PoolName},
     resource::{Pool, Weight},
-    weights::{OriginHealth, OriginWeight, PoolState, PoolWeights},
+    weights::{Factors, OriginHealth, OriginWeight, PoolState, PoolWeights},
 };
 
 use crate::v1;
@@ -24,9 +24,11 @@ pub fn write_pool_weights(name: &PoolName, weights: &PoolWeights) -> v1::PoolWei
                 health: write_health(origin.health).into(),
             })
             .collect(),
+        panic: weights.panic,
     }
 }
 
+/// Edges are told what comes of factors, and not the factors.
 pub fn read_pool_weights(wire: v1::PoolWeights) -> Result<(PoolName, PoolWeights), Fault> {
     let fault = |field: &str, problem: &dyn std::fmt::Display| Fault::new(field, problem);
     let name: PoolName = wire.pool.parse().map_err(|e| fault("pool", &e))?;
@@ -41,11 +43,16 @@ pub fn read_pool_weights(wire: v1::PoolWeights) -> Result<(PoolName, PoolWeights
                 name,
                 health: read_health(health.map_err(|e| fault("health", &e))?),
                 weight: Weight::new(origin.weight).map_err(|e| fault("weight", &e))?,
+                factors: Factors::NONE,
             })
         })
         .collect::<Result<_, Fault>>()?;
-    let state = read_state(state);
-    Ok((name, PoolWeights { state, origins }))
+    let weights = PoolWeights {
+        state: read_state(state),
+        panic: wire.panic,
+        origins,
+    };
+    Ok((name, weights))
 }
 
 /// What `status` shows of a pool: the weights with addresses and reasons.
@@ -60,8 +67,7 @@ pub fn write_pool_health<'a>(
             .origins
             .iter()
             .find(|origin| origin.name == weight.name);
-        let machine = health(&weight.name);
-        v1::OriginHealth {
+        let shown = v1::OriginHealth {
             origin: weight.name.to_string(),
             address: origin
                 .map(|origin| origin.address.to_string())
@@ -69,19 +75,37 @@ pub fn write_pool_health<'a>(
             health: write_health(weight.health).into(),
             weight: weight.weight.as_f64(),
             share: weights.share(index),
-            reason: machine
-                .map(|health| health.reason().to_owned())
-                .unwrap_or_default(),
-            since: machine.map(|health| health.since()).map(SystemTime::into),
-            probe_seconds: machine
-                .and_then(Health::last_pass)
-                .map(|took: Duration| took.as_secs_f64()),
+            factors: origin.map(|origin| write_factors(origin.weight, weight.factors)),
+            ..v1::OriginHealth::default()
+        };
+        match health(&weight.name) {
+            Some(machine) => with_machine(shown, machine),
+            None => shown,
         }
     });
     v1::PoolHealth {
         pool: pool.name.to_string(),
         state: write_state(weights.state).into(),
         origins: origins.collect(),
+        panic: weights.panic,
+    }
+}
+
+fn with_machine(shown: v1::OriginHealth, machine: &Health) -> v1::OriginHealth {
+    v1::OriginHealth {
+        reason: machine.reason().to_owned(),
+        since: Some(machine.since().into()),
+        probe_seconds: machine.last_pass().map(|took| took.as_secs_f64()),
+        held_until: machine.held_until().map(SystemTime::into),
+        recent_downs: machine.recent_downs(),
+        ..shown
+    }
+}
+
+fn write_factors(declared: Weight, factors: Factors) -> v1::WeightFactors {
+    v1::WeightFactors {
+        declared: declared.as_f64(),
+        slow_start: factors.slow_start.as_f64(),
     }
 }
 
