@@ -13,7 +13,7 @@ use std::{
 
 use anyport_model::{
     health::Now,
-    names::{PoolName, Revision},
+    names::{NodeName, PoolName, Revision},
 };
 use anyport_node::ready::{Condition, Readiness, Remark};
 use anyport_proto::{convert::write_pool_health, v1};
@@ -71,7 +71,10 @@ enum Command {
         members: Members,
         done: oneshot::Sender<()>,
     },
-    Reported(Vec<DialReport>),
+    Reported {
+        edge: NodeName,
+        reports: Vec<DialReport>,
+    },
     Health {
         pool: Option<PoolName>,
         answer: oneshot::Sender<Holdings>,
@@ -116,8 +119,12 @@ impl Handle {
         }
     }
 
-    pub(crate) async fn reported(&self, reports: Vec<DialReport>) -> Result<(), Stopped> {
-        let command = Command::Reported(reports);
+    pub(crate) async fn reported(
+        &self,
+        edge: NodeName,
+        reports: Vec<DialReport>,
+    ) -> Result<(), Stopped> {
+        let command = Command::Reported { edge, reports };
         self.commands.send(command).await.map_err(|_| Stopped)
     }
 
@@ -270,7 +277,11 @@ impl Driver {
                 // Nobody may be waiting any more.
                 let _ = done.send(());
             }
-            Command::Reported(reports) => self.engine.reported(now(), &reports),
+            Command::Reported { edge, reports } => {
+                for turn in self.engine.reported(now(), &edge, &reports) {
+                    log_turn(&turn);
+                }
+            }
             Command::Health { pool, answer } => {
                 let _ = answer.send(Holdings {
                     revision: self.engine.revision(),

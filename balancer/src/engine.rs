@@ -13,8 +13,10 @@ use std::{
 };
 
 use anyport_model::{
+    evidence::Accusation,
     health::{Health, Now, Verdict},
-    names::{OriginName, PoolName, Revision},
+    load,
+    names::{NodeName, OriginName, PoolName, Revision},
     resource::{Pool, Weight},
     weights::{Known, PoolWeights},
 };
@@ -43,6 +45,9 @@ const SETTLE_MAX: Duration = Duration::from_secs(60);
 /// Two probes of an origin that edges report are at least this far apart.
 const REPORTED_GAP: Duration = Duration::from_millis(500);
 
+/// An edge that has not reported for so long is gone: it does so every second.
+const EDGE_FRESH: Duration = Duration::from_secs(10);
+
 /// A probe that is to be made, or is under way.
 #[derive(Debug, Clone)]
 pub(crate) struct Ticket {
@@ -50,6 +55,13 @@ pub(crate) struct Ticket {
     pub(crate) target: Target,
     generation: Generation,
     pub(crate) started: Instant,
+}
+
+/// Since when an edge reports, and when it last did.
+#[derive(Debug, Clone, Copy)]
+struct Reporting {
+    since: Instant,
+    last: Instant,
 }
 
 #[derive(Debug)]
@@ -73,6 +85,10 @@ pub(crate) struct Engine {
     schedule: Schedule<OriginKey>,
     /// Pools whose weights change by the passing of time alone.
     steps: Schedule<PoolName>,
+    /// Pools of which edges report load and latency.
+    measures: Schedule<PoolName>,
+    /// Edges that report.
+    edges: BTreeMap<NodeName, Reporting>,
     vantage: Vantage,
     weights_version: u64,
     health_version: u64,
@@ -88,6 +104,8 @@ impl Engine {
             weights: Pools::new(),
             schedule: Schedule::new(),
             steps: Schedule::new(),
+            measures: Schedule::new(),
+            edges: BTreeMap::new(),
             vantage: Vantage::default(),
             weights_version: 0,
             health_version: 0,
@@ -219,14 +237,18 @@ impl Engine {
             self.health_version += 1;
         }
         if let Some(turn) = &turn {
-            let returns = turn.verdict == Verdict::Up && self.was_missed(key);
-            if let Some(watched) = self.origins.get_mut(key).filter(|_| returns) {
-                watched.starts_slowly(now.instant);
-            }
-            self.decided(key);
-            self.weigh(now.instant, &key.pool);
+            self.turned(now, turn);
         }
         turn
+    }
+
+    fn turned(&mut self, now: Now, turn: &Turn) {
+        let returns = turn.verdict == Verdict::Up && self.was_missed(&turn.key);
+        if let Some(watched) = self.origins.get_mut(&turn.key).filter(|_| returns) {
+            watched.starts_slowly(now.instant);
+        }
+        self.decided(&turn.key);
+        self.weigh(now.instant, &turn.key.pool);
     }
 
     /// Did the origin get no connections, while others of its pool got some? If
@@ -257,20 +279,72 @@ impl Engine {
         }
     }
 
-    /// Takes in what an edge saw of real dials: probes that are called for are
-    /// brought forward, and decide.
-    pub(crate) fn reported(&mut self, now: Now, reports: &[DialReport]) {
-        for report in reports.iter().filter(|report| report.is_alarming()) {
-            let Some(watched) = self.origins.get(&report.key) else {
+    /// Takes in what an edge saw of real dials. Probes that are called for are
+    /// brought forward, and where most edges agree that connections fail, that
+    /// decides; returns the verdicts that it turned.
+    pub(crate) fn reported(
+        &mut self,
+        now: Now,
+        edge: &NodeName,
+        reports: &[DialReport],
+    ) -> Vec<Turn> {
+        let fresh = |at: Instant| now.instant.saturating_duration_since(at) < EDGE_FRESH;
+        self.edges.retain(|_, reporting| fresh(reporting.last));
+        let since = self.edges.get(edge).map_or(now.instant, |held| held.since);
+        let reporting = Reporting {
+            since,
+            last: now.instant,
+        };
+        self.edges.insert(edge.clone(), reporting);
+        let mut turns = Vec::new();
+        for report in reports {
+            let Some(watched) = self.origins.get_mut(&report.key) else {
                 continue;
             };
-            if watched.health.verdict() == Verdict::Down {
-                continue;
+            watched.saw(now.instant, edge, report);
+            if !self.measures.contains(&report.key.pool) {
+                let at = now.instant + load::STEP;
+                self.measures.put(report.key.pool.clone(), at);
             }
+            self.look_closer(now, report);
+            turns.extend(self.accused(now, report));
+        }
+        turns
+    }
+
+    fn look_closer(&mut self, now: Now, report: &DialReport) {
+        let Some(watched) = self.origins.get(&report.key) else {
+            return;
+        };
+        if report.is_alarming() && watched.health.verdict() != Verdict::Down {
             let earliest = watched.started.map(|started| started + REPORTED_GAP);
             let at = earliest.map_or(now.instant, |at| at.max(now.instant));
             self.schedule.hasten(&report.key, at);
         }
+    }
+
+    /// One edge may take an origin away where it is the only one, which takes some
+    /// time to be known.
+    fn accusers_least(&self, now: Now) -> usize {
+        let mut edges = self.edges.values();
+        let only = edges.next().filter(|_| self.edges.len() == 1);
+        let known =
+            |held: &Reporting| now.instant.saturating_duration_since(held.since) >= EDGE_FRESH;
+        if only.is_some_and(known) { 1 } else { 2 }
+    }
+
+    /// A balancer that cannot look for itself holds what it knows.
+    fn accused(&mut self, now: Now, report: &DialReport) -> Option<Turn> {
+        if report.failures == 0 || self.isolated().is_some() {
+            return None;
+        }
+        let watched = self.origins.get(&report.key)?;
+        let accusation = watched.accuse(now.instant, self.accusers_least(now))?;
+        let why = accused_of(accusation, &report.last_failure);
+        let turn = self.origins.eject(now, &report.key, &why)?;
+        self.health_version += 1;
+        self.turned(now, &turn);
+        Some(turn)
     }
 
     /// When the next probe is due.
@@ -280,14 +354,43 @@ impl Engine {
 
     /// Moves the weights that the passing of time moves.
     pub(crate) fn step(&mut self, now: Now) {
+        while let Some(pool) = self.measures.take_due(now.instant) {
+            self.measure(now.instant, &pool);
+        }
         while let Some(pool) = self.steps.take_due(now.instant) {
             self.weigh(now.instant, &pool);
         }
     }
 
+    /// Moves what load and latency make of weights by one step.
+    fn measure(&mut self, now: Instant, name: &PoolName) {
+        let (Some(pool), Some(weights)) = (self.pools.get(name), self.weights.get(name)) else {
+            return;
+        };
+        let measured = pool.origins.iter().map(|origin| {
+            let watched = self.origins.get_mut(&key_of(name, &origin.name))?;
+            let measured = watched.measure(now)?;
+            let counts = !weights.panic && origin.weight > Weight::ZERO;
+            counts.then_some((origin.weight, measured))
+        });
+        let measured: Vec<_> = measured.collect();
+        let wanted = load::wanted(pool.policy, &measured);
+        let mut all_at_rest = true;
+        for (origin, wanted) in pool.origins.iter().zip(wanted) {
+            if let Some(watched) = self.origins.get_mut(&key_of(name, &origin.name)) {
+                all_at_rest &= watched.follow(wanted);
+            }
+        }
+        if !all_at_rest {
+            self.measures.put(name.clone(), now + load::STEP);
+        }
+        self.weigh(now, name);
+    }
+
     /// When [`step`](Self::step) has something to do.
     pub(crate) fn next_step(&self) -> Option<Instant> {
-        self.steps.next()
+        let next = self.steps.next().into_iter().chain(self.measures.next());
+        next.min()
     }
 
     /// Until when weights are held back for want of verdicts; `None` while they
@@ -390,6 +493,19 @@ impl Engine {
     }
 }
 
+/// Of the last failure, what an edge says is shown up to so many characters.
+const FAILURE_SHOWN: usize = 200;
+
+fn accused_of(accusation: Accusation, last_failure: &str) -> String {
+    let Accusation {
+        accusers,
+        edges,
+        failures,
+    } = accusation;
+    let last: String = last_failure.chars().take(FAILURE_SHOWN).collect();
+    format!("{failures} connections in a row failed at {accusers} of {edges} edges ({last})")
+}
+
 fn key_of(pool: &PoolName, origin: &OriginName) -> OriginKey {
     OriginKey {
         pool: pool.clone(),
@@ -397,5 +513,7 @@ fn key_of(pool: &PoolName, origin: &OriginName) -> OriginKey {
     }
 }
 
+#[cfg(test)]
+mod simulation;
 #[cfg(test)]
 mod tests;

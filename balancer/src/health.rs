@@ -8,11 +8,15 @@
 
 use std::{
     collections::BTreeMap,
-    time::{Instant, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use anyport_model::{
+    damped::Damped,
+    evidence::{Accusation, Dials},
     health::{Evidence, Health, Now, Verdict},
+    load::{Measured, Observed, Wanted},
+    names::NodeName,
     slow_start,
     weights::{Factor, Factors, Known},
 };
@@ -22,12 +26,21 @@ use crate::membership::{OriginKey, Target};
 /// Failed dials in one report, at least, that make an edge's word worth a probe.
 const FAILURES_MIN: u64 = 2;
 
+/// A report tells of as much time as this, at most: an edge makes one a second.
+const REPORT_SPAN: Duration = Duration::from_secs(2);
+
 /// What an edge saw of an origin since its last report.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct DialReport {
     pub(crate) key: OriginKey,
     pub(crate) dials: u64,
     pub(crate) failures: u64,
+    /// In words; empty: none.
+    pub(crate) last_failure: String,
+    /// Connections open now.
+    pub(crate) open: u64,
+    /// Mean of the dials that succeeded.
+    pub(crate) took: Option<Duration>,
 }
 
 impl DialReport {
@@ -52,9 +65,74 @@ pub(crate) struct Watched {
     pub(crate) started: Option<Instant>,
     /// When it came back to a pool that others carried meanwhile.
     returned: Option<Instant>,
+    /// When its verdict last changed.
+    turned: Option<Instant>,
+    dials: Dials<NodeName>,
+    observed: Observed<NodeName>,
+    load: Damped,
+    latency: Damped,
 }
 
 impl Watched {
+    fn new(target: Target, now: SystemTime, generation: Generation) -> Self {
+        Self {
+            target,
+            health: Health::new(now),
+            generation,
+            started: None,
+            returned: None,
+            turned: None,
+            dials: Dials::default(),
+            observed: Observed::default(),
+            load: Damped::default(),
+            latency: Damped::default(),
+        }
+    }
+
+    /// What an edge saw of it.
+    pub(crate) fn saw(&mut self, now: Instant, edge: &NodeName, report: &DialReport) {
+        let is_of_before = |at| now.saturating_duration_since(at) < REPORT_SPAN;
+        if !self.turned.is_some_and(is_of_before) {
+            self.dials.saw(now, edge, report.dials, report.failures);
+        }
+        self.observed.saw(now, edge, report.open, report.took);
+    }
+
+    /// Whether edges, at least so many, agree that it cannot be connected to.
+    pub(crate) fn accuse(&self, now: Instant, least: usize) -> Option<Accusation> {
+        self.dials.accuse(now, least)
+    }
+
+    /// What edges measure of it, where it takes all that it is to have, so that
+    /// it can be compared with others.
+    pub(crate) fn measure(&mut self, now: Instant) -> Option<Measured> {
+        let measured = self.observed.measure(now);
+        let factors = self.known(now).factors;
+        let takes_all = factors.slow_start == Factor::ONE;
+        (takes_all && self.health.verdict() != Verdict::Down).then_some(measured)
+    }
+
+    /// Moves what load and latency make of its weight; whether that is nothing.
+    pub(crate) fn follow(&mut self, wanted: Wanted) -> bool {
+        self.load.step(wanted.load);
+        self.latency.step(wanted.latency);
+        self.load.is_at_rest() && self.latency.is_at_rest()
+    }
+
+    /// What was seen before says nothing of what it is now.
+    fn turn(&mut self, now: Now, key: &OriginKey, verdict: Verdict) -> Turn {
+        self.turned = Some(now.instant);
+        self.returned = None;
+        self.dials.forget();
+        self.load = Damped::default();
+        self.latency = Damped::default();
+        Turn {
+            key: key.clone(),
+            verdict,
+            reason: self.health.reason().to_owned(),
+        }
+    }
+
     /// It comes back, and takes up its load little by little.
     pub(crate) fn starts_slowly(&mut self, now: Instant) {
         self.returned = Some(now);
@@ -67,6 +145,8 @@ impl Watched {
             verdict: Some(self.health.verdict()),
             factors: Factors {
                 slow_start: slow_start.unwrap_or(Factor::ONE),
+                load: self.load.factor(),
+                latency: self.latency.factor(),
             },
         }
     }
@@ -141,13 +221,7 @@ impl Origins {
                 }
                 _ => {
                     self.last_generation.0 += 1;
-                    let watched = Watched {
-                        target,
-                        health: Health::new(now),
-                        generation: self.last_generation,
-                        started: None,
-                        returned: None,
-                    };
+                    let watched = Watched::new(target, now, self.last_generation);
                     self.watched.insert(key.clone(), watched);
                     changes.fresh.push(key);
                 }
@@ -166,20 +240,20 @@ impl Origins {
         let watched = self.watched.get_mut(key)?;
         let thresholds = watched.target.monitor.thresholds;
         let verdict = watched.health.observe(now, thresholds, evidence)?;
-        watched.returned = None;
-        Some(Turn {
-            key: key.clone(),
-            verdict,
-            reason: watched.health.reason().to_owned(),
-        })
+        Some(watched.turn(now, key, verdict))
+    }
+
+    /// Takes an origin from all edges for a while.
+    pub(crate) fn eject(&mut self, now: Now, key: &OriginKey, why: &str) -> Option<Turn> {
+        let watched = self.watched.get_mut(key)?;
+        let verdict = watched.health.eject(now, why)?;
+        Some(watched.turn(now, key, verdict))
     }
 }
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use std::time::Duration;
-
     use anyport_model::{
         check::{Check, Exchange},
         resource::{Monitor, Pool, Weight},
@@ -282,6 +356,9 @@ mod tests {
                 key,
                 dials,
                 failures,
+                last_failure: String::new(),
+                open: 0,
+                took: None,
             }
             .is_alarming()
         };

@@ -78,11 +78,11 @@ impl v1::balancer_service_server::BalancerService for Service {
         &self,
         request: Request<v1::ReportOriginsRequest>,
     ) -> Result<Response<v1::ReportOriginsResponse>, Status> {
-        Caller::of(request.extensions()).check_is(Role::Edge, &request.get_ref().edge)?;
+        let edge: NodeName = request::field("edge", &request.get_ref().edge)?;
+        Caller::of(request.extensions()).check_is(Role::Edge, edge.as_str())?;
         let reports = request::reports(request.into_inner())?;
-        if !reports.is_empty() {
-            self.driver.reported(reports).await?;
-        }
+        // An edge with nothing to say is there all the same.
+        self.driver.reported(edge, reports).await?;
         Ok(Response::new(v1::ReportOriginsResponse {
             next_report: Some(write_duration(NEXT_REPORT)),
         }))

@@ -139,6 +139,21 @@ impl Health {
         enough.then(|| self.turn(now, Verdict::Up))
     }
 
+    /// Edges say that connections fail, whatever probes say: it is held down for
+    /// a while. Only one that is up is; returns the new verdict then.
+    pub fn eject(&mut self, now: Now, why: &str) -> Option<Verdict> {
+        let time = self.flaps.ejected(self.up_for(now.instant)?);
+        self.passes = 0;
+        self.failures = 0;
+        self.reason = why.to_owned();
+        self.hold(
+            now,
+            time,
+            format!("held down for {} s: {why}", time.as_secs()),
+        );
+        Some(self.turn(now, Verdict::Down))
+    }
+
     fn fail(&mut self, now: Now, thresholds: Thresholds, reason: String) -> Option<Verdict> {
         self.passes = 0;
         self.failures = self.failures.saturating_add(1);
@@ -266,7 +281,7 @@ mod tests {
     /// turn, as probes see it once a second: when each of its ups began.
     fn ups(clock: &Clock, health: &mut Health, up: u64, until: u64) -> Vec<u64> {
         let one = thresholds(1, 1);
-        let passes = |second: u64| second % (up + 1) != 0;
+        let passes = |second: u64| !second.is_multiple_of(up + 1);
         let seconds = 1..until;
         let turned = seconds.filter(|&second| {
             let evidence = if passes(second) { PASS } else { fail() };
@@ -305,6 +320,31 @@ mod tests {
         assert_eq!(left, Some(Duration::from_secs(1)));
         assert_eq!(health.observe(clock.at(15), one, PASS), Some(Verdict::Up));
         assert_eq!((health.held_until(), health.reason()), (None, ""));
+    }
+
+    #[test]
+    fn what_edges_cannot_connect_to_is_held_down_and_let_back() {
+        let (clock, mut health) = (Clock::new(), Health::new(SystemTime::UNIX_EPOCH));
+        let two = thresholds(2, 1);
+        assert_eq!(health.eject(clock.at(0), "no"), None, "not known yet");
+        health.observe(clock.at(0), two, PASS);
+        assert_eq!(health.eject(clock.at(1), "dials fail"), Some(Verdict::Down));
+        assert_eq!(health.eject(clock.at(1), "dials fail"), None);
+        assert_eq!(health.reason(), "dials fail");
+        for second in 2..11 {
+            assert_eq!(health.observe(clock.at(second), two, PASS), None);
+        }
+        assert_eq!(
+            health.reason(),
+            "probes pass, but it is held down for 10 s: dials fail"
+        );
+        assert_eq!(health.observe(clock.at(11), two, PASS), Some(Verdict::Up));
+        assert_eq!(health.eject(clock.at(12), "again"), Some(Verdict::Down));
+        assert_eq!(
+            health.held_until(),
+            Some(clock.at(32).wall),
+            "longer each time"
+        );
     }
 
     #[test]

@@ -80,23 +80,37 @@ impl Factor {
 pub struct Factors {
     /// It came back lately: [`slow_start`](crate::slow_start).
     pub slow_start: Factor,
+    /// It holds more or fewer connections than its share: [`load`](crate::load).
+    pub load: Factor,
+    /// It takes longer than it did: [`load`](crate::load).
+    pub latency: Factor,
 }
 
 impl Factors {
     pub const NONE: Factors = Factors {
         slow_start: Factor::ONE,
+        load: Factor::ONE,
+        latency: Factor::ONE,
     };
 
     /// Each with its name.
-    pub fn named(self) -> [(&'static str, Factor); 1] {
-        [("slow_start", self.slow_start)]
+    pub fn named(self) -> [(&'static str, Factor); 3] {
+        [
+            ("slow_start", self.slow_start),
+            ("load", self.load),
+            ("latency", self.latency),
+        ]
     }
 
     /// What is above 0 stays above 0, and within the bounds of weights.
     fn of(self, declared: Weight) -> Weight {
-        let of = |weight: u64, factor: Factor| weight * u64::from(factor.0);
-        let product = of(u64::from(declared.thousandths()), self.slow_start);
-        let thousandths = product.div_ceil(1000);
+        let declared = u64::from(declared.thousandths());
+        let all = self.named().map(|(_, factor)| u64::from(factor.0));
+        // 1,000,000 × 10,000³ at most.
+        let product = all
+            .iter()
+            .fold(declared, |product, factor| product * factor);
+        let thousandths = product.div_ceil(1000u64.pow(3));
         Weight::of_thousandths(u32::try_from(thousandths).unwrap_or(u32::MAX))
     }
 }
@@ -353,7 +367,12 @@ mod tests {
             Some(Verdict::Down),
         ]);
         let factor = || (1u32..2000).prop_map(Factor::of_thousandths);
-        let factors = (factor(),).prop_map(|(slow_start,)| Factors { slow_start });
+        let factors = (factor(), factor(), factor());
+        let factors = factors.prop_map(|(slow_start, load, latency)| Factors {
+            slow_start,
+            load,
+            latency,
+        });
         let origin = (0u32..5, any::<bool>(), verdict, factors);
         (
             prop::collection::vec(origin, 1..8),

@@ -50,6 +50,11 @@ impl Scene {
         self.engine.configure(self.now, revision, members);
     }
 
+    fn report(&mut self, edge: &str, reports: &[DialReport]) -> Vec<Turn> {
+        let edge = edge.parse().unwrap();
+        self.engine.reported(self.now, &edge, reports)
+    }
+
     fn outcome(&self, key: &OriginKey) -> Outcome {
         match self.failing.get(key) {
             Some(code) => Err(Failure::Connect(io::Error::from_raw_os_error(*code))),
@@ -104,6 +109,9 @@ fn report(key: OriginKey, dials: u64, failures: u64) -> DialReport {
         key,
         dials,
         failures,
+        last_failure: "connect: timed out".to_owned(),
+        open: 0,
+        took: None,
     }
 }
 
@@ -222,24 +230,20 @@ fn a_pool_that_comes_later_is_published_at_once_and_probed_at_once() {
 fn an_alarming_report_brings_the_probe_forward_and_the_probe_decides() {
     let mut scene = Scene::configured(monitor("quick", 1, 1), vec![game()]);
     scene.pass(Duration::from_secs(1));
+    // One that has nothing to say of it; so the other is not all of the fleet.
+    scene.report("edge-2", &[]);
     let a = key("game", "a");
     let count = |scene: &Scene| scene.started.iter().filter(|(key, _)| *key == a).count();
     assert_eq!(count(&scene), 1);
-    scene
-        .engine
-        .reported(scene.now, &[report(a.clone(), 100, 1)]);
+    scene.report("edge-1", &[report(a.clone(), 100, 1)]);
     scene.pass(MILLI);
     assert_eq!(count(&scene), 1, "one failure in a hundred is no alarm");
-    scene
-        .engine
-        .reported(scene.now, &[report(a.clone(), 10, 10)]);
+    scene.report("edge-1", &[report(a.clone(), 10, 10)]);
     let turns = scene.pass(MILLI);
     assert_eq!((count(&scene), turns), (2, vec![]), "the origin answers");
     scene.failing.insert(a.clone(), libc::ECONNREFUSED);
     for _ in 0..50 {
-        scene
-            .engine
-            .reported(scene.now, &[report(a.clone(), 10, 10)]);
+        scene.report("edge-1", &[report(a.clone(), 10, 10)]);
         scene.pass(MILLI);
     }
     assert_eq!(count(&scene), 2, "not more often than every half second");
@@ -251,7 +255,7 @@ fn an_alarming_report_brings_the_probe_forward_and_the_probe_decides() {
 fn reports_of_unknown_origins_are_nothing() {
     let mut scene = Scene::configured(monitor("quick", 1, 1), vec![game()]);
     let stray = report(key("game", "no-such"), 10, 10);
-    scene.engine.reported(scene.now, &[stray]);
+    scene.report("edge-1", &[stray]);
     scene.pass(MILLI);
 }
 
@@ -450,6 +454,106 @@ fn one_without_weight_is_probed_and_gets_nothing_also_in_panic() {
     assert_eq!(scene.weights(), [1.0, 1.0, 0.0]);
 }
 
+#[test]
+fn what_most_edges_cannot_connect_to_is_taken_from_all_and_let_back() {
+    let mut scene = Scene::configured(monitor("quick", 1, 1), vec![three()]);
+    scene.pass(INTERVAL);
+    let b = key("game", "b");
+    let fails = || [report(b.clone(), 5, 5)];
+    assert_eq!(scene.report("edge-1", &fails()), []);
+    let turns = scene.report("edge-2", &fails());
+    assert_eq!(turns[0].verdict, Verdict::Down);
+    assert_eq!(
+        turns[0].reason,
+        "10 connections in a row failed at 2 of 2 edges (connect: timed out)"
+    );
+    assert_eq!(scene.weights(), [1.0, 0.0, 1.0]);
+    scene.pass(Duration::from_secs(9));
+    assert_eq!(scene.weights(), [1.0, 0.0, 1.0], "probes pass all the time");
+    scene.pass(Duration::from_secs(4));
+    let [_, let_back, _] = scene.weights()[..] else {
+        panic!("of three origins");
+    };
+    assert!((0.1..1.0).contains(&let_back), "{let_back}");
+    scene.pass(INTERVAL);
+    assert_eq!(scene.weights(), [1.0, 1.0, 1.0]);
+}
+
+#[test]
+fn the_only_edge_of_a_fleet_is_believed_once_it_is_known_to_be_the_only_one() {
+    let mut scene = Scene::configured(monitor("quick", 1, 1), vec![three()]);
+    scene.pass(INTERVAL);
+    let fails = [report(key("game", "b"), 5, 5)];
+    for _ in 0..10 {
+        assert_eq!(scene.report("edge-1", &fails), []);
+        scene.pass(Duration::from_secs(1));
+    }
+    let turns = scene.report("edge-1", &fails);
+    assert_eq!(turns[0].verdict, Verdict::Down);
+    assert_eq!(scene.weights(), [1.0, 0.0, 1.0]);
+}
+
+#[test]
+fn one_edge_of_several_takes_an_origin_from_nobody() {
+    let mut scene = Scene::configured(monitor("quick", 1, 1), vec![three()]);
+    scene.pass(INTERVAL);
+    let b = key("game", "b");
+    for second in 0..120 {
+        // The other one dials it now and then, or never.
+        let reaches = report(b.clone(), u64::from(second % 30 == 0), 0);
+        assert_eq!(scene.report("edge-2", &[reaches]), []);
+        assert_eq!(scene.report("edge-1", &[report(b.clone(), 5, 5)]), []);
+        scene.pass(Duration::from_secs(1));
+    }
+    assert_eq!(scene.weights(), [1.0, 1.0, 1.0]);
+}
+
+#[test]
+fn a_balancer_without_a_network_takes_nothing_from_edges() {
+    let mut scene = Scene::configured(monitor("quick", 1, 1), vec![game()]);
+    scene.pass(INTERVAL);
+    for key in [key("game", "a"), key("game", "b")] {
+        scene.failing.insert(key, libc::ENETUNREACH);
+    }
+    scene.pass(2 * INTERVAL);
+    assert!(scene.engine.isolated().is_some());
+    let fails = [report(key("game", "a"), 9, 9)];
+    assert_eq!(scene.report("edge-1", &fails), []);
+    assert_eq!(scene.weights(), [1.0, 1.0]);
+}
+
+#[test]
+fn an_origin_that_holds_many_connections_gets_less_step_by_step_and_it_shows() {
+    let mut scene = Scene::configured(monitor("quick", 1, 1), vec![three()]);
+    scene.pass(INTERVAL);
+    let open = |origin: &str, open| DialReport {
+        open,
+        ..report(key("game", origin), 0, 0)
+    };
+    let mut seen = Vec::new();
+    for _ in 0..60 {
+        scene.report("edge-1", &[open("a", 200), open("b", 900), open("c", 200)]);
+        scene.pass(Duration::from_secs(1));
+        seen.push(scene.weights()[1]);
+    }
+    assert!(
+        seen.windows(2).all(|pair| pair[0] - pair[1] < 0.051),
+        "{seen:?}"
+    );
+    assert_eq!((seen[4], seen.last()), (0.95, Some(&0.7)), "{seen:?}");
+    let table = scene.engine.table();
+    let factors = table.pools[&game().name].origins[1].factors;
+    assert_eq!(factors.load.as_f64(), 0.7);
+    let version = scene.engine.weights_version();
+    scene.report("edge-1", &[open("a", 210), open("b", 880), open("c", 190)]);
+    scene.pass(3 * INTERVAL);
+    // Nobody reports any more: back to what was declared.
+    assert!(scene.engine.weights_version() > version);
+    scene.pass(3 * INTERVAL);
+    assert_eq!(scene.weights(), [1.0, 1.0, 1.0]);
+    assert_eq!(scene.engine.next_step(), None);
+}
+
 /// What may happen to an engine.
 #[derive(Debug, Clone)]
 enum Event {
@@ -532,7 +636,7 @@ proptest! {
                 }
                 Event::Report(pool, origin) => {
                     let key = key(&format!("p{pool}"), &format!("o{origin}"));
-                    scene.engine.reported(scene.now, &[report(key, 9, 9)]);
+                    scene.report("edge-1", &[report(key, 9, 9)]);
                 }
             }
             scene.engine.step(scene.now);

@@ -78,7 +78,6 @@ impl<K: Ord + Clone> Schedule<K> {
         self.queue.first().map(|(at, _)| *at)
     }
 
-    #[cfg(test)]
     pub(crate) fn contains(&self, key: &K) -> bool {
         self.due.contains_key(key)
     }

@@ -3,7 +3,7 @@
 use std::{fmt::Display, str::FromStr};
 
 use anyport_model::fault::Fault;
-use anyport_proto::v1;
+use anyport_proto::{convert::read_duration, v1};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
@@ -24,6 +24,7 @@ pub(super) fn reports(request: v1::ReportOriginsRequest) -> Result<Vec<DialRepor
     reports
         .map(|(index, report)| {
             let path = |field: &str| format!("origins[{index}].{field}");
+            let took = report.connect_time.map(read_duration).transpose();
             Ok(DialReport {
                 key: OriginKey {
                     pool: field(&path("pool"), &report.pool)?,
@@ -31,6 +32,9 @@ pub(super) fn reports(request: v1::ReportOriginsRequest) -> Result<Vec<DialRepor
                 },
                 dials: report.dials,
                 failures: report.failures,
+                last_failure: report.last_failure,
+                open: report.open_connections,
+                took: took.map_err(|problem| refuse(&Fault::new(path("connect_time"), problem)))?,
             })
         })
         .collect()

@@ -63,6 +63,8 @@ pub(super) struct OriginHealth {
 pub(super) struct Factors {
     declared: f64,
     slow_start: f64,
+    load: f64,
+    latency: f64,
 }
 
 impl Factors {
@@ -70,13 +72,20 @@ impl Factors {
         Self {
             declared: wire.declared,
             slow_start: wire.slow_start,
+            load: wire.load,
+            latency: wire.latency,
         }
     }
 
     /// What moves the weight away from what was declared.
-    fn words(&self) -> Option<String> {
-        let part = self.slow_start;
-        (part < 1.0).then(|| format!("slow start {:.0}%", part * 100.0))
+    fn words(&self) -> impl Iterator<Item = String> {
+        let all = [
+            ("slow start", self.slow_start),
+            ("load", self.load),
+            ("latency", self.latency),
+        ];
+        let moving = all.into_iter().filter(|(_, factor)| *factor != 1.0);
+        moving.map(|(name, factor)| format!("{name} {:.0}%", factor * 100.0))
     }
 }
 
@@ -267,7 +276,7 @@ impl OriginHealth {
             }
             _ => words.push(self.reason.clone()),
         }
-        words.extend(self.factors.as_ref().and_then(Factors::words));
+        words.extend(self.factors.iter().flat_map(Factors::words));
         words.retain(|word| !word.is_empty());
         Cell::from(words.join(", "))
     }
@@ -325,6 +334,8 @@ mod tests {
         pool.origins[0].factors = Some(v1::WeightFactors {
             declared: 1.0,
             slow_start: 0.3,
+            load: 1.0,
+            latency: 0.85,
         });
         pool.origins.push(v1::OriginHealth {
             origin: "b".to_owned(),
@@ -335,7 +346,10 @@ mod tests {
         let game = &pools["game"];
         assert_eq!(game.words(), "down, 1 of 2 down, so health is ignored");
         let why = game.origins[0].why(SystemTime::UNIX_EPOCH);
-        assert!(format!("{why:?}").contains("slow start 30%"), "{why:?}");
+        assert!(
+            format!("{why:?}").contains("slow start 30%, latency 85%"),
+            "{why:?}"
+        );
     }
 
     #[test]

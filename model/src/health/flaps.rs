@@ -32,7 +32,14 @@ impl Flaps {
     /// least, from now; none: as long as probes say.
     pub fn turned_down(&mut self, up_for: Duration) -> Option<Duration> {
         self.count_one(up_for);
-        doubled(self.0.checked_sub(FREE + 1)?)
+        self.0.checked_sub(FREE + 1).map(doubled)
+    }
+
+    /// Probes say nothing of why it was taken away, so they cannot say when it is
+    /// well again: how long to hold it down, from now, the first time too.
+    pub fn ejected(&mut self, up_for: Duration) -> Duration {
+        self.count_one(up_for);
+        doubled(self.0 - 1)
     }
 
     fn count_one(&mut self, up_for: Duration) {
@@ -42,8 +49,8 @@ impl Flaps {
     }
 }
 
-fn doubled(times: u32) -> Option<Duration> {
-    Some(FIRST.saturating_mul(1 << times.min(COUNT_MAX)).min(LONGEST))
+fn doubled(times: u32) -> Duration {
+    FIRST.saturating_mul(1 << times.min(COUNT_MAX)).min(LONGEST)
 }
 
 #[cfg(test)]

@@ -106,6 +106,8 @@ fn write_factors(declared: Weight, factors: Factors) -> v1::WeightFactors {
     v1::WeightFactors {
         declared: declared.as_f64(),
         slow_start: factors.slow_start.as_f64(),
+        load: factors.load.as_f64(),
+        latency: factors.latency.as_f64(),
     }
 }
 

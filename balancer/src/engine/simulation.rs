@@ -1,0 +1,287 @@
+//! A few edges and the origins of one pool, second by second, from one seed: origins fail, flap,
+//! get slow and return, edges lose the way to one, and all of it is told to an engine, whose
+//! weights the edges follow. `ANYPORT_SEED=17` tells one story again.
+
+#![allow(clippy::unwrap_used)]
+
+use std::{env, io, time::SystemTime};
+
+use anyport_model::{
+    resource::{Origin, Policy},
+    weights::{OriginHealth, PoolWeights},
+};
+
+use super::*;
+use crate::{membership::fixtures::*, probe::failure::Failure};
+
+/// Told every time; `ANYPORT_STORIES=5000` tells more.
+const STORIES: u64 = 400;
+/// Seconds of a story in which things happen.
+const TROUBLE: u64 = 60;
+/// Every so many stories, how it ends is waited for.
+const WAITED_FOR: u64 = 20;
+/// Seconds after which nothing moves any more, when nothing happens: the longest hold, and what
+/// factors take to go from one end to the other.
+const CALM: u64 = 500;
+/// Seconds that an origin is dead before everybody knows.
+const KNOWN_AFTER: u64 = 4;
+
+/// SplitMix64.
+struct Chance(u64);
+
+impl Chance {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let bits = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        bits ^ (bits >> 31)
+    }
+
+    fn below(&mut self, bound: u64) -> u64 {
+        self.next() % bound
+    }
+
+    fn one_in(&mut self, number: u64) -> bool {
+        self.below(number) == 0
+    }
+}
+
+/// An origin as it really is.
+#[derive(Debug, Clone, Default)]
+struct Server {
+    /// In seconds; none: it answers.
+    dead_for: Option<u64>,
+    slow: bool,
+    /// Seconds that a connection lasts.
+    lasts: f64,
+    /// An edge that has no way to it.
+    cut_from: Option<usize>,
+    was_ever_dead: bool,
+    /// Open at each edge.
+    open: Vec<f64>,
+}
+
+struct World {
+    chance: Chance,
+    engine: Engine,
+    now: Now,
+    pool: Pool,
+    servers: Vec<Server>,
+    edges: usize,
+}
+
+impl World {
+    fn new(seed: u64) -> Self {
+        let mut chance = Chance(seed);
+        let edges = 1 + chance.below(4) as usize;
+        let origins = 1 + chance.below(5) as usize;
+        let policies = Policy::ALL;
+        let mut pool = pool("game", Some("quick"), &[]);
+        pool.policy = policies[chance.below(policies.len() as u64) as usize];
+        pool.minimum_origins = 1 + chance.below(2) as u32;
+        pool.fallback = chance.one_in(3).then(|| "spare".parse().unwrap());
+        let mut servers = Vec::new();
+        for index in 0..origins {
+            pool.origins.push(Origin {
+                name: format!("o{index}").parse().unwrap(),
+                address: format!("10.0.2.{}:7000", index + 2).parse().unwrap(),
+                // The first one always counts.
+                weight: Weight::of_thousandths(match index {
+                    0 => 1000,
+                    _ => 500 * chance.below(4) as u32,
+                }),
+                enabled: index == 0 || !chance.one_in(8),
+            });
+            servers.push(Server {
+                lasts: 1.0 + chance.below(100) as f64,
+                open: vec![0.0; edges],
+                ..Server::default()
+            });
+        }
+        let mut world = World {
+            chance,
+            engine: Engine::new(),
+            now: Now {
+                instant: Instant::now(),
+                wall: SystemTime::UNIX_EPOCH,
+            },
+            pool,
+            servers,
+            edges,
+        };
+        let mut monitor = monitor("quick", 1, 1);
+        monitor.interval = Duration::from_secs(1);
+        let members = Members::of(&resources([monitor], [world.pool.clone()]));
+        world.engine.configure(world.now, Revision(1), members);
+        world
+    }
+
+    fn weights(&self) -> Arc<PoolWeights> {
+        Arc::clone(&self.engine.table().pools[&self.pool.name])
+    }
+
+    fn trouble(&mut self) {
+        for server in &mut self.servers {
+            server.dead_for = match server.dead_for {
+                Some(_) if self.chance.one_in(6) => None,
+                Some(seconds) => Some(seconds + 1),
+                None => self.chance.one_in(25).then_some(0),
+            };
+            server.was_ever_dead |= server.dead_for.is_some();
+            server.slow = match server.slow {
+                true => !self.chance.one_in(20),
+                false => self.chance.one_in(40),
+            };
+        }
+        // Of each origin it is always the same edge that has no way to it now and then.
+        if self.edges > 1 && self.chance.one_in(20) {
+            let index = self.chance.below(self.servers.len() as u64) as usize;
+            let cut = &mut self.servers[index].cut_from;
+            *cut = cut.is_none().then_some(index % self.edges);
+        }
+    }
+
+    fn peace(&mut self) {
+        for server in &mut self.servers {
+            server.dead_for = None;
+            server.slow = false;
+            server.cut_from = None;
+        }
+    }
+
+    /// One second: probes, the edges' connections, and what they report.
+    fn pass(&mut self) {
+        self.now.instant += Duration::from_secs(1);
+        self.now.wall += Duration::from_secs(1);
+        while let Some(ticket) = self.engine.start_due(self.now) {
+            let index = self.index(&ticket.key);
+            let outcome = match self.servers[index].dead_for {
+                Some(_) => Err(Failure::Connect(io::Error::from_raw_os_error(
+                    libc::ECONNREFUSED,
+                ))),
+                None => Ok(Duration::from_millis(1)),
+            };
+            self.engine.finished(self.now, ticket, outcome, 0);
+        }
+        self.engine.step(self.now);
+        for edge in 0..self.edges {
+            let reports = self.connect(edge);
+            let name = format!("edge-{edge}").parse().unwrap();
+            self.engine.reported(self.now, &name, &reports);
+        }
+    }
+
+    fn index(&self, key: &OriginKey) -> usize {
+        let origins = self.pool.origins.iter();
+        origins
+            .map(|o| &o.name)
+            .position(|name| *name == key.origin)
+            .unwrap()
+    }
+
+    /// A hundred connections by the weights of now. Three that fail at an edge make it leave an
+    /// origin alone for the rest of the second.
+    fn connect(&mut self, edge: usize) -> Vec<DialReport> {
+        let weights = self.weights();
+        let reports = self.servers.iter_mut().enumerate().map(|(index, server)| {
+            let wanted = 100.0 * weights.share(index);
+            let reaches = server.dead_for.is_none() && server.cut_from != Some(edge);
+            let made = if reaches { wanted } else { wanted.min(3.0) };
+            let open = &mut server.open[edge];
+            *open -= *open / server.lasts;
+            *open += if reaches { made } else { 0.0 };
+            let made = made.round() as u64;
+            DialReport {
+                key: key_of(&self.pool.name, &self.pool.origins[index].name),
+                dials: made,
+                failures: if reaches { 0 } else { made },
+                last_failure: String::new(),
+                open: *open as u64,
+                took: (reaches && made > 0).then(|| {
+                    let distance = 1 + 20 * edge as u64;
+                    Duration::from_millis(if server.slow { 400 } else { distance })
+                }),
+            }
+        });
+        reports.collect()
+    }
+
+    fn check(&self) {
+        let weights = self.weights();
+        let total: f64 = (0..self.servers.len())
+            .map(|index| weights.share(index))
+            .sum();
+        let takes = |index: usize| {
+            let origin = &self.pool.origins[index];
+            origin.enabled && origin.weight > Weight::ZERO
+        };
+        let usable = |index: usize| takes(index) && weights.origins[index].health.usable();
+        let any = (0..self.servers.len()).any(|index| usable(index) || weights.panic);
+        assert_eq!(any, total > 0.0, "{weights:?}");
+        assert!(
+            !any || (total - 1.0).abs() < 1e-9,
+            "shares are {total}: {weights:?}"
+        );
+        assert!(
+            any || self.pool.fallback.is_some(),
+            "nobody gets it: {weights:?}"
+        );
+        for (index, server) in self.servers.iter().enumerate() {
+            let share = weights.share(index);
+            let known = server
+                .dead_for
+                .is_some_and(|seconds| seconds >= KNOWN_AFTER);
+            assert!(
+                !known || share == 0.0 || weights.panic,
+                "o{index} is dead: {weights:?}"
+            );
+            assert!(takes(index) || share == 0.0, "o{index}: {weights:?}");
+            // Never dead, it is never taken from all, whatever edge has no way to it.
+            if self.edges > 1 && !server.was_ever_dead {
+                assert_ne!(
+                    weights.origins[index].health,
+                    OriginHealth::Down,
+                    "o{index}"
+                );
+                assert!(!takes(index) || share > 0.0, "o{index}: {weights:?}");
+            }
+        }
+    }
+
+    fn tell(&mut self, seed: u64) {
+        for _ in 0..TROUBLE {
+            self.trouble();
+            self.pass();
+            self.check();
+        }
+        self.peace();
+        if !seed.is_multiple_of(WAITED_FOR) {
+            return;
+        }
+        for _ in 0..CALM {
+            self.pass();
+            self.check();
+        }
+        let (version, weights) = (self.engine.weights_version(), self.weights());
+        for _ in 0..100 {
+            self.pass();
+        }
+        assert_eq!(self.engine.weights_version(), version, "{weights:?}");
+        for (origin, weighed) in self.pool.origins.iter().zip(&weights.origins) {
+            let enabled = origin.enabled && origin.weight > Weight::ZERO;
+            let takes = weighed.weight > Weight::ZERO;
+            assert_eq!(takes, enabled, "all are back: {weights:?}");
+        }
+    }
+}
+
+#[test]
+fn whatever_happens_to_origins_the_weights_are_right() {
+    let number = |name| env::var(name).ok().map(|number| number.parse().unwrap());
+    let stories = 0..number("ANYPORT_STORIES").unwrap_or(STORIES);
+    let seeds = number("ANYPORT_SEED").map_or(stories, |seed| seed..seed + 1);
+    for seed in seeds {
+        let told = std::panic::catch_unwind(|| World::new(seed).tell(seed));
+        assert!(told.is_ok(), "ANYPORT_SEED={seed}");
+    }
+}
