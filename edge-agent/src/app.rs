@@ -157,6 +157,7 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
         configuring: Arc::clone(&configuring),
         replica: Default::default(),
         trial: tried,
+        begun: None,
     };
     // What the kernel still steers from the last run is served from the moment
     // that the rules lead to the new listeners. A successor waits for its turn.

@@ -21,6 +21,6 @@ pub use log::{EventKind, EventLog, Next};
 pub use open::{Connections, Open};
 #[cfg(test)]
 pub use tcp_info::segments_sent;
-pub use tcp_info::{rtt, undelivered};
+pub use tcp_info::{has_failed, rtt, undelivered};
 pub use told::Told;
 pub use wire::Writer;

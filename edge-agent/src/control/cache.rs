@@ -19,6 +19,18 @@ const TRIAL: &str = "trial";
 /// alone and the configuration is fetched.
 const MAGIC: &[u8; 8] = b"anyport1";
 
+/// A trial, as an agent that starts during it needs to know it.
+#[derive(Clone, PartialEq, Message)]
+pub struct TrialBegun {
+    /// Of the state that is tried: numbers of revisions come again where a store
+    /// is restored from an older copy.
+    #[prost(bytes = "vec", tag = "1")]
+    pub state_hash: Vec<u8>,
+    /// The revision, and of each app how its connections ended before.
+    #[prost(message, optional, tag = "2")]
+    pub before: Option<v1::TrialReport>,
+}
+
 /// The directory that an agent keeps its state in.
 #[derive(Debug, Clone)]
 pub struct Cache {
@@ -66,12 +78,12 @@ impl Cache {
 
     /// How connections had ended before a revision on trial; as
     /// [`load`](Self::load).
-    pub fn load_trial(&self) -> Result<Option<v1::TrialReport>, CacheError> {
+    pub fn load_trial(&self) -> Result<Option<TrialBegun>, CacheError> {
         self.read(TRIAL)
     }
 
     /// As [`save`](Self::save).
-    pub fn save_trial(&self, begun: &v1::TrialReport) -> Result<(), CacheError> {
+    pub fn save_trial(&self, begun: &TrialBegun) -> Result<(), CacheError> {
         self.write(TRIAL, begun)
     }
 

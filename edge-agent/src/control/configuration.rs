@@ -13,6 +13,7 @@
 //! unless the app is disabled and says otherwise.
 
 use std::{
+    collections::BTreeMap,
     future::Future,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
@@ -33,6 +34,7 @@ use tracing::Instrument;
 
 use super::{
     Cache, CacheError,
+    cache::TrialBegun,
     in_use::{Configured, InUse, Source},
     trial::Trial,
 };
@@ -67,6 +69,8 @@ pub struct Applier<K> {
     pub replica: Replica,
     /// What connections are held against while only some edges have the revision.
     pub trial: watch::Sender<Option<Trial>>,
+    /// The latest trial of an agent before this one.
+    pub begun: Option<TrialBegun>,
 }
 
 /// The table's writer, for configuration and for weights. Never held across an
@@ -89,6 +93,7 @@ impl SharedTable {
 impl<K: Kernel> Applier<K> {
     /// Takes the last known good configuration into use, if there is one.
     pub async fn restore(&mut self) -> Result<(), CacheError> {
+        self.begun = self.cache.load_trial()?;
         let Some(saved) = self.cache.load()? else {
             return Ok(());
         };
@@ -185,40 +190,43 @@ impl<K: Kernel> Applier<K> {
         Ok(())
     }
 
-    /// What is kept of a trial is for an agent that starts during it, which has
-    /// seen nothing of how connections ended before.
-    async fn begin_trial(&self, revision: Revision) -> Trial {
-        let (cache, counted) = (self.cache.clone(), self.stats.endings());
-        let begun = tokio::task::spawn_blocking(move || {
-            let kept = cache.load_trial()?;
-            if let Some(kept) = kept.filter(|kept| kept.revision == revision.0) {
-                return Ok(Trial::resume(&kept, counted));
-            }
-            let trial = Trial::begin(revision, counted);
-            cache.save_trial(&trial.begun()).map(|()| trial)
-        });
-        match begun.await {
-            Ok(Ok(trial)) => return trial,
-            Ok(Err(error)) => tracing::error!(%error, "what a trial is held against is not kept"),
-            Err(error) => tracing::error!(%error, "what a trial is held against is not kept"),
+    /// An agent that starts during a trial has seen nothing of how connections
+    /// ended before; `held` says whether all that it has seen is part of it.
+    fn begin_trial(&mut self, held: (Revision, Vec<u8>)) -> Trial {
+        let counted = self.stats.endings();
+        let (revision, state_hash) = (self.replica.revision, self.replica.state_hash.clone());
+        let begun = self.begun.take();
+        let begun = begun.filter(|begun| begun.state_hash == state_hash);
+        let before = begun.and_then(|begun| begun.before);
+        if let Some(before) = before.filter(|before| before.revision == revision.0) {
+            let is_part = held == (revision, state_hash);
+            let counted = if is_part { BTreeMap::new() } else { counted };
+            return Trial::resume(&before, counted);
         }
-        Trial::begin(revision, self.stats.endings())
+        let trial = Trial::begin(revision, counted);
+        let before = Some(trial.begun());
+        let cache = self.cache.clone();
+        // Nothing waits for the disk.
+        tokio::task::spawn_blocking(move || {
+            let begun = TrialBegun { state_hash, before };
+            if let Err(error) = cache.save_trial(&begun) {
+                tracing::error!(%error, "what a trial is held against is not kept");
+            }
+        });
+        trial
     }
 
     async fn apply_update(&mut self, update: Update, trial: bool) -> Result<Applied, Gap> {
         let start = Instant::now();
         let configuring = Arc::clone(&self.configuring);
         let _configuring = configuring.lock().await;
+        let held = (self.replica.revision, self.replica.state_hash.clone());
         self.replica.apply(update)?;
         let revision = self.replica.revision;
         // Before any connection goes by it.
         let tried = trial.then_some(revision);
         if self.trial.borrow().as_ref().map(|trial| trial.revision) != tried {
-            let begun = if trial {
-                Some(self.begin_trial(revision).await)
-            } else {
-                None
-            };
+            let begun = trial.then(|| self.begin_trial(held));
             self.trial.send_replace(begun);
         }
         self.stats

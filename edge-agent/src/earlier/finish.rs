@@ -48,7 +48,7 @@ impl Finishing {
         let path = socket_of(directory, std::process::id());
         // Under its own name only once it listens: until then it would look like
         // that of an agent that died, and be cleared away.
-        let unheard = path.with_extension("new");
+        let unheard = directory.join("earlier.new");
         match fs::remove_file(&unheard) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}

@@ -14,15 +14,30 @@ pub fn rtt(socket: BorrowedFd<'_>) -> Option<Duration> {
 /// Bytes that the peer's kernel has not acknowledged yet (`SIOCOUTQ` of tcp(7)).
 /// None where it never will, since the connection is over.
 pub fn undelivered(socket: BorrowedFd<'_>) -> u32 {
-    const CLOSED: u8 = 7; // TCP_CLOSE of linux/tcp_states.h
-    if info(socket).is_none_or(|info| info.tcpi_state == CLOSED) {
-        return 0;
-    }
     let mut bytes: libc::c_int = 0;
     // SAFETY: the kernel writes an int to `bytes`, which lives until the call is
     // over; the descriptor is open while it is borrowed.
     let failed = unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
-    if failed == 0 { bytes.unsigned_abs() } else { 0 }
+    const CLOSED: u8 = 7; // TCP_CLOSE of linux/tcp_states.h
+    let is_over = || info(socket).is_none_or(|info| info.tcpi_state == CLOSED);
+    if failed != 0 || bytes == 0 || is_over() {
+        return 0;
+    }
+    bytes.unsigned_abs()
+}
+
+/// Whether the connection was reset, or given up. What had come before can still
+/// be read, and then why, which this does not take (`POLLERR` of poll(2)).
+pub fn has_failed(socket: BorrowedFd<'_>) -> bool {
+    let mut polled = libc::pollfd {
+        fd: socket.as_raw_fd(),
+        events: 0,
+        revents: 0,
+    };
+    // SAFETY: the kernel writes to `polled`, the one entry, which lives until the
+    // call is over; the descriptor is open while it is borrowed.
+    let ready = unsafe { libc::poll(&raw mut polled, 1, 0) };
+    ready > 0 && polled.revents & libc::POLLERR != 0
 }
 
 fn info(socket: BorrowedFd<'_>) -> Option<libc::tcp_info> {

@@ -32,7 +32,7 @@ use super::{
     leg::Leg,
 };
 use crate::{
-    events::undelivered,
+    events::{has_failed, undelivered},
     shield::{StreamPace, StreamPaces},
 };
 
@@ -134,13 +134,17 @@ pub(super) fn relay<C: Leg, O: Leg, B: Observer>(
 
 /// Waits until the receiver's kernel has all that it was sent, or has taken
 /// nothing for as long as `patience`.
-async fn delivered<T: Leg>(receiver: &mut T, patience: Duration) {
+async fn delivered<T: Leg>(
+    receiver: &mut T,
+    mut pace: Option<&mut StreamPace>,
+    patience: Duration,
+) {
     let mut left = undelivered(receiver.socket().as_fd());
     let (mut stuck, mut step) = (Duration::ZERO, Duration::from_millis(10));
     while left > 0 && stuck < patience {
         let mut over = pin!(sleep(step));
         poll_fn(|cx| {
-            discard(cx, receiver);
+            discard(cx, receiver, pace.as_deref_mut());
             over.as_mut().poll(cx)
         })
         .await;
@@ -155,19 +159,31 @@ async fn delivered<T: Leg>(receiver: &mut T, patience: Duration) {
     }
 }
 
-/// Reads what there is, for nobody: the other side has failed. Input that is
+/// Reads what there is, for nobody, as fast as it may come: the other side has
+/// failed. Input that is
 /// not read when a socket is closed would have the kernel drop what it still
 /// has to send, too (RFC 2525, 2.17).
-fn discard<F: Leg>(cx: &mut Context<'_>, from: &mut F) {
+fn discard<F: Leg>(cx: &mut Context<'_>, from: &mut F, mut pace: Option<&mut StreamPace>) {
     let mut discarded = 0;
     while discarded < TURN {
+        let most = match pace.as_mut().map(|pace| pace.poll_allowed(cx)) {
+            Some(Poll::Pending) => return,
+            Some(Poll::Ready(most)) => most,
+            None => usize::MAX,
+        };
         let read = with_scratch(|scratch| {
-            let mut buffer = ReadBuf::new(scratch);
+            let most = most.min(scratch.len());
+            let mut buffer = ReadBuf::new(scratch.get_mut(..most).unwrap_or_default());
             let read = Pin::new(&mut *from).poll_read(cx, &mut buffer);
             read.map_ok(|()| buffer.filled().len())
         });
         match read {
-            Poll::Ready(Ok(read)) if read > 0 => discarded += read,
+            Poll::Ready(Ok(read)) if read > 0 => {
+                discarded += read;
+                if let Some(pace) = &mut pace {
+                    pace.read(read);
+                }
+            }
             // Whether it has failed, too, shows where it is written to.
             Poll::Ready(_) | Poll::Pending => return,
         }
@@ -221,11 +237,13 @@ impl<C: Leg, O: Leg> Legs<C, O> {
         let last = self.down.state == State::Ended;
         let sent = match self.up.pump(cx, client, origin, last, up) {
             Poll::Ready(Err(Fault::Reading(error))) => {
-                let first = self.down.fault.take();
+                let first = self.down.fault_of(origin);
                 return Poll::Ready(first.map_or(Ended::Client(error), Ended::Origin));
             }
             Poll::Ready(Err(Fault::Writing(error))) => {
                 self.up.lose(&mut self.down, error);
+                // From now on the client is read for nobody.
+                cx.waker().wake_by_ref();
                 true
             }
             Poll::Ready(Ok(())) => true,
@@ -234,7 +252,7 @@ impl<C: Leg, O: Leg> Legs<C, O> {
         let last = self.up.state == State::Ended;
         let received = match self.down.pump(cx, origin, client, last, down) {
             Poll::Ready(Err(Fault::Reading(error))) => {
-                let first = self.up.fault.take();
+                let first = self.up.fault_of(client);
                 return Poll::Ready(first.map_or(Ended::Origin(error), Ended::Client));
             }
             Poll::Ready(Err(Fault::Writing(error))) => {
@@ -249,16 +267,16 @@ impl<C: Leg, O: Leg> Legs<C, O> {
         if !(sent && received) {
             return Poll::Pending;
         }
-        if let Some(error) = self.up.fault.take() {
+        if let Some(error) = self.up.fault_of(client) {
             return Poll::Ready(Ended::Client(error));
         }
-        if let Some(error) = self.down.fault.take() {
+        if let Some(error) = self.down.fault_of(origin) {
             return Poll::Ready(Ended::Origin(error));
         }
         // A client that has its answer often says no more, and is not blamed.
-        Poll::Ready(if self.up.cut && !self.up.cut_last {
+        Poll::Ready(if self.up.cut == Cut::Yes {
             Ended::Client(io::ErrorKind::UnexpectedEof.into())
-        } else if self.down.cut {
+        } else if self.down.cut != Cut::No {
             Ended::Origin(io::ErrorKind::UnexpectedEof.into())
         } else {
             Ended::Done
@@ -285,7 +303,7 @@ impl<C: Leg, O: Leg> Legs<C, O> {
         let moved = self.up.has_moved(&self.origin) | self.down.has_moved(&self.client);
         self.up.notice_fault(&self.client, &self.origin);
         self.down.notice_fault(&self.origin, &self.client);
-        let failing = self.up.fault.is_some() || self.down.fault.is_some();
+        let failing = self.up.has_fault() || self.down.has_fault();
         let failed = failing && !std::mem::replace(&mut self.failing, failing);
         // Short connections, which end before the first look, are spared the
         // system calls and the kernel's timers.
@@ -298,10 +316,10 @@ impl<C: Leg, O: Leg> Legs<C, O> {
         }
         silence.step_is_over(!moved && !failed);
         let is_stuck = silence.is_over(LAST_WORDS);
-        if let Some(error) = self.up.fault_to_tell(is_stuck) {
+        if let Some(error) = self.up.fault_to_tell(&self.client, is_stuck) {
             return Some(Ended::Client(error));
         }
-        if let Some(error) = self.down.fault_to_tell(is_stuck) {
+        if let Some(error) = self.down.fault_to_tell(&self.origin, is_stuck) {
             return Some(Ended::Origin(error));
         }
         silence.is_over(Duration::MAX).then_some(Ended::Idle)
@@ -352,9 +370,13 @@ impl<C: Leg, O: Leg> Legs<C, O> {
         }
         let patience = idle.min(LAST_WORDS);
         Err(Box::pin(async move {
+            let (up, down) = match self.paces.as_deref_mut() {
+                Some(StreamPaces { up, down }) => (Some(up), Some(down)),
+                None => (None, None),
+            };
             match ended {
-                Ended::Client(_) => delivered(&mut self.origin, patience).await,
-                _ => delivered(&mut self.client, patience).await,
+                Ended::Client(_) => delivered(&mut self.origin, down, patience).await,
+                _ => delivered(&mut self.client, up, patience).await,
             }
             ended
         }))
@@ -404,14 +426,15 @@ enum Fault {
 #[derive(Default)]
 struct Half {
     state: State,
-    /// The sender's stream was cut short, and the receiver is told so.
-    cut: bool,
-    /// And this direction was the last.
-    cut_last: bool,
+    cut: Cut,
     /// It has moved as much as it may for now. Nothing is pending then.
     waits: bool,
-    /// The sender has failed, and what it had sent before is being carried on.
+    /// The sender has failed, as its kernel told when it was written to, which it
+    /// does once; what it had sent before is being carried on.
     fault: Option<io::Error>,
+    /// So it has, and its kernel was not asked why: where it has been read to its
+    /// end, that says whether its stream had ended before.
+    fails: bool,
     pending: Pending,
     /// Read from the sender.
     bytes: u64,
@@ -451,6 +474,16 @@ impl Chunk {
     }
 }
 
+/// Whether the sender's stream was cut short, and the receiver is told so.
+#[derive(Default, Debug, Clone, Copy, PartialEq, Eq)]
+enum Cut {
+    #[default]
+    No,
+    Yes,
+    /// It was, and this direction was the last.
+    Last,
+}
+
 #[derive(Default, Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     #[default]
@@ -475,7 +508,7 @@ impl Half {
         mut pace: Option<&mut StreamPace>,
     ) -> Poll<Result<(), Fault>> {
         if self.state == State::Lost {
-            discard(cx, from);
+            discard(cx, from, pace);
             return Poll::Ready(Ok(()));
         }
         let mut moved = 0;
@@ -488,7 +521,7 @@ impl Half {
                 State::Ended | State::Lost => return Poll::Ready(Ok(())),
                 State::SenderDone if last && T::CLOSE_ENDS => self.state = State::Ended,
                 State::SenderDone => {
-                    let ended = if self.cut {
+                    let ended = if self.cut != Cut::No {
                         to.poll_cut(cx)
                     } else {
                         Pin::new(&mut *to).poll_shutdown(cx)
@@ -577,12 +610,18 @@ impl Half {
         if let Some(fault) = self.fault.take() {
             return Err(Fault::Reading(fault));
         }
+        if std::mem::take(&mut self.fails) {
+            return Err(Fault::Reading(error));
+        }
         if error.kind() != io::ErrorKind::UnexpectedEof || !(last || T::CAN_BE_CUT) {
             return Err(Fault::Reading(error));
         }
         self.state = State::SenderDone;
-        self.cut = T::CAN_BE_CUT || !last;
-        self.cut_last = last;
+        self.cut = match last {
+            false => Cut::Yes,
+            true if T::CAN_BE_CUT => Cut::Last,
+            true => Cut::No,
+        };
         Ok(0)
     }
 
@@ -590,21 +629,34 @@ impl Half {
     /// is, it was too fast, or it is done. Its reset is not seen by itself then.
     fn is_blind<T: Leg>(&self, to: &T) -> bool {
         let unread = self.waits || !self.pending.is_empty() || to.holds();
-        unread || self.state != State::Open || self.fault.is_some()
+        unread || self.state != State::Open || self.has_fault()
     }
 
     /// Notices where the sender has failed, though it is not read.
     fn notice_fault<F: Leg, T: Leg>(&mut self, from: &F, to: &T) {
-        if self.fault.is_none() && self.is_blind(to) {
-            self.fault = from.socket().take_error().ok().flatten();
+        let is_unnoticed = !self.has_fault() && self.state != State::Lost && self.is_blind(to);
+        self.fails |= is_unnoticed && has_failed(from.socket().as_fd());
+    }
+
+    fn has_fault(&self) -> bool {
+        self.fault.is_some() || self.fails
+    }
+
+    /// Takes the sender's fault.
+    fn fault_of<F: Leg>(&mut self, from: &F) -> Option<io::Error> {
+        let fails = std::mem::take(&mut self.fails);
+        let told = self.fault.take();
+        if told.is_some() || !fails {
+            return told;
         }
+        from.socket().take_error().ok().flatten()
     }
 
     /// The sender's fault, where there is nothing to carry on any more, or the
     /// receiver `is_stuck`.
-    fn fault_to_tell(&mut self, is_stuck: bool) -> Option<io::Error> {
+    fn fault_to_tell<F: Leg>(&mut self, from: &F, is_stuck: bool) -> Option<io::Error> {
         let is_due = is_stuck || self.state == State::Ended;
-        self.fault.take_if(|_| is_due)
+        if is_due { self.fault_of(from) } else { None }
     }
 
     /// The receiver has failed: what there is of `back`, the direction that it
@@ -614,8 +666,9 @@ impl Half {
         self.state = State::Lost;
         self.waits = false;
         self.pending = Pending::default();
-        if self.fault.is_none() {
+        if !self.has_fault() {
             back.fault.get_or_insert(error);
+            back.fails = false;
         }
     }
 
@@ -642,9 +695,9 @@ impl Half {
     }
 }
 
-/// Whether the end of a sender's bytes is the end of its stream although it has
-/// failed: in TLS anything else is told as an error, and otherwise the kernel
-/// says "broken pipe" of a reset that came after the end.
+/// Whether the end of a sender's bytes is the end of its stream although it could
+/// not be written to any more: in TLS anything else is told as an error, and
+/// otherwise the kernel says "broken pipe" of a reset that came after the end.
 fn is_whole<F: Leg>(fault: &io::Error) -> bool {
     F::CAN_BE_CUT || fault.kind() == io::ErrorKind::BrokenPipe
 }

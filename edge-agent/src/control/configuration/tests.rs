@@ -58,6 +58,7 @@ impl Agent {
             in_use,
             replica: Replica::default(),
             trial: watch::Sender::default(),
+            begun: None,
         };
         applier.restore().await.unwrap();
         Self {
@@ -337,7 +338,17 @@ async fn tries(agent: &mut Agent, revision: u64, trial: bool) -> Option<v1::Tria
 async fn what_a_trial_is_held_against_outlives_the_agent() {
     let mut agent = Agent::start().await;
     let begun = tries(&mut agent, 3, true).await.unwrap();
-    assert_eq!(agent.applier.cache.load_trial().unwrap(), Some(begun));
+    let kept = async {
+        loop {
+            match agent.applier.cache.load_trial().unwrap() {
+                Some(kept) => return kept,
+                None => tokio::task::yield_now().await,
+            }
+        }
+    };
+    let kept = tokio::time::timeout(Duration::from_secs(10), kept).await;
+    let mut kept = kept.unwrap();
+    assert_eq!((&kept.state_hash, &kept.before), (&vec![1], &Some(begun)));
     let seen = v1::TrialReport {
         revision: 3,
         apps: vec![v1::AppTrial {
@@ -350,10 +361,16 @@ async fn what_a_trial_is_held_against_outlives_the_agent() {
         }],
         since: None,
     };
-    agent.applier.cache.save_trial(&seen).unwrap();
+    kept.before = Some(seen.clone());
+    agent.applier.cache.save_trial(&kept).unwrap();
     let mut agent = agent.restart().await;
     assert_eq!(tries(&mut agent, 3, true).await, Some(seen));
     assert_eq!(tries(&mut agent, 4, false).await, None);
     let next = tries(&mut agent, 5, true).await.unwrap();
     assert_eq!((next.revision, next.apps.len()), (5, 0));
+    // Another state under the same number, as after a restored store.
+    kept.state_hash = vec![9];
+    agent.applier.cache.save_trial(&kept).unwrap();
+    let mut agent = agent.restart().await;
+    assert_eq!(tries(&mut agent, 3, true).await.unwrap().apps, []);
 }
