@@ -1,6 +1,6 @@
 //! The command line.
 
-use anyport_node::{identity::TlsArgs, rpc::ServerUrl};
+use anyport_node::{identity::TlsArgs, rpc::Urls};
 use clap::{
     ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand, error::ErrorKind,
     parser::ValueSource,
@@ -38,14 +38,15 @@ Exit status:
 #[derive(Debug, Parser)]
 #[command(name = "anyport", version, after_help = EXAMPLE)]
 pub struct Cli {
-    /// The config service to talk to
+    /// The config service to talk to; of several replicas, the next one is asked where one
+    /// is away
     #[arg(
         long,
         env = "ANYPORT_SERVER",
-        value_name = "URL",
+        value_name = "URL[,URL…]",
         default_value = "http://127.0.0.1:7400"
     )]
-    pub server: ServerUrl,
+    pub server: Urls,
     #[command(flatten)]
     pub tls: TlsArgs,
     #[command(subcommand)]

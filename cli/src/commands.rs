@@ -23,7 +23,7 @@ mod trial;
 pub mod up;
 mod wait;
 
-use anyport_node::{identity::TlsArgs, rpc::ServerUrl};
+use anyport_node::{identity::TlsArgs, rpc::Urls};
 
 use crate::{
     args::{Cli, Command},
@@ -53,8 +53,8 @@ struct Why {
 }
 
 impl Context {
-    /// The config service at `server`, and standard output.
-    pub fn new(server: &ServerUrl, tls: &TlsArgs) -> Result<Self, Failure> {
+    /// The config service at `server`, which may be several replicas, and standard output.
+    pub fn new(server: &Urls, tls: &TlsArgs) -> Result<Self, Failure> {
         Ok(Self {
             connection: Connection::new(server, tls)?,
             console: Console::stdout(),

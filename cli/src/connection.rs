@@ -2,7 +2,10 @@
 
 use std::{
     error::Error,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant, SystemTime},
 };
 
@@ -10,7 +13,7 @@ use anyport_model::{backoff::Backoff, resource::Kind};
 use anyport_node::{
     access::Role,
     identity::{Identity, TlsArgs},
-    rpc::{Channel, ServerUrl},
+    rpc::{Channel, ServerUrl, Urls},
 };
 use anyport_proto::{
     convert::write_kind,
@@ -29,11 +32,19 @@ const PAGE: u32 = 1000;
 
 pub type Client = ConfigServiceClient<Channel>;
 
-/// A server, dialled by the first call.
+/// To a config service: one of its replicas, and the next one where that is away.
 #[derive(Clone)]
 pub struct Connection {
-    url: ServerUrl,
     identity: Identity,
+    /// At least one.
+    replicas: Arc<[Replica]>,
+    /// How many were left so far, which says whose turn it is.
+    left: Arc<AtomicUsize>,
+}
+
+/// Dialled by the first call.
+struct Replica {
+    url: ServerUrl,
     client: Client,
 }
 
@@ -54,7 +65,7 @@ pub struct Listed {
 }
 
 impl Connection {
-    pub fn new(url: &ServerUrl, tls: &TlsArgs) -> Result<Self, Failure> {
+    pub fn new(urls: &Urls, tls: &TlsArgs) -> Result<Self, Failure> {
         let identity = tls
             .load()
             .map_err(|error| Failure::new(Exit::Usage, error))?;
@@ -70,14 +81,19 @@ impl Connection {
                 "`anyport certs issue` makes a new one; `anyport certs show` says until when",
             ));
         }
-        let channel = Channel::lazy(url, &identity, Role::ConfigService)
-            .map_err(|error| Failure::new(Exit::Usage, error))?;
-        let client = ConfigServiceClient::new(channel)
-            .max_decoding_message_size(anyport_proto::sync::UPDATE_MAX);
+        let replica = |url: &ServerUrl| {
+            let channel = Channel::lazy(url, &identity, Role::ConfigService)
+                .map_err(|error| Failure::new(Exit::Usage, error))?;
+            let client = ConfigServiceClient::new(channel)
+                .max_decoding_message_size(anyport_proto::sync::UPDATE_MAX);
+            let url = url.clone();
+            Ok(Replica { url, client })
+        };
+        let replicas: Result<_, Failure> = urls.iter().map(replica).collect();
         Ok(Self {
-            url: url.clone(),
+            replicas: replicas?,
             identity,
-            client,
+            left: Arc::default(),
         })
     }
 
@@ -87,43 +103,79 @@ impl Connection {
             .map_err(|error| Failure::new(Exit::Usage, error))
     }
 
+    fn replica(&self) -> (usize, &Replica) {
+        let left = self.left.load(Ordering::Relaxed);
+        #[expect(clippy::indexing_slicing, reason = "a remainder of their number")]
+        let replica = &self.replicas[left % self.replicas.len()];
+        (left, replica)
+    }
+
+    /// Of the replica that is asked.
     pub fn url(&self) -> &ServerUrl {
-        &self.url
+        &self.replica().1.url
     }
 
     /// For streams; unary calls go through [`read`](Self::read) and
     /// [`write`](Self::write).
     pub fn client(&self) -> Client {
-        self.client.clone()
+        self.replica().1.client.clone()
+    }
+
+    /// From now on the next replica is asked.
+    pub fn turn_to_next(&self) {
+        self.turn_from(self.replica().0);
+    }
+
+    /// Of several calls that a replica fails at a time, one turns from it.
+    fn turn_from(&self, left: usize) {
+        let (set, fetch) = (Ordering::Relaxed, Ordering::Relaxed);
+        let next = left.wrapping_add(1);
+        let _ = self.left.compare_exchange(left, next, set, fetch);
     }
 
     /// What an answer that is a failure means for a command that was to do `what`.
     pub fn failure(&self, what: &str, status: &Status) -> Failure {
-        Failure::of_call(what, &self.url, status)
+        Failure::of_call(what, self.url(), status)
     }
 
     /// One call that changes nothing.
-    pub async fn read<Q, A>(
+    pub async fn read<Q: Clone, A>(
         &self,
         what: &str,
         request: Q,
-        call: impl AsyncFnOnce(Client, Request<Q>) -> Result<Response<A>, Status>,
+        call: impl AsyncFn(Client, Request<Q>) -> Result<Response<A>, Status>,
     ) -> Result<A, Failure> {
-        let answer = limited(call(self.client.clone(), timed(request))).await;
-        answer.map_err(|status| self.failure(what, &status))
+        let mut failed = Vec::new();
+        loop {
+            let (left, Replica { url, client }) = self.replica();
+            let answer = limited(call(client.clone(), timed(request.clone()))).await;
+            let status = match answer {
+                Ok(answer) => return Ok(answer),
+                Err(status) => status,
+            };
+            let failure = Failure::of_call(what, url, &status);
+            if !leaves_open(&status) {
+                return Err(failure);
+            }
+            failed.push(failure);
+            self.turn_from(left);
+            if failed.len() >= self.replicas.len() {
+                return Err(Failure::of_all(failed));
+            }
+        }
     }
 
     /// What a write that was not confirmed means for a command that was to do `what`.
     pub fn write_failure(&self, what: &str, unwritten: &Unwritten) -> Failure {
         if unwritten.outcome_unknown {
-            Failure::of_unknown_outcome(what, &self.url, &unwritten.status)
+            Failure::of_unknown_outcome(what, self.url(), &unwritten.status)
         } else {
             self.failure(what, &unwritten.status)
         }
     }
 
-    /// A call that is repeated for a few seconds while the server is away or does
-    /// not answer in time. The request holds a request id, so that it is done once
+    /// A call that is repeated for a few seconds, at each replica in turn, while the
+    /// server is away or does not answer in time. The request holds a request id, so that it is done once
     /// all the same.
     pub async fn write<Q: Clone, A>(
         &self,
@@ -134,7 +186,8 @@ impl Connection {
         let mut sent = false;
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(1));
         loop {
-            let answer = limited(call(self.client.clone(), timed(request.clone()))).await;
+            let (left, Replica { client, .. }) = self.replica();
+            let answer = limited(call(client.clone(), timed(request.clone()))).await;
             let status = match answer {
                 Ok(answer) => return Ok(answer),
                 Err(status) => status,
@@ -154,6 +207,7 @@ impl Connection {
                     outcome_unknown: sent,
                 });
             }
+            self.turn_from(left);
             tokio::time::sleep(pause).await;
         }
     }

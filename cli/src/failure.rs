@@ -126,6 +126,16 @@ impl Failure {
         }
     }
 
+    /// What came of asking several replicas for the same, none of which could do it.
+    pub fn of_all(failures: Vec<Self>) -> Self {
+        let mut failures = failures.into_iter();
+        let Some(first) = failures.next() else {
+            return Self::refused("there is nobody to ask");
+        };
+        let others: Vec<String> = failures.map(|other| other.what).collect();
+        first.details(others)
+    }
+
     /// The answer of the edge `name` at `url` to a call that was to do `what`.
     pub fn of_edge(what: &str, name: &str, url: &ServerUrl, status: &Status) -> Self {
         let message = status.message();

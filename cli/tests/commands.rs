@@ -5,7 +5,11 @@
 
 mod fake;
 
-use std::{net::SocketAddr, process::Stdio, time::Duration};
+use std::{
+    net::SocketAddr,
+    process::Stdio,
+    time::{Duration, SystemTime},
+};
 
 use anyport_proto::v1;
 use fake::{Fake, FakeEdge};
@@ -540,6 +544,39 @@ error: cannot list apps: cannot reach the config service at http://{server}: Con
 }
 
 #[tokio::test]
+async fn of_several_replicas_one_that_is_there_is_asked() {
+    let (fake, server) = Fake::start().await;
+    let nobody = || {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.local_addr().unwrap()
+    };
+    let (away, gone) = (nobody(), nobody());
+    let run = async |servers: [SocketAddr; 2], args: &[&str], input: &str| {
+        let servers = servers.map(|server| format!("http://{server}")).join(",");
+        let args = [&["--server", &servers], args].concat();
+        anyport(server, &args, input).await
+    };
+    let ran = run([away, server], &["apply", "-f", "-"], GAME).await;
+    assert_eq!((ran.code, ran.err.as_str()), (0, ""));
+    let ran = run([away, server], &["status"], "").await;
+    let start = format!("config service http://{server}, revision 1");
+    assert!(ran.out.starts_with(&start), "{}", ran.err);
+    // One that is there and cannot do its work is passed over too.
+    let (cut_off, first) = Fake::start().await;
+    cut_off.state(|state| state.unavailable = usize::MAX);
+    let ran = run([first, server], &["delete", "app", "minecraft"], "").await;
+    assert_eq!((ran.code, ran.err.as_str()), (0, ""));
+    assert_eq!(fake.state(|state| state.revision()), 2);
+    // Where there is none, all are named.
+    let ran = run([away, gone], &["get", "pools"], "").await;
+    assert_eq!(ran.code, 3);
+    for server in [away, gone] {
+        let named = format!("at http://{server}: Connection refused");
+        assert!(ran.err.contains(&named), "{}", ran.err);
+    }
+}
+
+#[tokio::test]
 async fn a_command_line_that_makes_no_sense_is_usage() {
     let (_fake, server) = Fake::start().await;
     for args in [
@@ -633,9 +670,9 @@ quick  tcp   1s        2s       2   2     origin's
     anyport(server, &["get", "edges"], "").await.is(
         0,
         "\
-NAME  REGION  REVISION  STATE       CONNECTED  VERSION
-east  eu      1         rejected 1  -          0.1.0, sk-lookup
-west  eu      0         1 behind    -          0.1.0, sk-lookup
+NAME  REGION  REVISION  HASH  STATE       CONNECTED  VERSION
+east  eu      1         -     rejected 1  -          0.1.0, sk-lookup
+west  eu      0         -     1 behind    -          0.1.0, sk-lookup
 ",
         "",
     );
@@ -666,10 +703,10 @@ async fn an_edge_that_was_drained_is_shown_so() {
     anyport(server, &["get", "edges"], "").await.is(
         0,
         "\
-NAME   REGION  REVISION  STATE               CONNECTED  VERSION
-east   eu      1         drained             -          0.1.0, sk-lookup
-north  eu      0         draining, 1 behind  -          0.1.0, sk-lookup
-west   eu      1         up to date          -          0.1.0, sk-lookup
+NAME   REGION  REVISION  HASH  STATE               CONNECTED  VERSION
+east   eu      1         -     drained             -          0.1.0, sk-lookup
+north  eu      0         -     draining, 1 behind  -          0.1.0, sk-lookup
+west   eu      1         -     up to date          -          0.1.0, sk-lookup
 ",
         "",
     );
@@ -815,6 +852,14 @@ async fn status_shows_the_fleet_in_eighty_columns() {
         empty.out
     );
     fake.set_nodes(vec![rejecting("east", 1), edge("west", 0), balancer()]);
+    let year = Duration::from_secs(360 * 86_400);
+    fake.set_gone(vec![v1::GoneNode {
+        last: Some(v1::NodeStatus {
+            applied_hash: vec![0x3f, 0xa9, 0x1c, 0x02, 0x77],
+            ..edge("fra1", 1)
+        }),
+        since: Some((SystemTime::now() - year).into()),
+    }]);
     let ran = anyport(server, &["status"], "").await;
     assert!(
         ran.out.lines().all(|line| line.chars().count() <= 80),
@@ -825,17 +870,18 @@ async fn status_shows_the_fleet_in_eighty_columns() {
         0,
         &format!(
             "\
-config service http://{server}, revision 1
+config service http://{server}, revision 1 (3fa91c02)
 
 edges
-  NAME  REGION  REVISION  STATE       CONNECTED  VERSION
-  east  eu      1         rejected 1  -          0.1.0, sk-lookup
-  west  eu      0         1 behind    -          0.1.0, sk-lookup
+  NAME  REGION  REVISION  HASH      STATE          CONNECTED  VERSION
+  east  eu      1         -         rejected 1     -          0.1.0, sk-lookup
+  west  eu      0         -         1 behind       -          0.1.0, sk-lookup
+  fra1  eu      1         3fa91c02  gone for 360d  -          0.1.0, sk-lookup
   rejected by east: app minecraft: nftables: no\u{fffd}[2J such set
 
 balancers
-  NAME    REGION  REVISION  STATE       CONNECTED  VERSION
-  scales          1         up to date  -          0.1.0
+  NAME    REGION  REVISION  HASH  STATE       CONNECTED  VERSION
+  scales          1         -     up to date  -          0.1.0
 
 pool game: degraded, 1 of 2 down
   ORIGIN  ADDRESS        HEALTH  WEIGHT  SHARE  WHY

@@ -29,6 +29,10 @@ pub(super) struct Node {
     #[serde(skip_serializing_if = "Option::is_none")]
     drain: Option<&'static str>,
     applied_revision: u64,
+    /// Of the state that it has, in hexadecimal digits; empty where it could not
+    /// apply all of it.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    applied_hash: String,
     /// How many revisions it lacks of those that it is to have.
     behind: u64,
     /// RFC 3339, as all times.
@@ -72,6 +76,7 @@ impl Node {
                 v1::DrainState::Drained => "drained",
             }),
             applied_revision: status.applied_revision,
+            applied_hash: hex(&status.applied_hash),
             behind: match status.wanted_revision {
                 0 => latest,
                 wanted => wanted,
@@ -114,6 +119,7 @@ impl Node {
             Cell::from(&self.name),
             Cell::from(&self.region),
             Cell::from(self.applied_revision),
+            Cell::from(short_hash(&self.applied_hash)),
             Cell::new(state, mood),
             Cell::from(age(now, self.connected)),
             match &*self.steering {
@@ -124,10 +130,78 @@ impl Node {
     }
 }
 
-pub(super) const HEADER: [&str; 6] = [
+/// A node that is not connected any more, as JSON and YAML have it.
+#[derive(Debug, Serialize)]
+pub(super) struct Gone {
+    pub(super) name: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    region: String,
+    /// What it last had.
+    applied_revision: u64,
+    /// RFC 3339.
+    since: Option<String>,
+    #[serde(skip)]
+    left: Option<prost_types::Timestamp>,
+    #[serde(skip)]
+    last: Node,
+}
+
+impl Gone {
+    /// Those of one role, by name.
+    pub(super) fn of_role(listed: &v1::ListNodesResponse, role: v1::NodeRole) -> Vec<Self> {
+        let gone = listed.gone.iter().filter_map(|gone| {
+            let last = gone.last.as_ref().filter(|last| last.role() == role)?;
+            let node = Node::new(last, listed.revision);
+            Some(Self {
+                name: node.name.clone(),
+                region: node.region.clone(),
+                applied_revision: node.applied_revision,
+                since: gone.since.map(|time| time.to_string()),
+                left: gone.since,
+                last: node,
+            })
+        });
+        let mut gone: Vec<Self> = gone.collect();
+        gone.sort_by(|a, b| a.name.cmp(&b.name));
+        gone
+    }
+
+    /// What [`HEADER`] heads.
+    pub(super) fn row(&self, now: SystemTime) -> Vec<Cell> {
+        let mut row = self.last.row(now);
+        let gone = format!("gone for {}", age(now, self.left));
+        for (cell, what) in [
+            (STATE, Cell::new(gone, Mood::Bad)),
+            (CONNECTED, Cell::from("-")),
+        ] {
+            if let Some(place) = row.get_mut(cell) {
+                *place = what;
+            }
+        }
+        row
+    }
+}
+
+/// `3fa91c02`, as `git` shortens names; enough to see that two differ.
+pub(super) fn short_hash(hash: &str) -> &str {
+    match hash {
+        "" => "-",
+        hash => hash.get(..8).unwrap_or(hash),
+    }
+}
+
+pub(super) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+const STATE: usize = 4;
+const CONNECTED: usize = 5;
+
+pub(super) const HEADER: [&str; 7] = [
     "NAME",
     "REGION",
     "REVISION",
+    "HASH",
     "STATE",
     "CONNECTED",
     "VERSION",

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::{
     Context,
-    nodes::{self, Node},
+    nodes::{self, Gone, Node, hex, short_hash},
     pools::{self, PoolHealth},
     trial::TrialStatus,
 };
@@ -37,6 +37,9 @@ struct Status {
     server: String,
     /// The latest revision.
     revision: u64,
+    /// Of its state, in hexadecimal digits.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    state_hash: String,
     /// Where the store lost what it held.
     #[serde(skip_serializing_if = "Option::is_none")]
     store_rewind: Option<Rewind>,
@@ -47,6 +50,9 @@ struct Status {
     replicas: Vec<String>,
     edges: Vec<Node>,
     balancers: Vec<Node>,
+    /// Connected within the last day, and not any more.
+    gone_edges: Vec<Gone>,
+    gone_balancers: Vec<Gone>,
     pools: Vec<PoolHealth>,
     disabled_apps: Vec<String>,
 }
@@ -104,19 +110,26 @@ impl Status {
         Self {
             server,
             revision: nodes.revision,
+            state_hash: hex(&nodes.state_hash),
             store_rewind: nodes.store_rewind.as_ref().map(Rewind::from),
             trial: nodes.rollout.clone().map(TrialStatus::from),
             replicas: replicas.into_iter().collect(),
             edges: Node::of_role(nodes, v1::NodeRole::Edge),
             balancers: Node::of_role(nodes, v1::NodeRole::Balancer),
+            gone_edges: Gone::of_role(nodes, v1::NodeRole::Edge),
+            gone_balancers: Gone::of_role(nodes, v1::NodeRole::Balancer),
             pools: pools.collect(),
             disabled_apps: declared.iter().filter_map(disabled).collect(),
         }
     }
 
     fn print(&self, console: &mut Console, now: SystemTime) -> Result<(), Failure> {
+        let hash = match &*self.state_hash {
+            "" => String::new(),
+            hash => format!(" ({})", short_hash(hash)),
+        };
         console.line(format_args!(
-            "config service {}, revision {}",
+            "config service {}, revision {}{hash}",
             self.server, self.revision
         ))?;
         if let Some(rewind) = &self.store_rewind {
@@ -145,8 +158,14 @@ impl Status {
                 self.replicas.join(", ")
             ))?;
         }
-        print_nodes(console, "edge", &self.edges, now)?;
-        print_nodes(console, "balancer", &self.balancers, now)?;
+        print_nodes(console, "edge", &self.edges, &self.gone_edges, now)?;
+        print_nodes(
+            console,
+            "balancer",
+            &self.balancers,
+            &self.gone_balancers,
+            now,
+        )?;
         if !self.disabled_apps.is_empty() {
             console.line("")?;
             let apps = self.disabled_apps.join(", ");
@@ -191,17 +210,21 @@ fn print_nodes(
     console: &mut Console,
     noun: &str,
     nodes: &[Node],
+    gone: &[Gone],
     now: SystemTime,
 ) -> Result<(), Failure> {
     console.line("")?;
     if nodes.is_empty() {
         let line = console.paint(format_args!("no {noun} is connected"), Mood::Notable);
         console.line(line)?;
-        return Ok(());
+    } else {
+        console.line(format_args!("{noun}s"))?;
     }
-    console.line(format_args!("{noun}s"))?;
-    let rows = nodes.iter().map(|node| node.row(now)).collect();
-    console.table("  ", &nodes::HEADER, rows)?;
+    let gone = gone.iter().map(|gone| gone.row(now));
+    let rows: Vec<_> = nodes.iter().map(|node| node.row(now)).chain(gone).collect();
+    if !rows.is_empty() {
+        console.table("  ", &nodes::HEADER, rows)?;
+    }
     for node in nodes {
         for rejection in &node.rejections {
             let word = console.paint("rejected by", Mood::Bad);

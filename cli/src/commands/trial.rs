@@ -229,7 +229,7 @@ async fn decided(context: &Context, revision: u64) -> Result<v1::RevisionRecord,
         match next_revision(context, revision).await {
             Ok(Some(record)) => return Ok(record),
             Ok(None) => {}
-            Err(status) if may_come_back(&status) => {}
+            Err(status) if may_come_back(&status) => context.connection.turn_to_next(),
             Err(status) => return Err(context.connection.failure("follow the trial", &status)),
         }
         tokio::time::sleep(backoff.pause(rand::random())).await;

@@ -218,7 +218,7 @@ async fn apply_files(files: Vec<String>, config: &ServerUrl, tls: &TlsArgs) -> R
     if files.is_empty() {
         return Ok(());
     }
-    let mut context = Context::new(config, tls)?;
+    let mut context = Context::new(&config.clone().into(), tls)?;
     let span = tracing::info_span!("command", otel.name = "anyport up: apply");
     let apply = async {
         let args = apply::Args::of_files(files);

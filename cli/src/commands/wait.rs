@@ -86,6 +86,7 @@ pub(super) async fn until_applied(
                     return Err(context.connection.failure("wait for the edges", &status));
                 }
                 last_error = Some(status);
+                context.connection.turn_to_next();
             }
             Err(_) => return Err(ran_out(&progress, last_error)),
         }

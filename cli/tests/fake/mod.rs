@@ -39,6 +39,7 @@ struct Nodes {
     /// Counts starts of the server: streams of an earlier one break.
     start: u32,
     connected: Vec<v1::NodeStatus>,
+    gone: Vec<v1::GoneNode>,
     store_rewind: Option<v1::StoreRewind>,
 }
 
@@ -83,6 +84,10 @@ impl Fake {
 
     pub fn set_nodes(&self, nodes: Vec<v1::NodeStatus>) {
         self.nodes.send_modify(|known| known.connected = nodes);
+    }
+
+    pub fn set_gone(&self, nodes: Vec<v1::GoneNode>) {
+        self.nodes.send_modify(|known| known.gone = nodes);
     }
 
     /// Breaks all streams and knows no node afterwards.
@@ -419,6 +424,8 @@ impl ConfigService for Fake {
             revision,
             store_rewind: self.nodes.borrow().store_rewind,
             rollout: None,
+            state_hash: vec![0x3f, 0xa9, 0x1c, 0x02, 0x77],
+            gone: self.nodes.borrow().gone.clone(),
         }))
     }
 

@@ -7,6 +7,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
+    time::{Duration, SystemTime},
 };
 
 use anyport_model::names::NodeName;
@@ -94,6 +95,40 @@ struct Book {
     next_session: u64,
     here: BTreeMap<NodeKey, Here>,
     elsewhere: BTreeMap<NodeKey, Arc<v1::NodeStatus>>,
+    gone: BTreeMap<NodeKey, Gone>,
+}
+
+/// A node that is not connected any more.
+#[derive(Debug, Clone)]
+pub struct Gone {
+    pub last: Arc<v1::NodeStatus>,
+    pub since: SystemTime,
+}
+
+/// For who asks what is missing; a node that is away for longer was given up.
+const GONE_FOR: Duration = Duration::from_hours(24);
+/// Of them, those that are gone for longest are forgotten first.
+const GONE_MAX: usize = 1000;
+
+impl Book {
+    fn is_connected(&self, key: &NodeKey) -> bool {
+        self.here.contains_key(key) || self.elsewhere.contains_key(key)
+    }
+
+    /// After a node has left, from here or from elsewhere.
+    fn left(&mut self, key: NodeKey, last: Arc<v1::NodeStatus>) {
+        if self.is_connected(&key) {
+            return;
+        }
+        let since = SystemTime::now();
+        self.gone.insert(key, Gone { last, since });
+        if self.gone.len() > GONE_MAX {
+            let longest = self.gone.iter().min_by_key(|(_, gone)| gone.since);
+            if let Some(key) = longest.map(|(key, _)| key.clone()) {
+                self.gone.remove(&key);
+            }
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -121,6 +156,7 @@ impl Nodes {
             session: id,
             status: Arc::new(status),
         };
+        book.gone.remove(&key);
         if book.here.insert(key.clone(), here).is_some() {
             tracing::warn!(
                 node = %key,
@@ -152,6 +188,22 @@ impl Nodes {
             .filter(|(key, _)| role.is_none_or(|role| key.role == role))
             .map(|(_, status)| v1::NodeStatus::clone(status))
             .collect()
+    }
+
+    /// Nodes that were connected within the last day and are not any more, by role
+    /// and name.
+    pub fn gone(&self, role: Option<Role>) -> Vec<Gone> {
+        let mut book = self.book();
+        let now = SystemTime::now();
+        book.gone.retain(|_, gone| {
+            let gone_for = now.duration_since(gone.since);
+            gone_for.is_ok_and(|gone_for| gone_for < GONE_FOR)
+        });
+        let of_role = book
+            .gone
+            .iter()
+            .filter(|(key, _)| role.is_none_or(|role| key.role == role));
+        of_role.map(|(_, gone)| gone.clone()).collect()
     }
 
     /// Is it known which nodes are connected elsewhere? Always, where there is no
@@ -204,9 +256,22 @@ impl Nodes {
             }
         }
         let mut book = self.book();
-        if book.elsewhere != elsewhere {
-            book.elsewhere = elsewhere;
-            drop(book);
+        if book.elsewhere == elsewhere {
+            return;
+        }
+        book.gone.retain(|key, _| !elsewhere.contains_key(key));
+        let before = std::mem::replace(&mut book.elsewhere, elsewhere);
+        for (key, last) in before {
+            book.left(key, last);
+        }
+        drop(book);
+        self.shared.changes.send_modify(|count| *count += 1);
+    }
+
+    /// Nothing is known of nodes elsewhere any more: to others, ours are gone.
+    pub fn lose_elsewhere(&self) {
+        let lost = std::mem::take(&mut self.book().elsewhere);
+        if !lost.is_empty() {
             self.shared.changes.send_modify(|count| *count += 1);
         }
     }
@@ -259,7 +324,9 @@ impl Drop for Session {
         if !book.here.get(&self.key).is_some_and(mine) {
             return;
         }
-        book.here.remove(&self.key);
+        if let Some(here) = book.here.remove(&self.key) {
+            book.left(self.key.clone(), here.status);
+        }
         drop(book);
         self.nodes.changed_here();
     }
@@ -307,6 +374,42 @@ mod tests {
         assert_eq!(applied(&nodes), [("a".to_owned(), 4)]);
         drop(session);
         assert_eq!(applied(&nodes), []);
+    }
+
+    fn gone(nodes: &Nodes) -> Vec<(String, u64)> {
+        let gone = nodes.gone(None).into_iter();
+        gone.map(|gone| (gone.last.name.clone(), gone.last.applied_revision))
+            .collect()
+    }
+
+    #[test]
+    fn who_is_gone_is_known_until_it_comes_back_here_or_elsewhere() {
+        let nodes = Nodes::default();
+        let a = nodes.connect(key("a"), status("a", 1, 4));
+        let b = nodes.connect(key("b"), status("b", 1, 5));
+        nodes.set_elsewhere(vec![status("b", 2, 6), status("c", 2, 7)]);
+        drop((a, b));
+        // One of them has only moved.
+        assert_eq!(gone(&nodes), [("a".to_owned(), 4)]);
+        nodes.set_elsewhere(vec![status("c", 2, 7)]);
+        assert_eq!(gone(&nodes), [("a".to_owned(), 4), ("b".to_owned(), 6)]);
+        nodes.set_elsewhere(vec![status("b", 3, 6), status("c", 2, 7)]);
+        let _back = nodes.connect(key("a"), status("a", 4, 4));
+        assert_eq!(gone(&nodes), []);
+        // That nobody is heard of does not mean that they are gone.
+        nodes.lose_elsewhere();
+        assert_eq!((gone(&nodes), nodes.list(None).len()), (vec![], 1));
+    }
+
+    #[test]
+    fn so_many_are_remembered() {
+        let nodes = Nodes::default();
+        for number in 0..GONE_MAX + 3 {
+            let name = format!("n{number}");
+            drop(nodes.connect(key(&name), status(&name, 1, 0)));
+        }
+        assert_eq!(nodes.gone(None).len(), GONE_MAX);
+        assert_eq!(nodes.gone(Some(Role::Balancer)).len(), 0);
     }
 
     #[test]

@@ -53,7 +53,7 @@ pub async fn share(nodes: &Nodes, presence: &Presence, drain: &Drain) {
         nodes.set_elsewhere_known(false);
         if cut_off.get_or_insert_with(Instant::now).elapsed() >= LEASE_TTL {
             // To them our nodes are gone by now; theirs may be as well.
-            nodes.set_elsewhere(Vec::new());
+            nodes.lose_elsewhere();
         }
         let pause = trouble.again(&error, rand::random());
         tokio::select! {

@@ -471,6 +471,8 @@ impl ConfigService for ConfigApi {
             nodes: nodes::list(&self.nodes, role, Some(&present)),
             revision: present.revision().0,
             rollout: nodes::rollout(&self.nodes, &present),
+            state_hash: present.hash().to_vec(),
+            gone: nodes::gone(&self.nodes, role),
         }))
     }
 

@@ -26,6 +26,16 @@ pub(super) fn list(
     statuses
 }
 
+/// Nodes that are not connected any more.
+pub(super) fn gone(nodes: &Nodes, role: Option<Role>) -> Vec<v1::GoneNode> {
+    let gone = nodes.gone(role).into_iter();
+    gone.map(|gone| v1::GoneNode {
+        last: Some(v1::NodeStatus::clone(&gone.last)),
+        since: Some(gone.since.into()),
+    })
+    .collect()
+}
+
 /// How a revision fares that is being tried.
 pub(super) fn rollout(nodes: &Nodes, present: &Snapshot) -> Option<v1::RolloutStatus> {
     let rollout = present.rollout()?;

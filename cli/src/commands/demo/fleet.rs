@@ -65,7 +65,7 @@ struct Controls {
 
 impl Controls {
     fn dial() -> Result<Self, Failure> {
-        let config_service = Connection::new(&url(CONFIG_SERVICE)?, &TlsArgs::default())?;
+        let config_service = Connection::new(&url(CONFIG_SERVICE)?.into(), &TlsArgs::default())?;
         let balancer = Channel::lazy(&url(BALANCER)?, &Identity::none(), Role::Balancer);
         Ok(Self {
             config_service,
