@@ -4,7 +4,10 @@ mod stream;
 
 use std::{pin::Pin, sync::Arc, time::Instant};
 
-use anyport_node::drain::Drain;
+use anyport_node::{
+    access::{AUDIT, Caller},
+    drain::Drain,
+};
 use anyport_proto::{
     convert::{read_duration, write_duration},
     v1::{self, edge_service_server::EdgeService},
@@ -114,7 +117,10 @@ impl EdgeService for Admin {
         &self,
         request: Request<v1::DrainRequest>,
     ) -> Result<Response<v1::DrainResponse>, Status> {
-        let wanted = read_order(&request.into_inner())?;
+        let caller = Caller::of(request.extensions());
+        let order = request.into_inner();
+        let wanted = read_order(&order)?;
+        audit(&caller, order.undo);
         if !self.drainer.order(wanted).await {
             return Err(Status::unavailable("this agent is ending"));
         }
@@ -184,6 +190,17 @@ impl EdgeService for Admin {
 /// Whether a connection is of the app of this name, or no name is given.
 fn is_of(connection: &Connection, app: &str) -> bool {
     app.is_empty() || connection.learn(|details| details.app.as_str() == app)
+}
+
+/// An order is a write, and leaves a line as those at the config service do.
+fn audit(caller: &Caller, undo: bool) {
+    let method = if undo { "undrain" } else { "drain" };
+    let certified = caller.certified.as_deref();
+    let author = caller.name().unwrap_or_default();
+    let roles = certified.map_or_else(String::new, |certified| certified.roles.to_string());
+    let serial = certified.map_or("", |certified| &certified.serial);
+    let peer = caller.address.map(|peer| peer.to_string());
+    tracing::info!(target: AUDIT, method, author, roles, serial, peer, "write");
 }
 
 fn read_order(request: &v1::DrainRequest) -> Result<Wanted, Status> {

@@ -9,6 +9,7 @@ use anyport_lab::cluster::{Cluster, PATIENCE, Plan, Replica, Service, Store, eve
 use anyport_node::access::{Role, TABLE};
 use anyport_node::identity::{Identity, TlsArgs};
 use anyport_node::rpc::Channel;
+use anyport_proto::v1::{self, balancer_service_client::BalancerServiceClient};
 use rcgen::{CertificateParams, DistinguishedName, DnType, Issuer, KeyPair, date_time_ymd};
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::{Code, Request, Status};
@@ -16,6 +17,7 @@ use tonic_prost::ProstCodec;
 
 anyport_lab::on_both_stores![
     each_method_answers_those_roles_that_the_table_names_and_nobody_else,
+    an_edge_asks_a_balancer_under_its_own_name_only,
     strangers_and_those_whose_time_is_over_do_not_get_in,
     a_fleet_in_tls_does_its_work_and_each_write_leaves_a_line,
     certificates_of_another_authority_are_taken_into_use_and_nobody_is_cut_off_for_it,
@@ -138,6 +140,40 @@ fn each_method_answers_those_roles_that_the_table_names_and_nobody_else(store: S
     assert_eq!(calls, (TABLE.len() - 1) * 6);
 }
 
+fn an_edge_asks_a_balancer_under_its_own_name_only(store: Store) {
+    let cluster = cluster(store);
+    let identity = cluster.issue("edge", "edge7").unwrap().load().unwrap();
+    let url = format!("https://{}", Service::Balancer.listen());
+    let url = url.parse().unwrap();
+    let asked = cluster.topology().edge().block_on(async move || {
+        let channel = Channel::lazy(&url, &identity, Role::Balancer).unwrap();
+        let client = BalancerServiceClient::new(channel);
+        let mut answers = Vec::new();
+        for edge in ["edge7", "edge8"] {
+            let (mut watcher, mut reporter) = (client.clone(), client.clone());
+            let edge = edge.to_owned();
+            let watch = v1::WatchWeightsRequest { edge: edge.clone() };
+            let report = v1::ReportOriginsRequest {
+                edge,
+                ..Default::default()
+            };
+            let watched = tokio::time::timeout(PATIENCE, watcher.watch_weights(watch));
+            answers.push(watched.await.unwrap().map(drop));
+            let reported = tokio::time::timeout(PATIENCE, reporter.report_origins(report));
+            answers.push(reported.await.unwrap().map(drop));
+        }
+        answers
+    });
+    let asked = asked.unwrap();
+    assert!(asked[..2].iter().all(Result::is_ok), "{asked:?}");
+    for refused in &asked[2..] {
+        let status = refused.as_ref().unwrap_err();
+        assert_eq!(status.code(), Code::PermissionDenied, "{status}");
+        let words = "may not speak as edge `edge8`";
+        assert!(status.message().contains(words), "{status}");
+    }
+}
+
 fn strangers_and_those_whose_time_is_over_do_not_get_in(store: Store) {
     let cluster = cluster(store);
     let elsewhere = cluster.directory().join("elsewhere");
@@ -221,13 +257,7 @@ fn a_fleet_in_tls_does_its_work_and_each_write_leaves_a_line(store: Store) {
         .unwrap();
     assert_eq!(asked.status, Some(0), "{asked}");
 
-    let log = cluster.log(CONFIG_SERVICE);
-    let lines = log
-        .lines()
-        .filter_map(|line| serde_json::from_str(line).ok());
-    let audit: Vec<serde_json::Value> = lines
-        .filter(|line: &serde_json::Value| line["target"] == "audit")
-        .collect();
+    let audit = audit(&cluster, CONFIG_SERVICE);
     let line = |outcome: &str| {
         let line = audit.iter().find(|line| line["outcome"] == outcome);
         line.unwrap_or_else(|| panic!("no {outcome} in {audit:#?}"))
@@ -247,6 +277,23 @@ fn a_fleet_in_tls_does_its_work_and_each_write_leaves_a_line(store: Store) {
     let denied = line("denied");
     assert_eq!(denied["method"], "/anyport.v1.ConfigService/Apply");
     assert_eq!(denied["author"], "ana");
+
+    let asked = cluster.anyport(&["undrain", "edge", "edge1"]).unwrap();
+    assert_eq!(asked.status, Some(0), "{asked}");
+    let ordered = self::audit(&cluster, Service::EdgeAgent);
+    let ordered = ordered.iter().find(|line| line["method"] == "undrain");
+    assert_eq!(ordered.unwrap()["author"], "operator");
+}
+
+/// What a service logged of writes.
+fn audit(cluster: &Cluster, service: Service) -> Vec<serde_json::Value> {
+    let log = cluster.log(service);
+    let lines = log
+        .lines()
+        .filter_map(|line| serde_json::from_str(line).ok());
+    lines
+        .filter(|line: &serde_json::Value| line["target"] == "audit")
+        .collect()
 }
 
 fn certificates_of_another_authority_are_taken_into_use_and_nobody_is_cut_off_for_it(store: Store) {

@@ -315,6 +315,12 @@ impl Traffic {
             );
         }
         for replica in [0, 1] {
+            for pair in self.seen(replica).windows(2) {
+                assert!(
+                    pair[0].revision <= pair[1].revision,
+                    "the follower of replica {replica} was led back: {pair:?}"
+                );
+            }
             eventually(PATIENCE, "the follower is in step", || {
                 let latest = self.seen(replica).pop().unwrap();
                 let wanted = (last.revision, &last.state_hash);
