@@ -174,16 +174,16 @@ impl Connection {
         }
     }
 
-    /// A call that is repeated for a few seconds, at each replica in turn, while the
-    /// server is away or does not answer in time. The request holds a request id, so that it is done once
-    /// all the same.
+    /// A call that is repeated for a few seconds, and at each replica once at least,
+    /// while the server is away or does not answer in time. The request holds a
+    /// request id, so that it is done once all the same.
     pub async fn write<Q: Clone, A>(
         &self,
         request: Q,
         call: impl AsyncFn(Client, Request<Q>) -> Result<Response<A>, Status>,
     ) -> Result<A, Unwritten> {
         let mut first_failure = None;
-        let mut sent = false;
+        let (mut sent, mut tried) = (false, 0);
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(1));
         loop {
             let (left, Replica { client, .. }) = self.replica();
@@ -194,14 +194,15 @@ impl Connection {
             };
             if !leaves_open(&status) {
                 return Err(Unwritten {
+                    outcome_unknown: sent && !knows_outcome(&status),
                     status,
-                    outcome_unknown: false,
                 });
             }
             sent |= !is_unsent(&status);
+            tried += 1;
             let since = first_failure.get_or_insert_with(Instant::now);
             let pause = backoff.pause(rand::random());
-            if since.elapsed() + pause > RETRY_LIMIT {
+            if tried >= self.replicas.len() && since.elapsed() + pause > RETRY_LIMIT {
                 return Err(Unwritten {
                     status,
                     outcome_unknown: sent,
@@ -272,6 +273,15 @@ fn broken_off(status: Status) -> Status {
     let mut unreachable = Status::unavailable(status.message());
     unreachable.set_source(Arc::new(status));
     unreachable
+}
+
+/// Whether who answers a repetition with this would have known of the write, had
+/// it been stored: it looked at the state. Others may just not let it in.
+fn knows_outcome(status: &Status) -> bool {
+    matches!(
+        status.code(),
+        Code::InvalidArgument | Code::Aborted | Code::FailedPrecondition | Code::NotFound
+    )
 }
 
 /// Whether a write may be stored although it was answered with this.

@@ -567,6 +567,14 @@ async fn of_several_replicas_one_that_is_there_is_asked() {
     let ran = run([first, server], &["delete", "app", "minecraft"], "").await;
     assert_eq!((ran.code, ran.err.as_str()), (0, ""));
     assert_eq!(fake.state(|state| state.revision()), 2);
+    // What the next one does not even look at may have been stored by the first.
+    let (late, busy) = (cut_off, fake);
+    late.state(|state| (state.unavailable, state.late) = (0, usize::MAX));
+    busy.state(|state| state.full = true);
+    let ran = run([first, server], &["rollback", "1"], "").await;
+    assert_eq!(ran.code, 3);
+    let start = "error: unknown whether this was done: go back to revision 1";
+    assert!(ran.err.starts_with(start), "{}", ran.err);
     // Where there is none, all are named.
     let ran = run([away, gone], &["get", "pools"], "").await;
     assert_eq!(ran.code, 3);

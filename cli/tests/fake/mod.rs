@@ -57,6 +57,8 @@ pub struct State {
     pub unavailable: usize,
     /// So many writes are answered with DEADLINE_EXCEEDED first.
     pub late: usize,
+    /// Writes are answered with RESOURCE_EXHAUSTED.
+    pub full: bool,
     before: Resources,
 }
 
@@ -127,6 +129,9 @@ impl Fake {
             if let Some(left) = state.late.checked_sub(1) {
                 state.late = left;
                 return Err(Status::deadline_exceeded("too late"));
+            }
+            if state.full {
+                return Err(Status::resource_exhausted("too many at a time"));
             }
             match state.unavailable.checked_sub(1) {
                 Some(left) => {

@@ -93,7 +93,11 @@ impl SharedTable {
 impl<K: Kernel> Applier<K> {
     /// Takes the last known good configuration into use, if there is one.
     pub async fn restore(&mut self) -> Result<(), CacheError> {
-        self.begun = self.cache.load_trial()?;
+        // No edge stays away for it.
+        self.begun = self.cache.load_trial().unwrap_or_else(|error| {
+            tracing::error!(%error, "what a trial is held against cannot be read");
+            None
+        });
         let Some(saved) = self.cache.load()? else {
             return Ok(());
         };

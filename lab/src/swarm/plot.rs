@@ -9,7 +9,7 @@ const HEIGHT: f64 = 300.0;
 const LEFT: f64 = 62.0;
 const BOTTOM: f64 = 48.0;
 const TOP: f64 = 34.0;
-const RIGHT: f64 = 16.0;
+const RIGHT: f64 = 28.0;
 
 /// A line of one colour.
 struct Line {
