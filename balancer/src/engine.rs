@@ -57,11 +57,11 @@ pub(crate) struct Ticket {
     pub(crate) started: Instant,
 }
 
-/// Since when an edge reports, and when it last did.
-#[derive(Debug, Clone, Copy)]
-struct Reporting {
+/// The one edge that reports, and since when there is no other.
+#[derive(Debug)]
+struct OnlyEdge {
+    name: NodeName,
     since: Instant,
-    last: Instant,
 }
 
 #[derive(Debug)]
@@ -87,8 +87,9 @@ pub(crate) struct Engine {
     steps: Schedule<PoolName>,
     /// Pools of which edges report load and latency.
     measures: Schedule<PoolName>,
-    /// Edges that report.
-    edges: BTreeMap<NodeName, Reporting>,
+    /// When each edge last reported.
+    edges: BTreeMap<NodeName, Instant>,
+    only_edge: Option<OnlyEdge>,
     vantage: Vantage,
     weights_version: u64,
     health_version: u64,
@@ -106,6 +107,7 @@ impl Engine {
             steps: Schedule::new(),
             measures: Schedule::new(),
             edges: BTreeMap::new(),
+            only_edge: None,
             vantage: Vantage::default(),
             weights_version: 0,
             health_version: 0,
@@ -288,14 +290,7 @@ impl Engine {
         edge: &NodeName,
         reports: &[DialReport],
     ) -> Vec<Turn> {
-        let fresh = |at: Instant| now.instant.saturating_duration_since(at) < EDGE_FRESH;
-        self.edges.retain(|_, reporting| fresh(reporting.last));
-        let since = self.edges.get(edge).map_or(now.instant, |held| held.since);
-        let reporting = Reporting {
-            since,
-            last: now.instant,
-        };
-        self.edges.insert(edge.clone(), reporting);
+        self.reports(now.instant, edge);
         let mut turns = Vec::new();
         for report in reports {
             let Some(watched) = self.origins.get_mut(&report.key) else {
@@ -312,6 +307,22 @@ impl Engine {
         turns
     }
 
+    /// Keeps which edges there are, and since when one is the only one.
+    fn reports(&mut self, now: Instant, edge: &NodeName) {
+        let fresh = |last: &Instant| now.saturating_duration_since(*last) < EDGE_FRESH;
+        self.edges.retain(|_, last| fresh(last));
+        let went_on = self.edges.insert(edge.clone(), now).is_some();
+        let since = match self.only_edge.take() {
+            Some(only) if went_on && only.name == *edge => only.since,
+            _ => now,
+        };
+        let only_edge = OnlyEdge {
+            name: edge.clone(),
+            since,
+        };
+        self.only_edge = (self.edges.len() == 1).then_some(only_edge);
+    }
+
     fn look_closer(&mut self, now: Now, report: &DialReport) {
         let Some(watched) = self.origins.get(&report.key) else {
             return;
@@ -326,11 +337,12 @@ impl Engine {
     /// One edge may take an origin away where it is the only one, which takes some
     /// time to be known.
     fn accusers_least(&self, now: Now) -> usize {
-        let mut edges = self.edges.values();
-        let only = edges.next().filter(|_| self.edges.len() == 1);
         let known =
-            |held: &Reporting| now.instant.saturating_duration_since(held.since) >= EDGE_FRESH;
-        if only.is_some_and(known) { 1 } else { 2 }
+            |only: &OnlyEdge| now.instant.saturating_duration_since(only.since) >= EDGE_FRESH;
+        match self.only_edge.as_ref().is_some_and(known) {
+            true => 1,
+            false => 2,
+        }
     }
 
     /// A balancer that cannot look for itself holds what it knows.

@@ -119,10 +119,13 @@ impl Watched {
         self.load.is_at_rest() && self.latency.is_at_rest()
     }
 
-    /// What was seen before says nothing of what it is now.
+    /// What was seen before says nothing of what it is now. One that was added has
+    /// not taken up its load with its first pass.
     fn turn(&mut self, now: Now, key: &OriginKey, verdict: Verdict) -> Turn {
         self.turned = Some(now.instant);
-        self.returned = None;
+        if verdict == Verdict::Down {
+            self.returned = None;
+        }
         self.dials.forget();
         self.load = Damped::default();
         self.latency = Damped::default();

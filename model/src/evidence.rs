@@ -14,7 +14,8 @@ use std::{
 /// Longer than edges ever leave one alone that refuses them.
 const FRESH: Duration = Duration::from_secs(20);
 
-/// An edge that saw fewer failures in a row says nothing against an origin.
+/// An edge that saw fewer failures, since a report of which not more than half
+/// were failures, says nothing against an origin.
 const FAILURES_MIN: u64 = 3;
 
 /// Dials of one origin, by the edges that made them.
@@ -37,7 +38,7 @@ pub struct Accusation {
     pub accusers: usize,
     /// All that dialled it lately.
     pub edges: usize,
-    /// Of the accusers, in a row.
+    /// Of the accusers, since most of what they reported were none.
     pub failures: u64,
 }
 
@@ -50,14 +51,19 @@ impl<E> Default for Dials<E> {
 }
 
 impl<E: Ord + Clone> Dials<E> {
-    /// What an edge did since it said so last.
+    /// What an edge did since it said so last. Others are looked at only when it is
+    /// new, as each of many edges says something every second.
     pub fn saw(&mut self, now: Instant, edge: &E, dials: u64, failures: u64) {
-        self.edges.retain(|_, account| account.is_fresh(now));
         // Each edge counts for itself, so the two may not fit.
         if dials.max(failures) == 0 {
             return;
         }
-        let before = self.edges.get(edge).map_or(0, |account| account.failures);
+        let before = self.edges.get(edge).copied();
+        if before.is_none() {
+            self.edges.retain(|_, account| account.is_fresh(now));
+        }
+        let before = before.filter(|account| account.is_fresh(now));
+        let before = before.map_or(0, |account| account.failures);
         let account = Account {
             last: now,
             failures: match failures > dials / 2 {
@@ -169,6 +175,17 @@ mod tests {
             dials.saw(start + edge * SECOND, &edge, 1, 1);
         }
         assert!(dials.edges.len() <= 20, "{}", dials.edges.len());
+    }
+
+    #[test]
+    fn what_an_edge_says_again_has_nobody_look_at_the_others() {
+        let (start, mut dials) = (Instant::now(), Dials::default());
+        dials.saw(start, &"a", 1, 1);
+        dials.saw(start, &"b", 1, 1);
+        dials.saw(start + FRESH, &"a", 1, 1);
+        assert!(dials.edges.contains_key("b"));
+        dials.saw(start + FRESH, &"c", 1, 1);
+        assert!(!dials.edges.contains_key("b"), "until one is new");
     }
 
     proptest! {

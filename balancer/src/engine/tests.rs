@@ -416,6 +416,13 @@ fn an_origin_that_was_drained_or_added_is_eased_in() {
     assert_eq!(scene.weights(), [1.0, 0.0]);
     scene.configure(monitor("quick", 1, 1), vec![three()]);
     assert_eq!(scene.weights(), [1.0, 0.1, 0.1]);
+    let mut seen = Vec::new();
+    while scene.weights()[2] < 1.0 {
+        seen.push(scene.weights()[2]);
+        scene.pass(Duration::from_secs(1));
+        assert_eq!(scene.health(&key("game", "c")), OriginHealth::Up);
+    }
+    assert!(seen.len() > 5 && seen.is_sorted(), "{seen:?}");
     scene.pass(5 * INTERVAL);
     assert_eq!(scene.weights(), [1.0, 1.0, 1.0]);
 }
@@ -491,6 +498,25 @@ fn the_only_edge_of_a_fleet_is_believed_once_it_is_known_to_be_the_only_one() {
     let turns = scene.report("edge-1", &fails);
     assert_eq!(turns[0].verdict, Verdict::Down);
     assert_eq!(scene.weights(), [1.0, 0.0, 1.0]);
+}
+
+#[test]
+fn an_edge_is_not_the_only_one_as_soon_as_the_other_is_silent() {
+    let mut scene = Scene::configured(monitor("quick", 1, 1), vec![three()]);
+    scene.pass(INTERVAL);
+    let fails = [report(key("game", "b"), 5, 5)];
+    for _ in 0..30 {
+        assert_eq!(scene.report("edge-2", &[]), []);
+        assert_eq!(scene.report("edge-1", &fails), []);
+        scene.pass(Duration::from_secs(1));
+    }
+    // Ten seconds until the other is known to be gone, and ten more alone.
+    for second in 1..20 {
+        assert_eq!(scene.report("edge-1", &fails), [], "{second}");
+        scene.pass(Duration::from_secs(1));
+    }
+    let turns = scene.report("edge-1", &fails);
+    assert_eq!(turns[0].verdict, Verdict::Down);
 }
 
 #[test]
