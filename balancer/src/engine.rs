@@ -232,14 +232,23 @@ impl Engine {
         key: &OriginKey,
         evidence: Result<Duration, String>,
     ) -> Option<Turn> {
-        let reason = |origins: &Origins| origins.get(key).map(|w| w.health.reason().to_owned());
-        let before = reason(&self.origins);
+        let seen = |origins: &Origins| {
+            let watched = origins.get(key)?;
+            let reason = watched.health.reason().to_owned();
+            Some((reason, watched.passes_while_held()))
+        };
+        let before = seen(&self.origins);
         let turn = self.origins.observe(now, key, evidence);
-        if turn.is_some() || reason(&self.origins) != before {
+        let after = seen(&self.origins);
+        if turn.is_some() || before != after {
             self.health_version += 1;
         }
-        if let Some(turn) = &turn {
-            self.turned(now, turn);
+        match &turn {
+            Some(turn) => self.turned(now, turn),
+            None if before.map(|seen| seen.1) != after.map(|seen| seen.1) => {
+                self.weigh(now.instant, &key.pool);
+            }
+            None => {}
         }
         turn
     }

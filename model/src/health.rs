@@ -105,6 +105,12 @@ impl Health {
         Some(hold.until.saturating_duration_since(now))
     }
 
+    /// Would it be up, were it not held down?
+    pub fn passes_while_held(&self, thresholds: Thresholds) -> bool {
+        let is_held = self.verdict == Verdict::Down && self.hold.is_some();
+        is_held && self.passes >= thresholds.up.get()
+    }
+
     /// Takes evidence in; returns the new verdict if it changed.
     pub fn observe(
         &mut self,
@@ -333,12 +339,14 @@ mod tests {
         assert_eq!(health.reason(), "dials fail");
         for second in 2..11 {
             assert_eq!(health.observe(clock.at(second), two, PASS), None);
+            assert_eq!(health.passes_while_held(two), second > 2, "{second}");
         }
         assert_eq!(
             health.reason(),
             "probes pass, but it is held down for 10 s: dials fail"
         );
         assert_eq!(health.observe(clock.at(11), two, PASS), Some(Verdict::Up));
+        assert!(!health.passes_while_held(two), "it is up");
         assert_eq!(health.eject(clock.at(12), "again"), Some(Verdict::Down));
         assert_eq!(
             health.held_until(),

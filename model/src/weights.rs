@@ -120,6 +120,8 @@ impl Factors {
 pub struct Known {
     /// `None`: nothing.
     pub verdict: Option<Verdict>,
+    /// Its probes pass: it is down only because it is held down.
+    pub passes_while_held: bool,
     pub factors: Factors,
 }
 
@@ -127,6 +129,7 @@ impl From<Option<Verdict>> for Known {
     fn from(verdict: Option<Verdict>) -> Self {
         Known {
             verdict,
+            passes_while_held: false,
             factors: Factors::NONE,
         }
     }
@@ -137,7 +140,8 @@ impl From<Option<Verdict>> for Known {
 pub struct PoolWeights {
     pub state: PoolState,
     /// Less than half of the weight is healthy, and there is no fallback: health
-    /// is ignored, since what is left would be overrun.
+    /// is ignored, since what is left would be overrun. Before that, origins are
+    /// no longer held down whose probes pass.
     pub panic: bool,
     pub origins: Vec<OriginWeight>,
 }
@@ -154,27 +158,32 @@ pub struct OriginWeight {
 impl PoolWeights {
     /// Weighs each origin by what is `known` of it.
     pub fn weigh<K: Into<Known>>(pool: &Pool, known: impl Fn(&OriginName) -> K) -> Self {
-        let known: Vec<(OriginHealth, Factors)> = pool
+        let known: Vec<(OriginHealth, Known)> = pool
             .origins
             .iter()
             .map(|origin| {
                 let known = known(&origin.name).into();
-                (OriginHealth::of(pool, origin, known.verdict), known.factors)
+                (OriginHealth::of(pool, origin, known.verdict), known)
             })
             .collect();
         let health = |index: usize| known[index].0;
-        let panic = panics(pool, health);
-        let alone = takers(pool, health) < 2;
-        let origins = pool.origins.iter().zip(&known);
-        let origins = origins.map(|(origin, &(health, factors))| {
+        let is_healthy = |index: usize| health(index).usable();
+        let lifts_holds = panics(pool, is_healthy);
+        let is_let_back = |index: usize| {
+            let (health, known) = known[index];
+            lifts_holds && health == OriginHealth::Down && known.passes_while_held
+        };
+        let is_usable = |index: usize| is_healthy(index) || is_let_back(index);
+        let panic = panics(pool, is_usable);
+        let alone = takers(pool, is_usable) < 2;
+        let origins = pool.origins.iter().zip(&known).enumerate();
+        let origins = origins.map(|(index, (origin, &(health, Known { factors, .. })))| {
             let (weight, factors) = match health {
                 OriginHealth::Disabled => (Weight::ZERO, Factors::NONE),
                 _ if panic => (origin.weight, Factors::NONE),
-                OriginHealth::Down => (Weight::ZERO, Factors::NONE),
+                _ if !is_usable(index) => (Weight::ZERO, Factors::NONE),
                 _ if alone => (origin.weight, Factors::NONE),
-                OriginHealth::Unknown | OriginHealth::Up | OriginHealth::Unmonitored => {
-                    (factors.of(origin.weight), factors)
-                }
+                _ => (factors.of(origin.weight), factors),
             };
             OriginWeight {
                 name: origin.name.clone(),
@@ -202,31 +211,30 @@ impl PoolWeights {
 
 /// A pool with a fallback gives way to it instead, where `minimum_origins` says
 /// so; until then what is healthy carries it all.
-fn panics(pool: &Pool, health: impl Fn(usize) -> OriginHealth) -> bool {
-    let weight_of = |counts: &dyn Fn(OriginHealth) -> bool| -> u64 {
+fn panics(pool: &Pool, is_usable: impl Fn(usize) -> bool) -> bool {
+    let weight_of = |counts: &dyn Fn(usize, &Origin) -> bool| -> u64 {
         let origins = pool.origins.iter().enumerate();
-        let counted = origins.filter(|(index, _)| counts(health(*index)));
+        let counted = origins.filter(|(index, origin)| counts(*index, origin));
         let weights = counted.map(|(_, origin)| u64::from(origin.weight.thousandths()));
         weights.sum()
     };
-    let all = weight_of(&|health| health != OriginHealth::Disabled);
-    let healthy = weight_of(&OriginHealth::usable);
+    let all = weight_of(&|_, origin| origin.enabled);
+    let healthy = weight_of(&|index, _| is_usable(index));
     pool.monitor.is_some() && pool.fallback.is_none() && healthy * 2 < all
 }
 
 /// How many origins may take connections. One of weight 0 takes none, so it
 /// stands in for none.
-fn takers(pool: &Pool, health: impl Fn(usize) -> OriginHealth) -> usize {
+fn takers(pool: &Pool, is_usable: impl Fn(usize) -> bool) -> usize {
     let origins = pool.origins.iter().enumerate();
-    let takes = |(index, origin): &(usize, &Origin)| {
-        health(*index).usable() && origin.weight > Weight::ZERO
-    };
+    let takes =
+        |(index, origin): &(usize, &Origin)| is_usable(*index) && origin.weight > Weight::ZERO;
     origins.filter(takes).count()
 }
 
 fn pool_state(pool: &Pool, health: impl Fn(usize) -> OriginHealth) -> PoolState {
     let down = (0..pool.origins.len()).any(|index| health(index) == OriginHealth::Down);
-    if takers(pool, &health) < pool.minimum_origins as usize {
+    if takers(pool, |index| health(index).usable()) < pool.minimum_origins as usize {
         PoolState::Down
     } else if pool.monitor.is_none() {
         PoolState::Unmonitored
@@ -346,6 +354,35 @@ mod tests {
     }
 
     #[test]
+    fn before_a_panic_those_are_let_back_that_are_held_but_pass() {
+        let shares = |down: &[&str], held: &[&str]| {
+            let weights = PoolWeights::weigh(&pool(1), |name| {
+                let is_held = held.contains(&name.as_str());
+                let is_down = is_held || down.contains(&name.as_str());
+                Known {
+                    passes_while_held: is_held,
+                    ..Some(if is_down { Verdict::Down } else { Verdict::Up }).into()
+                }
+            });
+            let shares: Vec<f64> = (0..3).map(|index| weights.share(index)).collect();
+            (weights.panic, shares)
+        };
+        let (panic, seen) = shares(&["a"], &["c"]);
+        assert_eq!(
+            (panic, seen[0], seen[2] > 0.6),
+            (false, 0.0, true),
+            "{seen:?}"
+        );
+        assert_eq!(
+            shares(&["a"], &["b"]),
+            (false, vec![0.0, 0.0, 1.0]),
+            "no need"
+        );
+        assert_eq!(shares(&["c"], &["b"]), (false, vec![0.5, 0.5, 0.0]));
+        assert_eq!(shares(&["b", "c"], &["a"]), (true, vec![0.25, 0.25, 0.5]));
+    }
+
+    #[test]
     fn a_pool_with_a_fallback_gives_way_and_does_not_panic() {
         let pool = Pool {
             fallback: Some("spare".parse().unwrap()),
@@ -373,17 +410,20 @@ mod tests {
             load,
             latency,
         });
-        let origin = (0u32..5, any::<bool>(), verdict, factors);
+        let origin = (0u32..5, any::<bool>(), verdict, any::<bool>(), factors);
         (
             prop::collection::vec(origin, 1..8),
             1u32..4,
             any::<[bool; 2]>(),
         )
             .prop_map(|(origins, minimum_origins, [monitored, fallback])| {
-                let known = origins.iter().map(|(_, _, verdict, factors)| Known {
-                    verdict: *verdict,
-                    factors: *factors,
-                });
+                let known = origins
+                    .iter()
+                    .map(|(_, _, verdict, passes, factors)| Known {
+                        verdict: *verdict,
+                        passes_while_held: *passes && *verdict == Some(Verdict::Down),
+                        factors: *factors,
+                    });
                 let known = known.collect();
                 let declared = origins.iter().enumerate();
                 let declared = declared.map(|(index, (weight, enabled, ..))| Origin {
@@ -414,8 +454,21 @@ mod tests {
             let declared = |origin: &Origin| origin.enabled && origin.weight > Weight::ZERO;
             let usable = pool.origins.iter().zip(&weights.origins);
             let usable = usable.filter(|(origin, w)| declared(origin) && w.health.usable()).count();
+            // As if nobody were held.
+            let unheld = PoolWeights::weigh(&pool, |name| {
+                let known = known_of(name);
+                let verdict = if known.passes_while_held { Some(Verdict::Up) } else { known.verdict };
+                Known { verdict, passes_while_held: false, ..known }
+            });
+            let ignores_holds = PoolWeights::weigh(&pool, |name| known_of(name).verdict).panic;
+            prop_assert_eq!(weights.panic, unheld.panic);
+            if ignores_holds {
+                for (held, unheld) in weights.origins.iter().zip(&unheld.origins) {
+                    prop_assert_eq!(held.weight, unheld.weight, "a hold brings nobody to the dead");
+                }
+            }
             // Somebody gets something wherever somebody could take it.
-            let some = usable > 0 || weights.panic;
+            let some = usable > 0 || weights.panic || ignores_holds;
             prop_assert!((total - f64::from(u8::from(some))).abs() < 1e-9, "{total}");
             if pool.fallback.is_none() {
                 prop_assert_eq!(some, pool.origins.iter().any(declared));
@@ -423,7 +476,8 @@ mod tests {
             prop_assert_eq!(weights.state == PoolState::Down, usable < pool.minimum_origins as usize);
             for (origin, weight) in pool.origins.iter().zip(&weights.origins) {
                 let gets = weight.weight > Weight::ZERO;
-                let takes = declared(origin) && (weight.health.usable() || weights.panic);
+                let let_back = ignores_holds && known_of(&origin.name).passes_while_held;
+                let takes = declared(origin) && (weight.health.usable() || weights.panic || let_back);
                 prop_assert_eq!(gets, takes, "{:?}", weight);
             }
         }

@@ -215,8 +215,8 @@ impl World {
             let origin = &self.pool.origins[index];
             origin.enabled && origin.weight > Weight::ZERO
         };
-        let usable = |index: usize| takes(index) && weights.origins[index].health.usable();
-        let any = (0..self.servers.len()).any(|index| usable(index) || weights.panic);
+        let gets = |index: usize| takes(index) && weights.share(index) > 0.0;
+        let any = (0..self.servers.len()).any(gets);
         assert_eq!(any, total > 0.0, "{weights:?}");
         assert!(
             !any || (total - 1.0).abs() < 1e-9,
@@ -236,6 +236,8 @@ impl World {
                 "o{index} is dead: {weights:?}"
             );
             assert!(takes(index) || share == 0.0, "o{index}: {weights:?}");
+            let healthy = takes(index) && weights.origins[index].health.usable();
+            assert!(!healthy || share > 0.0, "o{index}: {weights:?}");
             // Never dead, it is never taken from all, whatever edge has no way to it.
             if self.edges > 1 && !server.was_ever_dead {
                 assert_ne!(

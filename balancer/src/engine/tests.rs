@@ -444,6 +444,31 @@ fn an_origin_that_flaps_stays_away_longer() {
 }
 
 #[test]
+fn a_hold_does_not_make_a_pool_panic() {
+    let mut scene = Scene::configured(monitor("quick", 1, 1), vec![three()]);
+    scene.pass(INTERVAL);
+    (0..5).for_each(|_| scene.restart("b"));
+    let [a, b] = [key("game", "a"), key("game", "b")];
+    scene.failing.insert(b.clone(), libc::ECONNREFUSED);
+    while scene.health(&b) != OriginHealth::Down {
+        scene.pass(100 * MILLI);
+    }
+    scene.failing.insert(a.clone(), libc::ECONNREFUSED);
+    scene.pass(INTERVAL);
+    assert_eq!(scene.weights(), [1.0, 1.0, 1.0], "only c answers");
+    scene.failing.remove(&b);
+    scene.pass(INTERVAL);
+    assert_eq!(scene.health(&b), OriginHealth::Down, "it is held");
+    assert_eq!(scene.weights(), [0.0, 1.0, 1.0]);
+    scene.failing.remove(&a);
+    scene.pass(INTERVAL);
+    let [_, held, _] = scene.weights()[..] else {
+        panic!("of three origins");
+    };
+    assert_eq!(held, 0.0, "others carry the pool again");
+}
+
+#[test]
 fn one_without_weight_is_probed_and_gets_nothing_also_in_panic() {
     let mut pool = three();
     pool.origins[2].weight = Weight::ZERO;
