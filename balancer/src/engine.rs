@@ -524,7 +524,7 @@ fn accused_of(accusation: Accusation, last_failure: &str) -> String {
         failures,
     } = accusation;
     let last: String = last_failure.chars().take(FAILURE_SHOWN).collect();
-    format!("{failures} connections in a row failed at {accusers} of {edges} edges ({last})")
+    format!("{failures} connections failed at {accusers} of {edges} edges ({last})")
 }
 
 fn key_of(pool: &PoolName, origin: &OriginName) -> OriginKey {

@@ -392,7 +392,7 @@ fn an_edge_that_cannot_reach_an_origin_takes_it_from_nobody_and_two_take_it_from
     let shown = status_of(&cluster, "b");
     let reason = shown["reason"].as_str().unwrap();
     assert!(
-        reason.contains("connections in a row failed at 2 of 2 edges"),
+        reason.contains("connections failed at 2 of 2 edges"),
         "{shown}"
     );
     ip(host, &["route", "del", "unreachable", "10.0.2.3/32"]);

@@ -497,7 +497,7 @@ fn what_most_edges_cannot_connect_to_is_taken_from_all_and_let_back() {
     assert_eq!(turns[0].verdict, Verdict::Down);
     assert_eq!(
         turns[0].reason,
-        "10 connections in a row failed at 2 of 2 edges (connect: timed out)"
+        "10 connections failed at 2 of 2 edges (connect: timed out)"
     );
     assert_eq!(scene.weights(), [1.0, 0.0, 1.0]);
     scene.pass(Duration::from_secs(9));

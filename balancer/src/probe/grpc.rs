@@ -16,6 +16,9 @@ use super::{
     failure::{Failure, Quote, Waiting},
 };
 
+/// What a server may send before it is read, in bytes: no more than an answer may be long.
+const UNREAD_MAX: u32 = ANSWER_MAX as u32;
+
 pub(super) async fn check(
     stream: TcpStream,
     address: SocketAddr,
@@ -24,7 +27,10 @@ pub(super) async fn check(
 ) -> Result<(), Failure> {
     progress.waiting = Waiting::Answer;
     // What it runs beside the connection ends with it.
-    let handshake = http2::Builder::new(TokioExecutor::new());
+    let mut handshake = http2::Builder::new(TokioExecutor::new());
+    handshake
+        .initial_stream_window_size(UNREAD_MAX)
+        .initial_connection_window_size(UNREAD_MAX);
     let handshake = handshake.handshake::<_, Body>(TokioIo::new(stream));
     let (sender, connection) = handshake.await.map_err(Failure::http)?;
     let drive = async {

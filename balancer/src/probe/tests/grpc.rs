@@ -95,3 +95,30 @@ async fn a_server_that_says_nothing_times_out_and_keeps_no_task() {
     // The connection is closed with the probe.
     tokio::time::timeout(AMPLE, end).await.unwrap().unwrap();
 }
+
+/// The payload of the SETTINGS that a client begins with (RFC 9113, 3.4 and 6.5).
+async fn settings(stream: &mut TcpStream) -> Vec<u8> {
+    let mut begin = [0; 24 + 9];
+    stream.read_exact(&mut begin).await.unwrap();
+    let len = u32::from_be_bytes([0, begin[24], begin[25], begin[26]]);
+    let mut payload = vec![0; len as usize];
+    stream.read_exact(&mut payload).await.unwrap();
+    payload
+}
+
+#[tokio::test]
+async fn a_server_may_send_no_more_unread_than_an_answer_may_be_long() {
+    let (tell, told) = tokio::sync::watch::channel(Vec::new());
+    let (address, _) = origin(move |_, mut stream: TcpStream| {
+        let tell = tell.clone();
+        async move {
+            tell.send_replace(settings(&mut stream).await);
+        }
+    })
+    .await;
+    failure(&grpc(address, AMPLE, "")).await;
+    let told = told.borrow().clone();
+    let window = told.chunks_exact(6).find(|entry| entry[..2] == [0, 4]);
+    let window = window.map(|entry| u32::from_be_bytes(entry[2..].try_into().unwrap()));
+    assert_eq!(window, Some(64 << 10));
+}
