@@ -20,7 +20,7 @@ const AUTHOR: &str = "config-service";
 
 /// Has all private keys of the present state sealed with the first store key.
 pub async fn reseal(keeper: &Keeper, writer: &Writer) -> Infallible {
-    let mut rewinds = keeper.rewinds();
+    let mut rewinds = keeper.own_rewinds();
     loop {
         until_sealed(keeper, writer).await;
         // Cannot fail: the sender is held by the argument.
@@ -47,8 +47,9 @@ async fn until_sealed(keeper: &Keeper, writer: &Writer) {
                 tokio::time::sleep(pause).await;
             }
             Err(error) => {
-                tracing::error!(%error, "private keys stay sealed as they are");
-                return;
+                // Nothing is to be gained from a second try at the same state.
+                tracing::error!(%error, "private keys stay sealed as they are until the next revision");
+                states.changed().await;
             }
         }
     }

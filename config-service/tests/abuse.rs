@@ -211,24 +211,56 @@ async fn ten_thousand_streams_that_say_nothing_are_not_all_taken() {
 async fn a_message_that_is_too_long_is_refused_by_its_length() {
     let victim = Victim::with(10).await;
     let said = victim.under(|address| {
-        let mut frames = Frames::connect(address, WINDOW);
-        frames.open("Apply", 1, 0).unwrap();
-        let begin = message(100 << 20, &[0; 1000]);
-        frames.send(DATA, 0, 1, &begin).unwrap();
-        // The answer comes although the message has only begun.
-        loop {
-            let said = frames.next().expect("an answer");
-            if said.stream == 1 && said.kind == HEADERS {
-                return said;
+        // Only the first of them carries resources.
+        let too_long = [("Apply", 100 << 20), ("List", 1 << 20), ("Delete", 1 << 20)];
+        too_long.map(|(method, length)| {
+            let mut frames = Frames::connect(address, WINDOW);
+            frames.open(method, 1, 0).unwrap();
+            let begin = message(length, &[0; 1000]);
+            frames.send(DATA, 0, 1, &begin).unwrap();
+            // The answer comes although the message has only begun.
+            loop {
+                let said = frames.next().expect("an answer");
+                if said.stream == 1 && said.kind == HEADERS {
+                    return said;
+                }
             }
-        }
+        })
     });
-    let said = said.await;
-    assert_eq!(
-        said.flags & END_STREAM,
-        END_STREAM,
-        "trailers only: {said:?}"
-    );
+    for said in said.await {
+        assert_eq!(
+            said.flags & END_STREAM,
+            END_STREAM,
+            "trailers only: {said:?}"
+        );
+    }
+}
+
+/// Each takes two bytes on the wire, and hundreds in memory.
+#[tokio::test]
+async fn more_resources_than_may_be_stored_are_refused_while_they_come() {
+    const LENGTH: usize = 60 << 20;
+    let victim = Victim::with(10).await;
+    let attack = |address: SocketAddr| {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let client = http2::connect(address.port()).await;
+            let (answer, mut body) = http2::open(&client, "Apply").await;
+            let begin = message(LENGTH.try_into().unwrap(), &[]);
+            body.send_data(begin.into(), false).unwrap();
+            let empty = Bytes::from([0x0a, 0].repeat(LENGTH / 2));
+            let _ = http2::send(&mut body, empty).await;
+            let _ = body.send_data(Bytes::new(), true);
+            let answer = answer.await.unwrap();
+            Status::from_header_map(answer.headers()).unwrap()
+        })
+    };
+    let refused = victim.under(attack).await;
+    assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
+    assert!(refused.message().contains("200000"), "{refused}");
 }
 
 #[tokio::test]
@@ -315,7 +347,7 @@ async fn unfinished(address: SocketAddr, calls: usize, bytes: usize) -> Vec<Code
                     Some(())
                 };
                 let sent = send.await;
-                let answered = tokio::time::timeout(Duration::from_secs(3), answer).await;
+                let answered = tokio::time::timeout(Duration::from_secs(20), answer).await;
                 let refused = answered.ok().map(|answer| answer.unwrap());
                 assert!(
                     sent.is_some() || refused.is_some(),

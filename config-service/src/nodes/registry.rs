@@ -115,11 +115,18 @@ impl Book {
         self.here.contains_key(key) || self.elsewhere.contains_key(key)
     }
 
-    /// After a node has left, from here or from elsewhere.
+    /// After a node has left, from here or from elsewhere. Of what it last said, its
+    /// reports are dropped: they are long, and not true any more.
     fn left(&mut self, key: NodeKey, last: Arc<v1::NodeStatus>) {
         if self.is_connected(&key) {
             return;
         }
+        let last = Arc::new(v1::NodeStatus {
+            pools: Vec::new(),
+            rejections: Vec::new(),
+            trial: None,
+            ..Arc::unwrap_or_clone(last)
+        });
         let since = SystemTime::now();
         self.gone.insert(key, Gone { last, since });
         if self.gone.len() > GONE_MAX {
@@ -399,6 +406,22 @@ mod tests {
         // That nobody is heard of does not mean that they are gone.
         nodes.lose_elsewhere();
         assert_eq!((gone(&nodes), nodes.list(None).len()), (vec![], 1));
+    }
+
+    #[test]
+    fn of_who_is_gone_no_reports_are_kept() {
+        let nodes = Nodes::default();
+        let reports = |name| v1::NodeStatus {
+            pools: vec![v1::PoolHealth::default()],
+            rejections: vec![v1::Rejection::default()],
+            trial: Some(v1::TrialReport::default()),
+            ..status(name, 1, 4)
+        };
+        nodes.set_elsewhere(vec![reports("b")]);
+        drop(nodes.connect(key("a"), reports("a")));
+        nodes.set_elsewhere(vec![]);
+        let last: Vec<_> = nodes.gone(None).into_iter().map(|gone| gone.last).collect();
+        assert_eq!(last, [status("a", 1, 4), status("b", 1, 4)].map(Arc::new));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Encoded updates, each made once for all who need it.
 
-use std::{panic::resume_unwind, sync::Arc};
+use std::sync::Arc;
 
 use anyport_model::{diff::Diff, names::Revision, resource::Kind};
 use anyport_proto::{
@@ -15,7 +15,7 @@ use crate::{
     offload::offload,
     state::{Keeper, StateAt, Target},
     store::{ObjectId, StoreName},
-    wire::{Coding, Once, message},
+    wire::{Coding, Once, made, message},
 };
 
 /// Updates kept encoded. A fleet is at one or two revisions at a time, so this is
@@ -83,7 +83,13 @@ impl Frames {
         to: &Arc<Target>,
         coding: Coding,
     ) -> Option<Frame> {
-        let make = self.make_change(role, from, to, coding);
+        let make = make_change(
+            self.keeper.clone(),
+            self.longest,
+            (role, from),
+            Arc::clone(to),
+            coding,
+        );
         self.changes
             .get(Key::new(role, Some(from), to, coding), make)
             .await
@@ -97,36 +103,6 @@ impl Frames {
             encode(&target, &response, coding)
         });
         self.whole.get(Key::new(role, None, to, coding), make).await
-    }
-
-    async fn make_change(
-        &self,
-        role: Role,
-        from: Held,
-        to: &Arc<Target>,
-        coding: Coding,
-    ) -> Option<Frame> {
-        let known = self.known(from).await?;
-        let (to, longest) = (Arc::clone(to), self.longest);
-        apart(move || {
-            let response = response(&to, change(role, &known, &to));
-            // What is new and the names of what is gone can take more than any state.
-            (response.encoded_len() <= longest).then(|| encode(&to, &response, coding))
-        })
-        .await
-    }
-
-    /// The state that a subscriber says it holds, if it is one of ours.
-    async fn known(&self, from: Held) -> Option<Arc<StateAt>> {
-        match self.keeper.at(from.revision).await {
-            Ok(state) => state.filter(|state| state.hash() == from.hash),
-            Err(error) => {
-                // The whole new state is in memory: who was let in while the store
-                // answered is not held up by what it has become since.
-                tracing::warn!(revision = from.revision.0, %error, "cannot read an old state; sending the whole new one");
-                None
-            }
-        }
     }
 }
 
@@ -173,17 +149,38 @@ fn encode(to: &Target, response: &v1::SyncResponse, coding: Coding) -> Frame {
     }
 }
 
+async fn make_change(
+    keeper: Keeper,
+    longest: usize,
+    (role, from): (Role, Held),
+    to: Arc<Target>,
+    coding: Coding,
+) -> Option<Frame> {
+    let known = known(&keeper, from).await?;
+    apart(move || {
+        let response = response(&to, change(role, &known, &to));
+        // What is new and the names of what is gone can take more than any state.
+        (response.encoded_len() <= longest).then(|| encode(&to, &response, coding))
+    })
+    .await
+}
+
+/// The state that a subscriber says it holds, if it is one of ours.
+async fn known(keeper: &Keeper, from: Held) -> Option<Arc<StateAt>> {
+    match keeper.at(from.revision).await {
+        Ok(state) => state.filter(|state| state.hash() == from.hash),
+        Err(error) => {
+            // The whole new state is in memory: who was let in while the store
+            // answered is not held up by what it has become since.
+            tracing::warn!(revision = from.revision.0, %error, "cannot read an old state; sending the whole new one");
+            None
+        }
+    }
+}
+
 /// As if it were done here, so that a panic ends who asked.
 async fn apart<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    match offload(work)
-        .await
-        .map_err(tokio::task::JoinError::try_into_panic)
-    {
-        Ok(made) => made,
-        Err(Ok(panic)) => resume_unwind(panic),
-        // The runtime is being taken down, and whoever waits with it.
-        Err(Err(_)) => std::future::pending().await,
-    }
+    made(offload(work).await).await
 }
 
 /// Balancers have no use for where an app answers, and private keys go to

@@ -15,16 +15,24 @@ use tokio::{
 };
 use tonic::{Status, body::Body, codegen::http::Request};
 
-use super::status;
+use super::{fields::Resources, status};
+
+const APPLY: &str = "/anyport.v1.ConfigService/Apply";
 
 /// Bytes of all requests that are being received, read or answered: four of the largest.
 const MOST: usize = 256 << 20;
 /// So much of each counts nothing: small requests are served whatever large ones do.
-const SMALL: usize = 64 << 10;
+/// Those of all methods but one have to be so small.
+pub(super) const SMALL: usize = 64 << 10;
 /// A request has this long to come,
 const GRACE: Duration = Duration::from_secs(30);
 /// and one second more for so many bytes of it that have come.
 const SLOWEST: u64 = 32 << 10;
+
+/// Does a request to this path carry resources?
+pub(super) fn may_be_large(path: &str) -> bool {
+    path == APPLY
+}
 
 /// Room for requests. Clones share it.
 #[derive(Debug, Clone)]
@@ -54,11 +62,13 @@ impl Intake {
     /// worked on.
     pub(super) fn admit(&self, request: Request<Body>) -> (Request<Body>, Taken) {
         let taken = Taken::default();
+        let large = may_be_large(request.uri().path()).then(Resources::default);
         let request = request.map(|body| {
             Body::new(Metered {
                 body,
                 room: Arc::clone(&self.room),
                 taken: taken.clone(),
+                large,
                 received: 0,
                 since: Instant::now(),
                 late: None,
@@ -84,6 +94,8 @@ struct Metered {
     body: Body,
     room: Arc<Semaphore>,
     taken: Taken,
+    /// What may be large has resources, which are counted; `None`: it may not.
+    large: Option<Resources>,
     received: usize,
     since: Instant,
     /// Set once it has to be waited for.
@@ -91,9 +103,14 @@ struct Metered {
 }
 
 impl Metered {
-    fn take(&mut self, bytes: usize) -> Result<(), Status> {
+    fn take(&mut self, bytes: &[u8]) -> Result<(), Status> {
         let before = self.received.saturating_sub(SMALL);
-        self.received = self.received.saturating_add(bytes);
+        self.received = self.received.saturating_add(bytes.len());
+        match &mut self.large {
+            Some(resources) => resources.read(bytes)?,
+            None if self.received > SMALL => return Err(too_long()),
+            None => {}
+        }
         let more = self.received.saturating_sub(SMALL) - before;
         if more == 0 {
             return Ok(());
@@ -110,6 +127,12 @@ impl Metered {
     }
 }
 
+fn too_long() -> Status {
+    Status::out_of_range(format!(
+        "the request has more than {SMALL} bytes, which is the most for all methods but Apply"
+    ))
+}
+
 impl HttpBody for Metered {
     type Data = Bytes;
     type Error = Status;
@@ -120,7 +143,7 @@ impl HttpBody for Metered {
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         match Pin::new(&mut self.body).poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => {
-                let bytes = frame.data_ref().map_or(0, Bytes::len);
+                let bytes = frame.data_ref().map_or(&[][..], AsRef::as_ref);
                 Poll::Ready(Some(self.take(bytes).map(|()| frame)))
             }
             Poll::Ready(end) => Poll::Ready(end),
@@ -167,9 +190,17 @@ mod tests {
 
     /// A request whose bytes come as they are sent.
     fn request(intake: &Intake) -> (mpsc::Sender<Result<Bytes, Status>>, Body, Taken) {
+        request_to(APPLY, intake)
+    }
+
+    fn request_to(
+        path: &str,
+        intake: &Intake,
+    ) -> (mpsc::Sender<Result<Bytes, Status>>, Body, Taken) {
         let (sender, bytes) = mpsc::channel(1);
         let body = respond(bytes, Coding::Identity).into_body();
-        let (request, taken) = intake.admit(Request::new(body));
+        let request = Request::post(path).body(body).unwrap();
+        let (request, taken) = intake.admit(request);
         (sender, request.into_body(), taken)
     }
 
@@ -207,6 +238,22 @@ mod tests {
         assert_eq!(intake.room.available_permits(), left);
         drop(taken);
         assert_eq!(intake.room.available_permits(), 100_000);
+    }
+
+    #[tokio::test]
+    async fn what_carries_no_resources_takes_nothing_of_the_room() {
+        let intake = Intake::default();
+        for path in [
+            "/anyport.v1.ConfigService/List",
+            "/anyport.v1.ConfigService/Delete",
+        ] {
+            let (sender, mut body, _taken) = request_to(path, &intake);
+            for (bytes, read) in [(SMALL, Ok(SMALL)), (1, Err(Code::OutOfRange))] {
+                sender.send(Ok(Bytes::from(vec![0; bytes]))).await.unwrap();
+                assert_eq!(next(&mut body).await, read, "{path}");
+            }
+            assert_eq!(intake.room.available_permits(), MOST);
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -2,6 +2,7 @@
 
 mod audit;
 mod config;
+mod fields;
 mod intake;
 mod nodes;
 mod page;

@@ -1,11 +1,12 @@
 //! `ConfigService` on the wire.
 //!
-//! Around the generated server, for two things that it cannot do: the state is encoded
-//! once for all who watch it, and large requests together take as much memory as there
-//! is for them.
+//! Around the generated server, for what it cannot do: the state is encoded once for all
+//! who watch it, only requests that carry resources may be large, and these together
+//! take as much memory as there is for them.
 
 use std::{
     convert::Infallible,
+    sync::Arc,
     task::{Context, Poll},
 };
 
@@ -26,7 +27,7 @@ use tonic::{
 
 use super::{
     config::{ConfigApi, kinds},
-    intake::Intake,
+    intake::{Intake, SMALL, may_be_large},
     watch::Watches,
 };
 use crate::wire::{Coding, call_of, respond};
@@ -42,15 +43,23 @@ const UNREAD: usize = 1;
 #[derive(Debug, Clone)]
 pub struct ConfigServer {
     api: ConfigServiceServer<ConfigApi>,
+    /// The same, for what may be large.
+    large: ConfigServiceServer<ConfigApi>,
     watches: Watches,
     intake: Intake,
 }
 
 impl ConfigServer {
     pub fn new(api: ConfigApi) -> Self {
+        let watches = Watches::new(api.keeper.clone(), api.drain.clone());
+        let api = Arc::new(api);
+        let serving = |longest| {
+            ConfigServiceServer::from_arc(Arc::clone(&api)).max_decoding_message_size(longest)
+        };
         Self {
-            watches: Watches::new(api.keeper.clone(), api.drain.clone()),
-            api: ConfigServiceServer::new(api).max_decoding_message_size(UPDATE_MAX),
+            watches,
+            api: serving(SMALL),
+            large: serving(UPDATE_MAX),
             intake: Intake::default(),
         }
     }
@@ -71,12 +80,15 @@ impl Service<http::Request<Body>> for ConfigServer {
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
         let (request, taken) = self.intake.admit(request);
-        let answer: Self::Future = if request.uri().path() == WATCH {
+        let path = request.uri().path();
+        let answer: Self::Future = if path == WATCH {
             let watches = self.watches.clone();
             Box::pin(async move {
                 let answer = watch(watches, request).await;
                 Ok(answer.unwrap_or_else(Status::into_http))
             })
+        } else if may_be_large(path) {
+            self.large.call(request)
         } else {
             self.api.call(request)
         };

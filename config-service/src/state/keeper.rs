@@ -198,6 +198,12 @@ impl Keeper {
         self.shared.rewinds.subscribe()
     }
 
+    /// Follows how often the present state of this replica was found to be lost. What
+    /// nodes tell does not count: anyone may say what it holds.
+    pub fn own_rewinds(&self) -> watch::Receiver<u64> {
+        self.shared.rewinds.own()
+    }
+
     /// Makes sure that whoever holds a revision, with the hash of its state and the
     /// name of its store where that is known, is not led back by a replica that merely
     /// has not heard of it yet: the store is asked. Where it does not know it either,
@@ -349,13 +355,18 @@ impl Keeper {
     }
 
     /// A revision that nodes have while some try a later one.
-    async fn target(&self, revision: Revision, written: u64) -> Result<Arc<Target>, StoreError> {
+    async fn target(
+        &self,
+        revision: Revision,
+        written: u64,
+        store: Option<StoreName>,
+    ) -> Result<Arc<Target>, StoreError> {
         let record = match revision {
             Revision::EMPTY => None,
             _ => self.shared.store.record(revision).await?,
         };
         match self.at(revision).await? {
-            Some(state) => Ok(Target::of(record.as_ref(), state, written)),
+            Some(state) => Ok(Target::of(record.as_ref(), state, written, store)),
             None => Err(StoreError::corrupt(
                 format_args!("revision {revision}"),
                 "is gone, and all have it that do not try the latest",
@@ -403,7 +414,7 @@ impl Keeper {
         let tried = head.record.as_ref();
         let stable = match tried.and_then(|record| record.rollout.as_ref()) {
             Some(rollout) => {
-                let target = self.target(rollout.stable, head.version.written);
+                let target = self.target(rollout.stable, head.version.written, recent.store());
                 Some(target.await?)
             }
             None => None,
@@ -636,7 +647,10 @@ mod tests {
     use super::*;
     use crate::{
         admit::{Conditions, Intent, Writer, read_apply},
-        store::embedded::full_disk::{self, Full},
+        store::embedded::{
+            Embedded,
+            full_disk::{self, Full},
+        },
     };
 
     const PATIENCE: Duration = Duration::from_secs(10);
@@ -684,5 +698,46 @@ mod tests {
         write().await.unwrap();
         until(&readiness, true).await;
         following.abort();
+    }
+
+    /// As while replicas are replaced, one after the other.
+    #[tokio::test]
+    async fn a_store_keeps_its_name_where_a_replica_that_knows_no_names_writes() {
+        let directory = tempfile::tempdir().unwrap();
+        let store: Arc<dyn Store> = Arc::new(Embedded::open(directory.path()).unwrap());
+        let writer = Writer::new(Keeper::new(Arc::clone(&store)));
+        let write = async |cidr: &str| {
+            let kind = v1::resource::Kind::Prefix(v1::Prefix {
+                cidr: cidr.to_owned(),
+            });
+            let intent = Intent::Apply {
+                request: read_apply(vec![v1::Resource { kind: Some(kind) }]),
+                prune: false,
+            };
+            let written = writer.write(intent, Conditions::default(), SystemTime::now);
+            let written = written.await.unwrap();
+            let record = store.record(written.revision).await.unwrap();
+            record.unwrap()
+        };
+        let named = write("198.51.100.0/24").await;
+        assert!(named.store.is_some());
+
+        let older = Keeper::new(Arc::clone(&store));
+        let turn = older.turn().await.unwrap();
+        let present = turn.refresh().await.unwrap();
+        let draft = older.draft(present.state(), present.resources().clone(), &[]);
+        let nameless = Record {
+            revision: draft.state().revision,
+            store: None,
+            ..named.clone()
+        };
+        let committed = turn.commit(&present, draft, nameless).await.unwrap();
+        assert_eq!(committed.unwrap().store(), named.store);
+
+        let anew = Keeper::new(Arc::clone(&store));
+        let present = anew.turn().await.unwrap().refresh().await.unwrap();
+        assert_eq!(present.store(), named.store);
+        assert_eq!(present.stable().store, named.store);
+        assert_eq!(write("203.0.113.0/24").await.store, named.store);
     }
 }

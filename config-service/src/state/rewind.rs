@@ -39,6 +39,8 @@ const TOLD: usize = 1_024;
 #[derive(Debug, Default)]
 pub(super) struct Book {
     rewinds: watch::Sender<Rewinds>,
+    /// Number of those that this replica found itself.
+    own: watch::Sender<u64>,
     /// Each with the hash of its state, since a number comes a second time.
     told: Mutex<VecDeque<(Revision, ObjectId)>>,
 }
@@ -46,6 +48,10 @@ pub(super) struct Book {
 impl Book {
     pub(super) fn subscribe(&self) -> watch::Receiver<Rewinds> {
         self.rewinds.subscribe()
+    }
+
+    pub(super) fn own(&self) -> watch::Receiver<u64> {
+        self.own.subscribe()
     }
 
     /// `hash` is that of the lost state; `node` is who held it, if not this replica.
@@ -59,6 +65,9 @@ impl Book {
             rewinds.count += 1;
             rewinds.last = Some(rewind);
         });
+        if node.is_none() {
+            self.own.send_modify(|count| *count += 1);
+        }
         tracing::error!(
             lost = lost.0,
             latest = latest.0,
@@ -110,6 +119,7 @@ mod tests {
         assert_eq!(counts(7, other, None), 4);
         assert_eq!(counts(8, one, None), 5);
         assert_eq!(counts(8, one, Some("edge/a")), 5);
+        assert_eq!(*book.own().borrow(), 2);
         assert_eq!(book.subscribe().borrow().last, Some(rewind(8)));
     }
 

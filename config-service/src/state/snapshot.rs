@@ -64,14 +64,19 @@ pub struct Target {
 impl Target {
     /// As `record` says, which is none before the first revision; `written` is
     /// when the head was.
-    pub(super) fn of(record: Option<&Record>, state: Arc<StateAt>, written: u64) -> Arc<Self> {
+    pub(super) fn of(
+        record: Option<&Record>,
+        state: Arc<StateAt>,
+        written: u64,
+        store: Option<StoreName>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             state,
             committed_at: record.map(|record| record.committed_at),
             traceparent: record.map_or_else(String::new, |record| record.traceparent.clone()),
             written,
             trial: record.is_some_and(|record| record.rollout.is_some()),
-            store: record.and_then(|record| record.store),
+            store,
         })
     }
 }
@@ -97,7 +102,12 @@ impl Snapshot {
         recent: Recent,
     ) -> Self {
         Self {
-            latest: Target::of(head.record.as_ref(), state, head.version.written),
+            latest: Target::of(
+                head.record.as_ref(),
+                state,
+                head.version.written,
+                recent.store,
+            ),
             head,
             stable,
             recent,
@@ -158,7 +168,7 @@ impl Snapshot {
 
     /// The store that it was read from; `None`: it has no name yet.
     pub fn store(&self) -> Option<StoreName> {
-        self.head.record.as_ref()?.store
+        self.recent.store
     }
 
     pub fn revision(&self) -> Revision {
@@ -189,7 +199,7 @@ impl Snapshot {
 
     /// The write that had this request id, if it is not long ago.
     pub fn written_by(&self, request_id: &str) -> Option<&Remembered> {
-        let mut recent = self.recent.0.iter().rev();
+        let mut recent = self.recent.requests.iter().rev();
         recent.find(|remembered| remembered.request.id == request_id)
     }
 }
@@ -202,9 +212,15 @@ pub struct Remembered {
     pub state_hash: ObjectId,
 }
 
-/// The last writes that had one, oldest first.
+/// What the last records say.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Recent(VecDeque<Remembered>);
+pub(super) struct Recent {
+    /// The writes that had one, oldest first.
+    requests: VecDeque<Remembered>,
+    /// As the newest of them says that names it: a replica of a version that knows no
+    /// names writes without.
+    store: Option<StoreName>,
+}
 
 impl Recent {
     /// Of records in the order of the history, newest first.
@@ -214,9 +230,14 @@ impl Recent {
         recent
     }
 
+    pub(super) fn store(&self) -> Option<StoreName> {
+        self.store
+    }
+
     pub(super) fn add(&mut self, record: &Record) {
+        self.store = record.store.or(self.store);
         if let Some(request) = &record.request {
-            self.0.push_back(Remembered {
+            self.requests.push_back(Remembered {
                 revision: record.revision,
                 request: request.clone(),
                 state_hash: record.state_hash,
@@ -224,11 +245,11 @@ impl Recent {
         }
         let newest_forgotten = record.revision.0.saturating_sub(REMEMBERED as u64);
         while self
-            .0
+            .requests
             .front()
             .is_some_and(|first| first.revision.0 <= newest_forgotten)
         {
-            self.0.pop_front();
+            self.requests.pop_front();
         }
     }
 }

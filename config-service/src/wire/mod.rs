@@ -10,4 +10,4 @@ pub(crate) use body::{call_of, respond};
 #[cfg(test)]
 pub(crate) use message::PREFIX;
 pub(crate) use message::{Coding, message, prefix};
-pub(crate) use once::Once;
+pub(crate) use once::{Once, made};
