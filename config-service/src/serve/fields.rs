@@ -3,6 +3,7 @@
 
 use tonic::Status;
 
+use super::status;
 use crate::admit::RESOURCES_MAX;
 
 /// Bytes before each message of gRPC: whether it is compressed, and its length.
@@ -129,9 +130,8 @@ impl Resources {
 }
 
 fn too_many() -> Status {
-    Status::invalid_argument(format!(
-        "resources: there are more than {RESOURCES_MAX} in the request; right is at most that many"
-    ))
+    let problem = format!("the request has more of them; right is at most {RESOURCES_MAX}");
+    status::invalid([("resources", problem)])
 }
 
 #[cfg(test)]
