@@ -69,6 +69,7 @@ impl<K, V> fmt::Debug for Once<K, V> {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use std::{pin::pin, task::Poll};
 
     use tokio::sync::oneshot;
