@@ -27,7 +27,7 @@ use crate::resource::{Policy, Weight};
 /// Between two steps of a factor.
 pub const STEP: Duration = Duration::from_secs(5);
 /// Open connections that an origin of the pool has on average, for load to count.
-pub const OPEN_MIN: f64 = 100.0;
+pub const OPEN_MIN: f64 = 1000.0;
 /// Bounds of the two, so that their product stays within about half and
 /// one and a half.
 const LOAD: (f64, f64) = (0.7, 1.4);
@@ -226,7 +226,7 @@ mod tests {
 
     #[test]
     fn who_holds_more_than_its_share_is_asked_to_take_less() {
-        let three = [open(200.0), open(200.0), open(800.0)];
+        let three = [open(2000.0), open(2000.0), open(8000.0)];
         assert_eq!(
             loads(Policy::Weighted, &three),
             [Some(1.0), Some(1.0), Some(0.7)]
@@ -234,9 +234,9 @@ mod tests {
         // By declared weight: this is its share.
         let heavy = Weight::new(4.0).unwrap();
         let fair = [
-            open(200.0),
-            open(200.0),
-            open(800.0).map(|(_, m)| (heavy, m)),
+            open(2000.0),
+            open(2000.0),
+            open(8000.0).map(|(_, m)| (heavy, m)),
         ];
         assert_eq!(loads(Policy::RoundRobin, &fair), [Some(1.0); 3]);
     }
@@ -253,7 +253,7 @@ mod tests {
 
     #[test]
     fn what_the_policy_minds_by_itself_is_not_counted_twice() {
-        let uneven = [open(100.0), open(900.0)];
+        let uneven = [open(1000.0), open(9000.0)];
         let asked = |policy| loads(policy, &uneven)[1].is_some();
         assert_eq!(Policy::ALL.map(asked), [true, true, false, false, false]);
         let slow = [stretched(1.0), stretched(9.0)];
@@ -316,7 +316,7 @@ mod tests {
             let weights: Vec<f64> = factors.iter().map(|f| f.factor().as_f64()).collect();
             let total: f64 = weights.iter().sum();
             for (index, open) in open.iter_mut().enumerate() {
-                let settled = 1000.0 * lasts[index] * weights[index] / total;
+                let settled = 10_000.0 * lasts[index] * weights[index] / total;
                 *open += (settled - *open) * (1.0 - (-STEP.as_secs_f64() / lasts[index]).exp());
             }
             let measured = open.iter().map(|&open| {

@@ -583,7 +583,10 @@ fn an_origin_that_holds_many_connections_gets_less_step_by_step_and_it_shows() {
     };
     let mut seen = Vec::new();
     for _ in 0..60 {
-        scene.report("edge-1", &[open("a", 200), open("b", 900), open("c", 200)]);
+        scene.report(
+            "edge-1",
+            &[open("a", 2000), open("b", 9000), open("c", 2000)],
+        );
         scene.pass(Duration::from_secs(1));
         seen.push(scene.weights()[1]);
     }
@@ -596,7 +599,10 @@ fn an_origin_that_holds_many_connections_gets_less_step_by_step_and_it_shows() {
     let factors = table.pools[&game().name].origins[1].factors;
     assert_eq!(factors.load.as_f64(), 0.7);
     let version = scene.engine.weights_version();
-    scene.report("edge-1", &[open("a", 210), open("b", 880), open("c", 190)]);
+    scene.report(
+        "edge-1",
+        &[open("a", 2100), open("b", 8800), open("c", 1900)],
+    );
     scene.pass(3 * INTERVAL);
     // Nobody reports any more: back to what was declared.
     assert!(scene.engine.weights_version() > version);

@@ -27,7 +27,7 @@ use super::{
 use crate::{connection::Connection, failure::Failure};
 
 /// For whatever ought to happen within moments.
-pub const PATIENCE: Duration = Duration::from_secs(15);
+pub const PATIENCE: Duration = Duration::from_secs(30);
 /// Between two looks at what is awaited.
 const GLANCE: Duration = Duration::from_millis(10);
 
