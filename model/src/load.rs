@@ -339,10 +339,11 @@ mod tests {
         fn the_loop_over_connections_of_any_length_comes_to_rest(
             lasts in prop::collection::vec(1.0f64..2000.0, 2..6),
         ) {
-            // Connections may last half an hour, and it takes some of that to fill up.
-            let seen = run(&lasts, 2000);
+            // Connections may last half an hour, which are 400 steps, and it takes some of these until
+            // what is open is so near to where it goes that no rounding turns on it.
+            let seen = run(&lasts, 4000);
             let last = seen.last().unwrap();
-            prop_assert!(seen[1800..].iter().all(|weights| weights == last), "{lasts:?}: {last:?}");
+            prop_assert!(seen[3600..].iter().all(|weights| weights == last), "{lasts:?}: {last:?}");
             for index in 0..lasts.len() {
                 let path: Vec<u32> = seen.iter().map(|weights| weights[index]).collect();
                 let turns = turns(&path);
