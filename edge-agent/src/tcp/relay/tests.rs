@@ -71,6 +71,21 @@ async fn paced(idle: Duration, rate: Option<u32>) -> Lines {
     }
 }
 
+/// The one that the test is about, and the other.
+fn in_turn(by_client: bool, client: TcpStream, origin: TcpStream) -> (TcpStream, TcpStream) {
+    match by_client {
+        true => (client, origin),
+        false => (origin, client),
+    }
+}
+
+fn assert_blamed(client: bool, ended: &Ended) {
+    match client {
+        true => assert!(matches!(ended, Ended::Client(_)), "{ended:?}"),
+        false => assert!(matches!(ended, Ended::Origin(_)), "{ended:?}"),
+    }
+}
+
 async fn within<T>(future: impl Future<Output = T>) -> T {
     timeout(PATIENCE, future).await.expect("in time")
 }
@@ -200,10 +215,7 @@ async fn a_receiver_that_pauses_after_the_sender_failed_gets_all_that_had_come()
     // What waits in the relay too, and what the kernel takes at once.
     for (by_client, much) in [(true, true), (false, true), (true, false), (false, false)] {
         let lines = relayed(HOUR).await;
-        let (mut sender, mut receiver) = match by_client {
-            true => (lines.client, lines.origin),
-            false => (lines.origin, lines.client),
-        };
+        let (mut sender, mut receiver) = in_turn(by_client, lines.client, lines.origin);
         if much {
             flood(&mut sender).await;
         } else {
@@ -241,10 +253,7 @@ async fn sent_to_a_slow_receiver(sender: &mut TcpStream, receiver: &TcpStream, c
 async fn a_stream_that_ended_before_its_sender_failed_is_delivered_whole() {
     for by_client in [true, false] {
         let lines = relayed(HOUR).await;
-        let (mut sender, mut receiver) = match by_client {
-            true => (lines.client, lines.origin),
-            false => (lines.origin, lines.client),
-        };
+        let (mut sender, mut receiver) = in_turn(by_client, lines.client, lines.origin);
         // Something is on the way back, so that it resets what it closes.
         receiver.write_all(b"unread").await.unwrap();
         within(sender.readable()).await.unwrap();
@@ -267,10 +276,7 @@ async fn a_stream_that_ended_before_its_sender_failed_is_delivered_whole() {
         let got = got.unwrap();
         assert_eq!(got.len(), 256 << 10);
         let (ended, _) = within(lines.ended).await.unwrap();
-        match by_client {
-            true => assert!(matches!(ended, Ended::Client(_)), "{ended:?}"),
-            false => assert!(matches!(ended, Ended::Origin(_)), "{ended:?}"),
-        }
+        assert_blamed(by_client, &ended);
     }
 }
 
@@ -302,10 +308,7 @@ async fn a_stream_that_ended_before_its_sender_failed_ended_well_also_at_a_pace(
     // Also where the sender was told the end of the other stream before.
     for (by_client, was_told) in [(true, true), (true, false), (false, true), (false, false)] {
         let lines = paced(HOUR, Some(1000)).await;
-        let (mut sender, mut receiver) = match by_client {
-            true => (lines.client, lines.origin),
-            false => (lines.origin, lines.client),
-        };
+        let (mut sender, mut receiver) = in_turn(by_client, lines.client, lines.origin);
         if was_told {
             receiver.shutdown().await.unwrap();
             within(sender.read_to_end(&mut Vec::new())).await.unwrap();
@@ -364,10 +367,7 @@ async fn a_receiver_that_takes_little_at_a_time_is_neither_stuck_nor_silent() {
 async fn the_side_that_fails_first_is_the_one_that_is_told() {
     for (by_client, has_ended) in [(true, true), (true, false), (false, true), (false, false)] {
         let lines = relayed(HOUR).await;
-        let (mut first, mut second) = match by_client {
-            true => (lines.client, lines.origin),
-            false => (lines.origin, lines.client),
-        };
+        let (mut first, mut second) = in_turn(by_client, lines.client, lines.origin);
         if has_ended {
             second.shutdown().await.unwrap();
             within(first.read_to_end(&mut Vec::new())).await.unwrap();
@@ -380,10 +380,7 @@ async fn the_side_that_fails_first_is_the_one_that_is_told() {
         second.set_zero_linger().unwrap();
         drop(second);
         let (ended, _) = within(lines.ended).await.unwrap();
-        match by_client {
-            true => assert!(matches!(ended, Ended::Client(_)), "{ended:?}"),
-            false => assert!(matches!(ended, Ended::Origin(_)), "{ended:?}"),
-        }
+        assert_blamed(by_client, &ended);
     }
 }
 
@@ -475,10 +472,7 @@ async fn what_came_before_a_reset_is_carried_on_at_its_pace_whoever_resets() {
     let sent: Vec<u8> = (0..3000u32).map(|n| (n % 251) as u8).collect();
     for by_client in [true, false] {
         let lines = paced(HOUR, Some(1000)).await;
-        let (mut sender, mut receiver) = match by_client {
-            true => (lines.client, lines.origin),
-            false => (lines.origin, lines.client),
-        };
+        let (mut sender, mut receiver) = in_turn(by_client, lines.client, lines.origin);
         let start = Instant::now();
         sender.write_all(&sent).await.unwrap();
         sender.set_zero_linger().unwrap();
@@ -488,10 +482,7 @@ async fn what_came_before_a_reset_is_carried_on_at_its_pace_whoever_resets() {
         let took = start.elapsed();
         assert!(took >= Duration::from_millis(1900), "{took:?}");
         let (ended, _) = within(lines.ended).await.unwrap();
-        match by_client {
-            true => assert!(matches!(ended, Ended::Client(_)), "{ended:?}"),
-            false => assert!(matches!(ended, Ended::Origin(_)), "{ended:?}"),
-        }
+        assert_blamed(by_client, &ended);
     }
 }
 
@@ -502,10 +493,7 @@ async fn what_a_side_said_before_it_failed_is_heard_though_more_is_sent_to_it() 
         .flat_map(|rate| [(rate, true), (rate, false)])
     {
         let lines = paced(HOUR, rate).await;
-        let (mut fails, mut talks) = match by_client {
-            true => (lines.client, lines.origin),
-            false => (lines.origin, lines.client),
-        };
+        let (mut fails, mut talks) = in_turn(by_client, lines.client, lines.origin);
         let mut told = [0];
         talks.write_all(b"x").await.unwrap();
         within(fails.read_exact(&mut told)).await.unwrap();
@@ -517,10 +505,7 @@ async fn what_a_side_said_before_it_failed_is_heard_though_more_is_sent_to_it() 
         talks.write_all(b"more").await.unwrap();
         assert_eq!(before_reset(&mut talks).await, answer);
         let (ended, _) = within(lines.ended).await.unwrap();
-        match by_client {
-            true => assert!(matches!(ended, Ended::Client(_)), "{ended:?}"),
-            false => assert!(matches!(ended, Ended::Origin(_)), "{ended:?}"),
-        }
+        assert_blamed(by_client, &ended);
     }
 }
 
