@@ -175,7 +175,7 @@ impl SkLookup {
     }
 
     fn pass(&mut self, goal: &Goal, before: Option<&Goal>) -> Result<(Change, Amiss)> {
-        self.pins.make()?;
+        self.pins.hold()?;
         let maps = self.have_shared()?;
         let Some(shared) = &self.shared else {
             return Err(gone());

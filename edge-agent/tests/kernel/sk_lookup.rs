@@ -7,7 +7,7 @@ use std::{
     os::unix::fs::MetadataExt,
     path::Path,
     sync::Arc,
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     time::Duration,
 };
 
@@ -67,6 +67,41 @@ fn program(edge: &Edge) -> u32 {
 fn a_link_detached_by_hand() {
     let detach = |pins: &Path| Link::open(pins.join("link")).unwrap().detach().unwrap();
     broken_by(detach, &[(Drift::Link, 1)]);
+}
+
+/// A detached link looks like one of a namespace that is gone, whose pins an agent
+/// that starts elsewhere on the host removes.
+#[test]
+fn a_link_detached_by_hand_while_others_start() {
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let others = || {
+            on_edge(async |_| {
+                while !done.load(Ordering::Relaxed) {
+                    let listeners = Listeners::open(Steering::SkLookup);
+                    set_up(&listeners).await.kill().await;
+                    undo().await.unwrap();
+                }
+            });
+        };
+        let starting = [(); 2].map(|()| scope.spawn(others));
+        on_edge(async |edge| {
+            let listeners = Listeners::open(Steering::SkLookup);
+            let agent = set_up(&listeners).await;
+            for times in 1..=20 {
+                let link = Link::open(edge.pins().join("link")).unwrap();
+                link.detach().unwrap();
+                agent.repaired(Drift::Link, times).await;
+            }
+            done.store(true, Ordering::Relaxed);
+            assert_both_steered(&edge).await;
+            assert_eq!(agent.repairs(), [(Drift::Link, 20)].into());
+        });
+        done.store(true, Ordering::Relaxed);
+        for other in starting {
+            other.join().unwrap();
+        }
+    });
 }
 
 #[test]

@@ -6,6 +6,10 @@
 //! sockets counters  the maps that all programs share
 //! claims-DIGEST     the attached program, named by what it steers
 //! ```
+//!
+//! An agent holds a shared lock on the directory while it runs: a link that was
+//! detached looks like one of a namespace that is gone, whose pins any agent of
+//! the host may remove.
 
 use std::{
     ffi::CString,
@@ -13,7 +17,10 @@ use std::{
     io::{self, ErrorKind},
     os::{
         fd::{AsFd, AsRawFd},
-        unix::{ffi::OsStrExt, fs::DirBuilderExt},
+        unix::{
+            ffi::OsStrExt,
+            fs::{DirBuilderExt, MetadataExt},
+        },
     },
     path::{Path, PathBuf},
 };
@@ -46,6 +53,7 @@ pub(super) struct Pins {
     /// The namespace's number, as `ls -i` and the kernel name it.
     inode: u32,
     directory: PathBuf,
+    held: Option<Flock<File>>,
 }
 
 impl Pins {
@@ -53,6 +61,7 @@ impl Pins {
         Self {
             inode,
             directory: Path::new(OURS).join(inode.to_string()),
+            held: None,
         }
     }
 
@@ -84,6 +93,37 @@ impl Pins {
         made.with_context(|| format!("making {}", self.directory.display()))?;
         remove_of_dead_namespaces();
         Ok(())
+    }
+
+    /// Makes the directory and keeps others from taking it for a dead
+    /// namespace's.
+    pub(super) fn hold(&mut self) -> Result<()> {
+        while !self.is_held() {
+            self.make()?;
+            let holding = || {
+                let directory = File::open(&self.directory)?;
+                let lock = Flock::lock(directory, FlockArg::LockShared);
+                lock.map_err(|(_, error)| io::Error::from(error))
+            };
+            match holding() {
+                // It may have been removed just before it was locked.
+                Ok(lock) => self.held = Some(lock),
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                Err(error) => {
+                    return Err(error)
+                        .with_context(|| format!("locking {}", self.directory.display()));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Is the directory that is there now the one that is locked?
+    fn is_held(&self) -> bool {
+        let number = |found: fs::Metadata| (found.dev(), found.ino());
+        let held = self.held.as_ref().and_then(|held| held.metadata().ok());
+        let there = fs::metadata(&self.directory).ok();
+        held.is_some() && held.map(number) == there.map(number)
     }
 
     /// Pins `object` for a moment, and leaves nothing.
@@ -153,8 +193,14 @@ impl Pins {
             // Another process may hold it, so unpinning may not end it.
             link.detach().context("detaching the sk_lookup program")?;
         }
-        let removed = fs::remove_dir_all(&self.directory);
-        removed.with_context(|| format!("removing {}", self.directory.display()))?;
+        match fs::remove_dir_all(&self.directory) {
+            // Without its link it is free for any agent to remove.
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                return Err(error)
+                    .with_context(|| format!("removing {}", self.directory.display()));
+            }
+            _ => {}
+        }
         // As long as other namespaces have theirs, this is refused.
         let _ = fs::remove_dir(OURS);
         Ok(true)
@@ -218,13 +264,20 @@ fn mount_bpf_fs() -> Result<()> {
 /// A pin outlives its namespace, with nothing left to do.
 fn remove_of_dead_namespaces() {
     for entry in fs::read_dir(OURS).into_iter().flatten().flatten() {
-        let dead = Link::open(entry.path().join(LINK)).is_ok_and(|link| {
-            let info = link.info().map(|info| info.info);
-            matches!(info, Ok(LinkTypeInfo::NetNs(namespace)) if namespace.ino == 0)
-        });
-        if dead {
+        if is_of_the_dead(&entry.path().join(LINK))
+            && let Ok(directory) = File::open(entry.path())
+            && let Ok(_lock) = Flock::lock(directory, FlockArg::LockExclusiveNonblock)
+        {
             // Somebody else may be at it.
             let _ = fs::remove_dir_all(entry.path());
         }
     }
+}
+
+/// Is the namespace of the link gone, or the link detached?
+fn is_of_the_dead(link: &Path) -> bool {
+    Link::open(link).is_ok_and(|link| {
+        let info = link.info().map(|info| info.info);
+        matches!(info, Ok(LinkTypeInfo::NetNs(namespace)) if namespace.ino == 0)
+    })
 }
