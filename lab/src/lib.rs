@@ -4,6 +4,8 @@
 pub mod bench;
 pub mod cluster;
 pub mod control_plane;
+pub mod dials;
+pub mod fault;
 pub mod load;
 pub mod network;
 pub mod relay;

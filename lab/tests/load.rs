@@ -13,7 +13,7 @@ use anyport_lab::load::bulk::{self, Direction};
 use anyport_lab::load::connect::{self, Close, Request};
 use anyport_lab::load::serve::{self, Mode, Server};
 use anyport_lab::load::{Control, Failure, Load, Report, Tag, TargetSet, Targets, Who};
-use anyport_lab::load::{idle, pingpong};
+use anyport_lab::load::{idle, paced, pingpong};
 use anyport_netns::{Namespace, Topology, link};
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -242,6 +242,34 @@ fn answered_and_refused_connections_share_one_count() {
     assert_eq!(failures, [&Failure::Refused], "{report}");
     assert!((800..1200).contains(&report.failed()), "{report}");
     assert_eq!(report.operations() + report.failed(), 2000, "{report}");
+}
+
+#[test]
+fn who_comes_by_the_clock_waits_for_nobody_and_his_time_counts_from_his_moment() {
+    // Twice as long for each as there is between two.
+    let slow = misbehaving(|mut stream, first| {
+        thread::sleep(Duration::from_millis(20));
+        stream.write_all(&[first]).unwrap();
+    });
+    let load = Load {
+        duration: Duration::from_millis(500),
+        ..Load::on(slow)
+    };
+    let plan = paced::Plan {
+        load,
+        per_second: 100,
+        request: Request::Echo(number(1)),
+        close: Close::Fin,
+    };
+    let (report, visits) = paced::run(&plan).unwrap();
+    assert_eq!((report.operations(), report.failed()), (50, 0), "{report}");
+    assert_eq!(visits.len(), 50);
+    let moments = visits.windows(2).map(|pair| pair[1].due - pair[0].due);
+    let moments: std::collections::BTreeSet<_> = moments.collect();
+    assert_eq!(moments, [Duration::from_millis(10)].into());
+    // Fifty take a second, and the last of them came after half of it.
+    let (first, last) = (visits[0].took, visits[49].took);
+    assert!(last > Duration::from_millis(450), "{first:?}, {last:?}");
 }
 
 #[test]

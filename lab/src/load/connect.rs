@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use super::plan::Load;
 use super::report::Report;
 use super::worker::{RunError, Stop, Worker, drive};
-use super::{Failure, bulk, who};
+use super::{Failure, Tag, bulk, who};
 
 /// What to do.
 #[derive(Clone, Debug)]
@@ -59,7 +59,7 @@ pub fn run(plan: &Plan) -> Result<Report, RunError> {
         while worker.begin() {
             let started = Instant::now();
             match once(&worker, request, close).await {
-                Ok(()) => worker.done(started.elapsed()),
+                Ok(_) => worker.done(started.elapsed()),
                 Err(Stop::Failed(failure)) => {
                     // Refusals are a load like any other. But one that comes at once, without a
                     // wait for the network, must not keep the thread from its other connections,
@@ -78,24 +78,30 @@ pub fn run(plan: &Plan) -> Result<Report, RunError> {
     })
 }
 
-async fn once(worker: &Worker, request: Request, close: Close) -> Result<(), Stop> {
+/// One connection, to its end; gives who answered, where that was asked.
+pub(super) async fn once(
+    worker: &Worker,
+    request: Request,
+    close: Close,
+) -> Result<Option<Tag>, Stop> {
     let mut stream = worker.connect().await?;
     if close == Close::Reset {
         // Set before anything can fail, so that every connection ends alike.
         stream.set_zero_linger()?;
     }
     match request {
-        Request::Nothing => Ok(()),
+        Request::Nothing => Ok(None),
         // A place of its own, so that another connection's answer is not taken for this one's.
         Request::Echo(bytes) => {
             let place = worker.random() >> 1;
-            bulk::there_and_back(worker, &mut stream, place, bytes.get()).await
+            bulk::there_and_back(worker, &mut stream, place, bytes.get()).await?;
+            Ok(None)
         }
-        Request::Who => ask_who(worker, &mut stream).await,
+        Request::Who => ask_who(worker, &mut stream).await.map(Some),
     }
 }
 
-async fn ask_who(worker: &Worker, stream: &mut TcpStream) -> Result<(), Stop> {
+async fn ask_who(worker: &Worker, stream: &mut TcpStream) -> Result<Tag, Stop> {
     worker.step(stream.write_all(who::REQUEST)).await?;
     worker.sent(who::REQUEST.len());
     let mut answer = Vec::with_capacity(who::LONGEST_ANSWER);
@@ -109,6 +115,8 @@ async fn ask_who(worker: &Worker, stream: &mut TcpStream) -> Result<(), Stop> {
         }
     }
     let line = str::from_utf8(&answer).map_err(|_| Failure::Mismatch)?;
-    worker.answered(line.parse().map_err(|_| Failure::Mismatch)?);
-    Ok(())
+    let who: who::Who = line.parse().map_err(|_| Failure::Mismatch)?;
+    let tag = who.tag.clone();
+    worker.answered(who);
+    Ok(tag)
 }

@@ -1,9 +1,9 @@
 //! A load generator, and the servers it talks to.
 //!
-//! Five ways to load something, each a module with a `Plan` and a `run`: [`connect`] (open, ask,
-//! close), [`pingpong`] (round trips on kept connections), [`bulk`] (streams), [`idle`] (many
-//! connections that do nothing) and [`datagram`] (requests and replies over UDP). [`serve`] is the
-//! other end.
+//! Six ways to load something, each a module with a `Plan` and a `run`: [`connect`] (open, ask,
+//! close), [`paced`] (the same, by the clock), [`pingpong`] (round trips on kept connections), [`bulk`]
+//! (streams), [`idle`] (many connections that do nothing) and [`datagram`] (requests and replies over
+//! UDP). [`serve`] is the other end.
 //!
 //! What always holds:
 //!
@@ -13,7 +13,8 @@
 //!   connection, so that a lost, doubled, mixed up or late byte is a `mismatch` and not a good
 //!   number.
 //! - **Closed loop.** Each connection starts its next operation when the last has ended, so a slow
-//!   server is asked less often; latencies are those of the requests that were made.
+//!   server is asked less often; latencies are those of the requests that were made. [`paced`] alone is
+//!   open.
 //! - **The caller's network namespace.** `run` and [`serve::start`] do their work on threads that they
 //!   start, and a new thread is in the namespace of the one that started it. Call them inside
 //!   `Namespace::run`.
@@ -23,6 +24,7 @@ pub mod connect;
 pub mod datagram;
 mod failure;
 pub mod idle;
+pub mod paced;
 mod pattern;
 pub mod pingpong;
 mod plan;
