@@ -126,6 +126,9 @@ pub struct OriginEntry {
 pub struct Target<'a> {
     pub app: &'a AppEntry,
     pub pool: &'a PoolEntry,
+    /// The app's pools, `pool` among them, where others can stand in for it.
+    all: &'a [Arc<PoolEntry>],
+    chain: &'a [usize],
     rules: &'a Rules,
 }
 
@@ -164,8 +167,13 @@ impl Snapshot {
         let chain = app.chain.iter().filter_map(|&index| self.pools.get(index));
         let up = chain.clone().find(|pool| pool.state != PoolState::Down);
         let pool = up.or_else(|| chain.clone().next())?;
-        let rules = &self.rules;
-        Some(Target { app, pool, rules })
+        Some(Target {
+            app,
+            pool,
+            all: &self.pools,
+            chain: &app.chain,
+            rules: &self.rules,
+        })
     }
 }
 
@@ -174,8 +182,15 @@ impl Snapshot {
     /// `target`; `None`: nowhere any more.
     pub fn again<'a>(&'a self, target: Target<'a>) -> Option<Target<'a>> {
         let pool = self.pools.iter().find(|pool| pool.id == target.pool.id)?;
-        let (app, rules) = (target.app, &self.rules);
-        Some(Target { app, pool, rules })
+        // Of another table, the chain says nothing here; and who waits for a
+        // name has no fallback.
+        Some(Target {
+            app: target.app,
+            pool,
+            all: &self.pools,
+            chain: &[],
+            rules: &self.rules,
+        })
     }
 
     /// An app as this table has it, which may be newer than the entry.
@@ -214,7 +229,25 @@ impl Snapshot {
     }
 }
 
-impl Target<'_> {
+impl<'a> Target<'a> {
+    /// `pool`, and then those that stand in for it where it fails: first the
+    /// ones that are not down, in the order of the app's chain.
+    pub fn pools(self) -> impl Iterator<Item = &'a PoolEntry> {
+        let chain = self.chain.iter().filter_map(|&index| self.all.get(index));
+        let others = chain
+            .map(Arc::as_ref)
+            .filter(move |pool| !std::ptr::eq(*pool, self.pool));
+        let is_down = |pool: &&PoolEntry| pool.state == PoolState::Down;
+        let up = others.clone().filter(move |pool| !is_down(pool));
+        std::iter::once(self.pool).chain(up.chain(others.filter(is_down)))
+    }
+
+    /// The same for a connection to another of the app's pools.
+    #[must_use]
+    pub fn with(self, pool: &'a PoolEntry) -> Self {
+        Self { pool, ..self }
+    }
+
     /// The address of origin `index` for a connection to `edge_port`.
     pub fn address(&self, index: usize, edge_port: u16) -> Option<SocketAddr> {
         let origin = self.pool.origins.get(index)?;
@@ -781,6 +814,7 @@ mod tests {
         dns::{RecordType, Service},
         pick::{Draw, Load},
         ports::PortRange,
+        positions::Positions,
         weights::{Factors, OriginHealth, OriginWeight},
     };
 
@@ -856,7 +890,10 @@ mod tests {
             random: 0,
             client: [203, 0, 113, 7].into(),
         };
-        let index = target.pool.wheel.choose(draw, |_| Load::default(), &[]);
+        let index = target
+            .pool
+            .wheel
+            .choose(draw, |_| Load::default(), &Positions::NONE);
         let index = index.unwrap_or(0);
         let address = target.address(index, destination.port())?;
         Some((target.pool.id.label().to_owned(), address))
@@ -912,7 +949,10 @@ mod tests {
         let target = target.unwrap();
         let all = 0..target.pool.origins.len();
         let all = all.map(|index| target.address(index, 7).unwrap().to_string());
-        (all.collect(), target.pool.wheel.candidates_left(&[]))
+        (
+            all.collect(),
+            target.pool.wheel.candidates_left(&Positions::NONE),
+        )
     }
 
     #[test]
@@ -1046,6 +1086,34 @@ mod tests {
         );
         writer.weigh([weights("first", PoolState::Healthy, &[1.0])]);
         assert_eq!(used(&writer), "first");
+    }
+
+    #[test]
+    fn pools_stand_in_for_one_that_fails_in_their_order_and_those_that_are_down_last() {
+        let mut writer = writer();
+        let one = |name, next| pool(name, next, &["10.0.2.2:1"]);
+        let chain = [
+            one("a", Some("b")),
+            one("b", Some("c")),
+            one("c", Some("d")),
+            one("d", None),
+        ];
+        publish(
+            &mut writer,
+            chain.into_iter().chain([app("x", "*", to_pool("a"))]),
+        );
+        let order = |writer: &TableWriter| {
+            let snapshot = writer.reader().load_full();
+            let target = snapshot.target(Transport::Tcp, "198.51.100.9:7".parse().unwrap());
+            let pools = target.unwrap().pools().map(|pool| pool.id.label());
+            pools.collect::<Vec<_>>().concat()
+        };
+        assert_eq!(order(&writer), "abcd");
+        let state = |name, state| weights(name, state, &[1.0]);
+        writer.weigh([state("a", PoolState::Down), state("c", PoolState::Down)]);
+        assert_eq!(order(&writer), "bdac");
+        writer.weigh([state("b", PoolState::Down), state("d", PoolState::Down)]);
+        assert_eq!(order(&writer), "abcd");
     }
 
     #[test]

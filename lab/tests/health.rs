@@ -21,6 +21,7 @@ use anyport_netns::topology::EDGE_TO_ORIGINS_V4;
 on_both_stores! {
     half_of_a_pool_carries_it_and_with_less_health_is_ignored,
     a_pool_that_is_down_gives_way_to_its_fallback_for_both_transports,
+    an_edge_finds_the_fallback_of_a_pool_that_refuses_before_anybody_tells_it,
 }
 
 const TARGET: &str = "198.51.100.10:443";
@@ -227,6 +228,48 @@ fn datagram(cluster: &Cluster) -> Option<String> {
     Some(who.tag.to_string())
 }
 
+/// Whether the events of an app name this origin of this pool.
+fn was_used(cluster: &Cluster, app: &str, pool: &str, origin: &str) -> bool {
+    let events = ["events", "--app", app, "-o", "json"];
+    let events = cluster.anyport(&events).unwrap().objects().unwrap();
+    let connected = events.iter().filter(|event| event["event"] == "connect");
+    let mut of_pool = connected.filter(|event| event["pool"] == pool);
+    of_pool.any(|event| event["origin"] == origin)
+}
+
+/// Nobody probes the pool, so each connection and each flow finds by itself that
+/// all of it refuse.
+fn an_edge_finds_the_fallback_of_a_pool_that_refuses_before_anybody_tells_it(store: Store) {
+    let cluster = cluster(store, 3);
+    let _c = cluster.echo(2, "c", [7000]).unwrap();
+    let _d = cluster.echo_datagrams(2, "c", [7000]).unwrap();
+    let game = pool("game", 0..2, "    fallback_pool: spare\n");
+    let game = game.replace("    monitor: quick\n", "");
+    let pools = [game, pool("spare", 2..3, "")];
+    cluster.apply(&manifest("", &pools.concat())).unwrap();
+    let c: BTreeSet<String> = ["c".to_owned()].into();
+    for _ in 0..3 {
+        assert_eq!(answering(&cluster, 40), c);
+        assert_eq!(datagram(&cluster).as_deref(), Some("c"));
+    }
+    for app in ["stream", "datagram"] {
+        assert!(was_used(&cluster, app, "spare", "c"), "{app}");
+        assert!(!was_used(&cluster, app, "game", "c"), "{app}");
+    }
+    // The flow that began with an origin that refused has been moved.
+    let said = cluster
+        .anyport(&["connections", "--app", "datagram", "-o", "json"])
+        .unwrap();
+    let flows = said.objects().unwrap();
+    assert!(!flows.is_empty(), "{said}");
+    let moved = |flow: &serde_json::Value| flow["pool"] == "spare" && flow["origin"] == "c";
+    assert!(flows.iter().all(moved), "{said}");
+
+    // They come back without anybody's word, too.
+    let _a = cluster.echo(0, "a", [7000]).unwrap();
+    eventually_answer(&cluster, &["a"]);
+}
+
 fn a_pool_that_is_down_gives_way_to_its_fallback_for_both_transports(store: Store) {
     let cluster = cluster(store, 3);
     let start = |index: usize| {
@@ -257,21 +300,17 @@ fn a_pool_that_is_down_gives_way_to_its_fallback_for_both_transports(store: Stor
             .then_some(())
             .ok_or(format!("{answered:?}"))
     });
-    // Each event names the pool that was used.
+    // Each event names the pool that was used. A flow that began before the edge
+    // was told did so with the pool that is down.
+    eventually(PATIENCE, "flows begin with the fallback", || {
+        datagram(&cluster);
+        let began = was_used(&cluster, "datagram", "spare", "c");
+        began.then_some(()).ok_or("none has")
+    });
+    assert!(was_used(&cluster, "stream", "spare", "c"));
+    assert!(was_used(&cluster, "stream", "game", "b"));
     for app in ["stream", "datagram"] {
-        let said = cluster
-            .anyport(&["events", "--app", app, "-o", "json"])
-            .unwrap();
-        let events = said.objects().unwrap();
-        let used = |pool: &str, origin: &str| {
-            let is = |event: &&serde_json::Value| {
-                event["event"] == "connect" && event["pool"] == pool && event["origin"] == origin
-            };
-            events.iter().any(|event| is(&event))
-        };
-        assert!(used("spare", "c"), "{app}: {said}");
-        assert!(app == "datagram" || used("game", "b"), "{app}: {said}");
-        assert!(!used("game", "c"), "{app}: {said}");
+        assert!(!was_used(&cluster, app, "game", "c"), "{app}");
     }
     eventually(PATIENCE, "the command explains it", || {
         let said = cluster

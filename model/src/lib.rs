@@ -40,6 +40,7 @@ pub mod net_set;
 pub mod outcome;
 pub mod pick;
 pub mod ports;
+pub mod positions;
 pub mod replica;
 pub mod resource;
 pub mod rollout;

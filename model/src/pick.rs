@@ -13,6 +13,7 @@ use std::{
 use crate::{
     latency::PeakEwma,
     maglev::Maglev,
+    positions::Positions,
     resource::{Policy, Weight},
     sip::Sip,
 };
@@ -114,7 +115,7 @@ impl Wheel {
         &self,
         draw: Draw,
         load: impl Fn(usize) -> Load,
-        tried: &[usize],
+        tried: &Positions,
     ) -> Option<usize> {
         match &self.how {
             How::AtRandom => self.at_random(draw.random, tried),
@@ -127,24 +128,24 @@ impl Wheel {
 
     /// An origin that has less than its declared weight takes that part of its
     /// clients, always the same, and leaves the others where they go without it.
-    fn of_client(&self, clients: &Clients, client: u64, tried: &[usize]) -> Option<usize> {
-        let free = |index: &usize| self.weights[*index] > 0 && !tried.contains(index);
+    fn of_client(&self, clients: &Clients, client: u64, tried: &Positions) -> Option<usize> {
+        let free = |index: &usize| self.weights[*index] > 0 && !tried.contains(*index);
         let preferred = || clients.table().preferred(client).filter(free);
         let takes = |index: &usize| clients.take(*index, self.weights[*index], client);
         preferred().find(takes).or_else(|| preferred().next())
     }
 
     /// How many origins with a weight were not `tried` yet.
-    pub fn candidates_left(&self, tried: &[usize]) -> usize {
+    pub fn candidates_left(&self, tried: &Positions) -> usize {
         self.candidates(tried).count()
     }
 
-    fn candidates(&self, tried: &[usize]) -> impl Iterator<Item = (usize, u32)> {
+    fn candidates(&self, tried: &Positions) -> impl Iterator<Item = (usize, u32)> {
         let weights = self.weights.iter().copied().enumerate();
-        weights.filter(move |(index, weight)| *weight > 0 && !tried.contains(index))
+        weights.filter(move |(index, weight)| *weight > 0 && !tried.contains(*index))
     }
 
-    fn at_random(&self, random: u64, tried: &[usize]) -> Option<usize> {
+    fn at_random(&self, random: u64, tried: &Positions) -> Option<usize> {
         let total: u64 = self.candidates(tried).map(|(_, w)| u64::from(w)).sum();
         let mut left = scale(random, total);
         self.candidates(tried)
@@ -165,7 +166,7 @@ impl Wheel {
         &self,
         random: u64,
         load: impl Fn(usize) -> Load,
-        tried: &[usize],
+        tried: &Positions,
     ) -> Option<usize> {
         let mut best: Option<(u64, u64)> = None;
         let mut equals = Vec::new();
@@ -190,9 +191,15 @@ impl Wheel {
     /// The better of two that are drawn by their weights. The first is given up
     /// only for one that is clearly better: where all are alike, the shares are
     /// those of the weights, and noise moves nothing.
-    fn fastest(&self, random: u64, load: impl Fn(usize) -> Load, tried: &[usize]) -> Option<usize> {
+    fn fastest(
+        &self,
+        random: u64,
+        load: impl Fn(usize) -> Load,
+        tried: &Positions,
+    ) -> Option<usize> {
         let first = self.at_random(random, tried)?;
-        let others: Vec<usize> = tried.iter().copied().chain([first]).collect();
+        let mut others = tried.clone();
+        others.insert(first);
         // The second draw needs bits that the first has not used up.
         let Some(second) = self.at_random(mix(random), &others) else {
             return Some(first);
@@ -264,11 +271,11 @@ fn client_hash(client: IpAddr) -> u64 {
     }
 }
 
-fn in_turn(turns: &[u16], turn: usize, tried: &[usize]) -> Option<usize> {
+fn in_turn(turns: &[u16], turn: usize, tried: &Positions) -> Option<usize> {
     let start = turn.checked_rem(turns.len())?;
     let (after, before) = (&turns[start..], &turns[..start]);
     let mut round = after.iter().chain(before).map(|&index| usize::from(index));
-    round.find(|index| !tried.contains(index))
+    round.find(|&index| !tried.contains(index))
 }
 
 /// Other bits, one for one: the finalizer of SplitMix64.
@@ -355,6 +362,7 @@ mod tests {
         }
     }
 
+    const NONE: Positions = Positions::NONE;
     const IDLE: fn(usize) -> Load = |_| load(0, None);
 
     fn load(open: u32, latency: Option<Duration>) -> Load {
@@ -368,7 +376,7 @@ mod tests {
     fn round_robin_interleaves_by_weight() {
         let wheel = wheel(Policy::RoundRobin, &[5.0, 1.0, 1.0]);
         let round: Vec<_> = (0..7)
-            .map(|t| wheel.choose(draw(t, 0), IDLE, &[]).unwrap())
+            .map(|t| wheel.choose(draw(t, 0), IDLE, &NONE).unwrap())
             .collect();
         assert_eq!(round, [0, 0, 1, 0, 2, 0, 0]);
     }
@@ -381,7 +389,7 @@ mod tests {
                 open: open[index],
                 ..Load::default()
             };
-            wheel.choose(draw(0, 0), load, &[])
+            wheel.choose(draw(0, 0), load, &NONE)
         };
         assert_eq!(choose([0, 0]), Some(1));
         assert_eq!(choose([0, 3]), Some(0));
@@ -391,8 +399,8 @@ mod tests {
     #[test]
     fn equals_are_chosen_at_random() {
         let wheel = wheel(Policy::LeastConnections, &[1.0, 1.0]);
-        assert_eq!(wheel.choose(draw(0, 0), IDLE, &[]), Some(0));
-        assert_eq!(wheel.choose(draw(0, u64::MAX), IDLE, &[]), Some(1));
+        assert_eq!(wheel.choose(draw(0, 0), IDLE, &NONE), Some(0));
+        assert_eq!(wheel.choose(draw(0, u64::MAX), IDLE, &NONE), Some(1));
     }
 
     #[test]
@@ -401,7 +409,7 @@ mod tests {
         let mut counts = [0; 3];
         for step in 0..4000u64 {
             let random = step * (u64::MAX / 4000) + u64::MAX / 8000;
-            counts[wheel.choose(draw(0, random), IDLE, &[]).unwrap()] += 1;
+            counts[wheel.choose(draw(0, random), IDLE, &NONE).unwrap()] += 1;
         }
         assert_eq!(counts, [1000, 0, 3000]);
     }
@@ -434,7 +442,7 @@ mod tests {
         let wheel = wheel(Policy::Hash, &WEIGHTS);
         let mut counts = [0; 4];
         for client in 0..40_000 {
-            counts[wheel.choose(from_client(client), IDLE, &[]).unwrap()] += 1;
+            counts[wheel.choose(from_client(client), IDLE, &NONE).unwrap()] += 1;
         }
         // The slots themselves are right to a few parts in a thousand only.
         let bound = CHI_SQUARE_3 * 2.0;
@@ -452,7 +460,7 @@ mod tests {
             let mut random = 1;
             for _ in 0..40_000 {
                 random = mix(random) ^ 0x9e37_79b9_7f4a_7c15;
-                counts[wheel.choose(draw(0, random), load, &[]).unwrap()] += 1;
+                counts[wheel.choose(draw(0, random), load, &NONE).unwrap()] += 1;
             }
             assert!(chi_square(&counts, &WEIGHTS) < CHI_SQUARE_3, "{counts:?}");
         }
@@ -466,7 +474,7 @@ mod tests {
             let mut counts = [0; 3];
             for step in 0..3000u64 {
                 let random = mix(step);
-                counts[wheel.choose(draw(0, random), |at| load[at], &[]).unwrap()] += 1;
+                counts[wheel.choose(draw(0, random), |at| load[at], &NONE).unwrap()] += 1;
             }
             counts
         };
@@ -499,7 +507,9 @@ mod tests {
                     answers: ewma[at],
                     now,
                 };
-                let at = wheel.choose(draw(0, mix(from + step)), load, &[]).unwrap();
+                let at = wheel
+                    .choose(draw(0, mix(from + step)), load, &NONE)
+                    .unwrap();
                 slow += u32::from(at == 1);
                 ewma[at] = ewma[at].observe(now, Duration::from_millis(took[at]));
             }
@@ -525,8 +535,8 @@ mod tests {
                 client: v4.to_ipv6_mapped().into(),
                 ..draw(3, 99)
             };
-            let one = wheel.choose(from_client(number << 9), IDLE, &[]);
-            assert_eq!(wheel.choose(mapped, IDLE, &[]), one);
+            let one = wheel.choose(from_client(number << 9), IDLE, &NONE);
+            assert_eq!(wheel.choose(mapped, IDLE, &NONE), one);
         }
     }
 
@@ -537,12 +547,14 @@ mod tests {
         let without = moved(Policy::Hash, &[1.0, 0.0, 2.0, 1.0], &declared);
         let mut took_over = [0; 4];
         for client in 0..4000 {
-            let before = whole.choose(from_client(client), IDLE, &[]).unwrap();
-            let after = without.choose(from_client(client), IDLE, &[]).unwrap();
+            let before = whole.choose(from_client(client), IDLE, &NONE).unwrap();
+            let after = without.choose(from_client(client), IDLE, &NONE).unwrap();
             if before == 1 {
                 took_over[after] += 1;
                 // Whoever has found out by itself that it is down agrees.
-                let tried = whole.choose(from_client(client), IDLE, &[1]).unwrap();
+                let tried = whole
+                    .choose(from_client(client), IDLE, &[1].into_iter().collect())
+                    .unwrap();
                 assert_eq!(after, tried);
             } else {
                 assert_eq!(before, after);
@@ -565,7 +577,7 @@ mod tests {
             let eased = moved(Policy::Hash, &[1.0, part, 2.0, 1.0], &declared);
             let (mut own, mut has) = (0, std::collections::BTreeSet::new());
             for client in 0..4000 {
-                let of = |wheel: &Wheel| wheel.choose(from_client(client), IDLE, &[]).unwrap();
+                let of = |wheel: &Wheel| wheel.choose(from_client(client), IDLE, &NONE).unwrap();
                 own += usize::from(of(&whole) == 1);
                 match of(&eased) {
                     1 => _ = has.insert(client),
@@ -583,7 +595,7 @@ mod tests {
     fn a_table_is_made_once_for_all_that_have_the_same() {
         let declared = [1.0, 1.0];
         let old = wheel(Policy::Hash, &declared);
-        old.choose(from_client(1), IDLE, &[]);
+        old.choose(from_client(1), IDLE, &NONE);
         let made = |wheel: &Wheel| match &wheel.how {
             How::ByClient(clients) => clients.table.get().is_some(),
             _ => false,
@@ -615,10 +627,10 @@ mod tests {
             let wheel = wheel(policy, &weights);
             let latency = micros.map(|micros| Duration::from_micros(micros.into()));
             let load = |_| load(open, latency);
-            let mut tried = Vec::new();
+            let mut tried = Positions::default();
             while let Some(index) = wheel.choose(draw(turn, random), load, &tried) {
-                prop_assert!(weights[index] > 0.0 && !tried.contains(&index));
-                tried.push(index);
+                prop_assert!(weights[index] > 0.0 && !tried.contains(index));
+                tried.insert(index);
             }
             prop_assert_eq!(tried.len(), weights.iter().filter(|w| **w > 0.0).count());
         }
@@ -630,7 +642,7 @@ mod tests {
             let total: u32 = weights.iter().sum();
             let mut counts = vec![0; weights.len()];
             for turn in 0..total * 3 {
-                counts[wheel.choose(draw(turn as usize, 0), IDLE, &[]).unwrap()] += 1;
+                counts[wheel.choose(draw(turn as usize, 0), IDLE, &NONE).unwrap()] += 1;
             }
             let wanted: Vec<u32> = weights.iter().map(|w| w * 3).collect();
             prop_assert_eq!(counts, wanted);

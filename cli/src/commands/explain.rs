@@ -16,6 +16,7 @@ use anyport_model::{
     access::Action,
     names::OriginName,
     pick::{Candidate, Draw, Load, Wheel},
+    positions::Positions,
     resource::{App, Disable, Origin, OriginChoice, Policy, Pool, Resource, Transport, Weight},
     route::RouteTable,
     server_name::ServerName,
@@ -443,7 +444,7 @@ fn origin_of<'a>(pool: &'a Pool, health: &PoolHealth, client: IpAddr) -> Option<
         random: 0,
         client,
     };
-    let index = wheel.choose(draw, |_| Load::default(), &[])?;
+    let index = wheel.choose(draw, |_| Load::default(), &Positions::NONE)?;
     pool.origins.get(index).map(|origin| &origin.name)
 }
 

@@ -9,39 +9,54 @@ use std::{
 use anyport_model::{
     outcome::Status,
     pick::{Draw, Wheel},
+    positions::Positions,
 };
 
 use super::{NoOrigin, nothing_to_try};
-use crate::table::Target;
+use crate::{
+    stats::OriginStats,
+    table::{OriginEntry, PoolEntry, Target},
+};
 
 /// Chooses one origin after the other, each once, and passes over what must
-/// not be dialled.
+/// not be dialled. Those of the target's pool come first, then those of the
+/// pools that stand in for it.
 pub struct Candidates<'a> {
     target: Target<'a>,
     edge_port: u16,
     client: IpAddr,
     shown: Option<SocketAddr>,
-    tried: Vec<usize>,
+    pools: Vec<Tried<'a>>,
     failed: Option<NoOrigin>,
 }
 
+/// A pool, and those of its origins that were tried.
+struct Tried<'a> {
+    pool: &'a PoolEntry,
+    tried: Positions,
+}
+
 /// An origin to be tried.
-#[derive(Debug, Clone, Copy)]
-pub struct Candidate {
-    /// Its position in the pool.
-    pub index: usize,
+#[derive(Clone, Copy)]
+pub struct Candidate<'a> {
+    pub pool: &'a PoolEntry,
+    pub origin: &'a OriginEntry,
     pub address: SocketAddr,
 }
 
 impl<'a> Candidates<'a> {
     /// For a connection of `client` to `edge_port`.
     pub fn new(target: Target<'a>, edge_port: u16, client: IpAddr) -> Self {
+        let pools = target.pools().map(|pool| Tried {
+            pool,
+            tried: Positions::default(),
+        });
         Self {
             target,
             edge_port,
             client,
             shown: None,
-            tried: Vec::new(),
+            pools: pools.collect(),
             failed: None,
         }
     }
@@ -54,38 +69,58 @@ impl<'a> Candidates<'a> {
         self
     }
 
-    /// Not these, by position.
+    /// Not these.
     #[must_use]
-    pub fn without(mut self, tried: impl Iterator<Item = usize>) -> Self {
-        self.tried.extend(tried);
+    pub fn without(mut self, tried: impl Fn(&OriginStats) -> bool) -> Self {
+        for of in &mut self.pools {
+            let origins = of.pool.origins.iter().enumerate();
+            let tried = origins.filter(|(_, origin)| tried(&origin.stats));
+            of.tried.extend(tried.map(|(index, _)| index));
+        }
         self
     }
 
     /// How many were not tried yet, at most.
     pub fn left(&self) -> usize {
-        let all = self.target.pool.origins.len();
-        all.saturating_sub(self.tried.len())
+        self.pools.iter().map(Tried::left).sum()
+    }
+
+    /// The target's pool has had its part of the time: what stands in for it
+    /// comes first from now on, if there is anything.
+    pub fn leave_first_pool(&mut self) {
+        let is_first = |of: &Tried<'_>| std::ptr::eq(of.pool, self.target.pool);
+        if self.pools.first().is_some_and(is_first) {
+            self.pools.rotate_left(1);
+        }
     }
 
     /// The next origin: a healthy one that did not refuse lately, else a
     /// healthy one, else any.
-    pub fn next(&mut self, now: Instant) -> Option<Candidate> {
+    pub fn next(&mut self, now: Instant) -> Option<Candidate<'a>> {
         loop {
-            let index = self.choose(now)?;
-            self.tried.push(index);
-            let address = self.target.address(index, self.edge_port)?;
+            let (of, index) = self.choose(now)?;
+            let tried = self.pools.get_mut(of)?;
+            tried.tried.insert(index);
+            let pool = tried.pool;
+            let origin = pool.origins.get(index)?;
+            let target = self.target.with(pool);
+            let address = target.address(index, self.edge_port)?;
             if let Some(client) = self.shown.filter(|client| !same_family(*client, address)) {
                 self.failed.get_or_insert_with(|| other_family(client));
                 continue;
             }
             // Asked of the very address that is dialled: what a name stands for
             // may be another one each time.
-            if let Some(why) = self.target.forbidden(address) {
-                self.target.app.stats.blocked(why);
+            if let Some(why) = target.forbidden(address) {
+                target.app.stats.blocked(why);
                 self.failed(Status::Blocked, format!("{address} {why}"));
                 continue;
             }
-            return Some(Candidate { index, address });
+            return Some(Candidate {
+                pool,
+                origin,
+                address,
+            });
         }
     }
 
@@ -101,26 +136,61 @@ impl<'a> Candidates<'a> {
         failed.unwrap_or_else(|| nothing_to_try(self.target))
     }
 
-    fn choose(&self, now: Instant) -> Option<usize> {
-        let pool = self.target.pool;
-        let draw = Draw {
-            turn: pool.stats.turn.fetch_add(1, Relaxed),
-            random: rand::random(),
-            client: self.client,
+    /// Which pool, and which of its origins.
+    fn choose(&self, now: Instant) -> Option<(usize, usize)> {
+        let (client, pools) = (self.client, || self.pools.iter().enumerate());
+        let fresh = |(at, of): (usize, &Tried<'_>)| {
+            let avoided = of.avoided(now);
+            Some((at, of.healthy(client, now, &avoided)?))
         };
-        let resting =
-            (0..pool.origins.len()).filter(|&index| pool.origins[index].stats.is_resting(now));
-        let avoided: Vec<usize> = resting.chain(self.tried.iter().copied()).collect();
-        let load = |index: usize| match pool.origins.get(index) {
+        let healthy =
+            |(at, of): (usize, &Tried<'_>)| Some((at, of.healthy(client, now, &of.tried)?));
+        let any = |(at, of): (usize, &Tried<'_>)| {
+            let chosen = of.chosen(&of.pool.last_resort, client, now, &of.tried);
+            Some((at, chosen?))
+        };
+        let chosen = pools().find_map(fresh);
+        let chosen = chosen.or_else(|| pools().find_map(healthy));
+        chosen.or_else(|| pools().find_map(any))
+    }
+}
+
+impl Tried<'_> {
+    fn left(&self) -> usize {
+        self.pool.origins.len().saturating_sub(self.tried.len())
+    }
+
+    /// Those that were tried, and those that refused lately.
+    fn avoided(&self, now: Instant) -> Positions {
+        let origins = self.pool.origins.iter().enumerate();
+        let resting = origins.filter(|(_, origin)| origin.stats.is_resting(now));
+        let mut avoided = self.tried.clone();
+        avoided.extend(resting.map(|(index, _)| index));
+        avoided
+    }
+
+    fn healthy(&self, client: IpAddr, now: Instant, passed: &Positions) -> Option<usize> {
+        let mut wheels = std::iter::once(&self.pool.wheel).chain(&self.pool.later);
+        wheels.find_map(|wheel| self.chosen(wheel, client, now, passed))
+    }
+
+    fn chosen(
+        &self,
+        wheel: &Wheel,
+        client: IpAddr,
+        now: Instant,
+        passed: &Positions,
+    ) -> Option<usize> {
+        let draw = Draw {
+            turn: self.pool.stats.turn.fetch_add(1, Relaxed),
+            random: rand::random(),
+            client,
+        };
+        let load = |index: usize| match self.pool.origins.get(index) {
             Some(origin) => origin.stats.load(now),
             None => Default::default(),
         };
-        let chosen = |wheel: &Wheel, tried: &[usize]| wheel.choose(draw, load, tried);
-        let healthy = || std::iter::once(&pool.wheel).chain(&pool.later);
-        healthy()
-            .find_map(|wheel| chosen(wheel, &avoided))
-            .or_else(|| healthy().find_map(|wheel| chosen(wheel, &self.tried)))
-            .or_else(|| chosen(&pool.last_resort, &self.tried))
+        wheel.choose(draw, load, passed)
     }
 }
 

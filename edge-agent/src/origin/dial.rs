@@ -19,7 +19,7 @@ use tracing::Instrument;
 
 use super::{Candidate, Candidates, Held, transparent};
 use crate::{
-    stats::{OriginStats, Stats, TransparentGuard},
+    stats::{OriginStats, PoolId, Stats, TransparentGuard},
     table::{Target, Unknown},
 };
 
@@ -39,6 +39,8 @@ pub struct Incoming {
 pub struct Dialled {
     pub stream: TcpStream,
     pub held: Held,
+    /// The one that it is of.
+    pub pool: PoolId,
     pub origin: Arc<str>,
     pub address: SocketAddr,
     pub seen: Seen,
@@ -77,15 +79,17 @@ const ATTEMPT_MIN: Duration = Duration::from_millis(1200);
 /// more than a ClientHello.
 const BEGUN_MOST: u32 = 3;
 
-/// Dials origins of a pool, one after the other, until nothing is left to try or
-/// the app's connect timeout is over. Healthy ones come first, by policy and
-/// weight; then, as a last resort, those that are held to be down.
+/// Dials origins of a pool and of its fallbacks, one after the other, until
+/// nothing is left to try or the app's connect timeout is over. Healthy ones come
+/// first, by policy and weight; then, as a last resort, those that are held to be
+/// down.
 pub struct Dialling<'a> {
     target: Target<'a>,
     incoming: Incoming,
     stats: &'a Stats,
     candidates: Candidates<'a>,
     deadline: Instant,
+    attempts: u32,
     unbegun: u32,
 }
 
@@ -103,6 +107,7 @@ impl<'a> Dialling<'a> {
             stats,
             candidates: candidates.showing(incoming.shown),
             deadline: incoming.since + target.app.app.timeouts.connect,
+            attempts: 0,
             unbegun: 0,
         })
     }
@@ -112,13 +117,17 @@ impl<'a> Dialling<'a> {
     /// # Errors
     /// Why there is none: the last failure, or that there was nothing to try.
     pub async fn next(&mut self) -> Result<Dialled, NoOrigin> {
-        while self.unbegun < BEGUN_MOST
-            && let Some(candidate) = self.candidates.next(self.incoming.since)
-        {
-            let left = self.left();
-            if left.is_zero() {
-                break;
+        while self.unbegun < BEGUN_MOST && !self.left().is_zero() {
+            // A pool that lets dials run out of time may not use up what its
+            // fallback needs.
+            if self.attempts > 0 && self.left() < 2 * ATTEMPT_MIN {
+                self.candidates.leave_first_pool();
             }
+            let Some(candidate) = self.candidates.next(self.incoming.since) else {
+                break;
+            };
+            self.attempts += 1;
+            let left = self.left();
             let patience = self.part().max(ATTEMPT_MIN).min(left);
             match self.attempt(candidate, patience).await {
                 Ok(dialled) => return Ok(dialled),
@@ -166,18 +175,20 @@ impl<'a> Dialling<'a> {
 
     async fn attempt(
         &self,
-        candidate: Candidate,
+        candidate: Candidate<'_>,
         patience: Duration,
     ) -> Result<Dialled, DialError> {
-        let Candidate { index, address } = candidate;
-        let (target, shown) = (self.target, self.incoming.shown);
-        let origin = target.pool.origins.get(index);
-        let origin = origin.ok_or(DialError(io::ErrorKind::NotFound.into()))?;
+        let Candidate {
+            pool,
+            origin,
+            address,
+        } = candidate;
+        let shown = self.incoming.shown;
         let span = tracing::debug_span!(
             target: TRACE_ONLY,
             "dial",
             otel.kind = "client",
-            pool = target.pool.id.label(),
+            pool = pool.id.label(),
             origin = origin.label.as_ref(),
             network.peer.address = %address,
             error = tracing::field::Empty,
@@ -192,9 +203,9 @@ impl<'a> Dialling<'a> {
         match connected {
             Ok(stream) => {
                 let took = start.elapsed();
-                let (app, pool) = (&target.app.stats, &target.pool.id);
-                self.stats.connected(app, pool, &origin.label, took);
-                let held = match target.pool.is_timed {
+                let app = &self.target.app.stats;
+                self.stats.connected(app, &pool.id, &origin.label, took);
+                let held = match pool.is_timed {
                     true => Held::timed(open, &origin.stats, took),
                     false => Held::counted(open),
                 };
@@ -202,6 +213,7 @@ impl<'a> Dialling<'a> {
                 Ok(Dialled {
                     stream,
                     held: held.transparent(transparent),
+                    pool: pool.id.clone(),
                     origin: Arc::clone(&origin.label),
                     address,
                     seen: Seen { stats, took },
@@ -345,6 +357,11 @@ mod tests {
     const EDGE: &str = "198.51.100.1:80";
 
     fn edge(origins: &[SocketAddr], connect: Duration) -> Edge {
+        edge_of(&[origins], connect)
+    }
+
+    /// Pools that are each the fallback of the one before.
+    fn edge_of(pools: &[&[SocketAddr]], connect: Duration) -> Edge {
         let stats = Arc::new(Stats::new(&prometheus::Registry::new()).unwrap());
         let writer = TableWriter::new(Arc::clone(&stats));
         let origin = |(index, address): (usize, &SocketAddr)| Origin {
@@ -353,14 +370,17 @@ mod tests {
             weight: Weight::ONE,
             enabled: true,
         };
-        let pool = Resource::Pool(Arc::new(Pool {
-            name: "pool".parse().unwrap(),
-            monitor: None,
-            policy: Policy::RoundRobin,
-            minimum_origins: 1,
-            fallback: None,
-            origins: origins.iter().enumerate().map(origin).collect(),
-        }));
+        let pools = pools.iter().enumerate().map(|(at, origins)| {
+            let name = |at: usize| format!("pool{at}").parse().unwrap();
+            Resource::Pool(Arc::new(Pool {
+                name: name(at),
+                monitor: None,
+                policy: Policy::RoundRobin,
+                minimum_origins: 1,
+                fallback: (at + 1 < pools.len()).then(|| name(at + 1)),
+                origins: origins.iter().enumerate().map(origin).collect(),
+            }))
+        });
         let app = Resource::App(Arc::new(App {
             timeouts: Timeouts {
                 connect,
@@ -371,12 +391,12 @@ mod tests {
                 "*".parse().unwrap(),
                 vec!["198.51.100.0/24".parse().unwrap()],
                 OriginChoice::Pool {
-                    pool: "pool".parse().unwrap(),
+                    pool: "pool0".parse().unwrap(),
                     port: None,
                 },
             )
         }));
-        let resources = [pool, app].map(|r| (r.reference(), r)).into();
+        let resources = pools.chain([app]).map(|r| (r.reference(), r)).collect();
         let mut edge = Edge {
             stats,
             writer,
@@ -421,6 +441,52 @@ mod tests {
             origins[0].stats.last_failure().unwrap(),
             "connect: connection refused"
         );
+    }
+
+    /// The pool that a connection was made to.
+    async fn pool_dialled(edge: &Edge) -> String {
+        dialled(edge).await.unwrap().pool.label().to_owned()
+    }
+
+    #[tokio::test]
+    async fn where_all_of_a_pool_refuse_its_fallback_is_tried_and_then_that_ones() {
+        let open = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let (_a, first) = closed();
+        let (_b, second) = closed();
+        let (_c, third) = closed();
+        let open = open.local_addr().unwrap();
+        let pools: [&[SocketAddr]; 3] = [&[first, second], &[third], &[open]];
+        let edge = edge_of(&pools, Duration::from_secs(5));
+        for _ in 0..20 {
+            assert_eq!(pool_dialled(&edge).await, "pool2");
+        }
+        // Who refused is left alone, and does not cost each connection a dial.
+        let origins = edge.stats.declared_origins();
+        let dials: Vec<_> = origins.iter().map(|o| o.stats.counts().dials).collect();
+        assert!(dials[..3].iter().all(|dials| *dials <= 3), "{dials:?}");
+    }
+
+    #[tokio::test]
+    async fn a_fallback_is_not_asked_while_the_pool_has_somebody() {
+        let first = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let spare = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let (_held, dead) = closed();
+        let (first, spare) = (first.local_addr().unwrap(), spare.local_addr().unwrap());
+        let edge = edge_of(&[&[dead, first], &[spare]], Duration::from_secs(5));
+        for _ in 0..20 {
+            assert_eq!(pool_dialled(&edge).await, "pool0");
+        }
+    }
+
+    #[tokio::test]
+    async fn origins_that_let_a_dial_run_out_of_time_leave_some_to_the_fallback() {
+        let (_full, full) = full().await;
+        let spare = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let spare = spare.local_addr().unwrap();
+        let edge = edge_of(&[&[full; 9], &[spare]], Duration::from_secs(3));
+        let start = Instant::now();
+        assert_eq!(pool_dialled(&edge).await, "pool1");
+        assert!(start.elapsed() < Duration::from_secs(3));
     }
 
     #[tokio::test]
@@ -521,9 +587,9 @@ mod tests {
         );
     }
 
-    #[tokio::test]
-    async fn the_connect_timeout_bounds_all_attempts_together() {
-        // A full accept queue answers nothing: SYNs are dropped.
+    /// An address that answers nothing: with a full accept queue, SYNs are
+    /// dropped.
+    async fn full() -> ((TcpListener, Vec<TcpStream>), SocketAddr) {
         let socket = TcpSocket::new_v4().unwrap();
         socket.bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
         let full = socket.listen(1).unwrap();
@@ -534,6 +600,12 @@ mod tests {
         {
             held.push(stream);
         }
+        ((full, held), address)
+    }
+
+    #[tokio::test]
+    async fn the_connect_timeout_bounds_all_attempts_together() {
+        let (_full, address) = full().await;
         let edge = edge(&[address, address], Duration::from_millis(600));
         let start = Instant::now();
         let failed = dialled(&edge).await.map(|_| ()).unwrap_err();

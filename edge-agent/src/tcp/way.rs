@@ -96,12 +96,18 @@ impl Way<'_> {
             let Dialled {
                 stream,
                 held,
+                pool,
                 origin,
                 address,
                 seen,
             } = dialling.next().await?;
-            Span::current().record("origin", origin.as_ref());
+            let span = Span::current();
+            if pool != target.pool.id {
+                span.record("pool", pool.label());
+            }
+            span.record("origin", origin.as_ref());
             self.connection.learn(|details| {
+                details.pool = Some(pool);
                 details.origin = Some((origin, address));
                 details.proxy_protocol = wanted.proxy_protocol.as_str();
             });
@@ -127,7 +133,8 @@ impl Way<'_> {
     /// others it is not worth a system call.
     fn asked_for(&self, target: Target<'_>, client: &TcpStream) -> IpAddr {
         let known = self.identity.as_ref().map(|known| known.client().ip());
-        let asked = || match target.pool.is_by_client {
+        let is_by_client = target.pools().any(|pool| pool.is_by_client);
+        let asked = || match is_by_client {
             // A client that is gone is like any other.
             true => client.peer_addr().ok().map(|peer| peer.ip()),
             false => None,

@@ -17,7 +17,7 @@ use crate::{
     events::{Connections, Details, EventKind, Firewall, Open, Reason},
     live::AppKey,
     shield::Inside,
-    stats::{AppStats, Stats},
+    stats::{AppStats, PoolId, Stats},
     table::Target,
     tcp::Service,
 };
@@ -78,11 +78,17 @@ impl Account {
         &self.service.stats
     }
 
-    /// What is sent goes to `origin` from now on.
-    pub(super) fn has_origin(&self, name: &Arc<str>, address: SocketAddr) {
+    /// What is sent goes to origin `name` of `pool` from now on.
+    pub(super) fn has_origin(&self, pool: &PoolId, name: &Arc<str>, address: SocketAddr) {
         self.span.record("origin", name.as_ref());
         let origin = Some((Arc::clone(name), address));
-        self.open.learn(|details| details.origin = origin);
+        self.open.learn(|details| {
+            if details.pool.as_ref() != Some(pool) {
+                self.span.record("pool", pool.label());
+                details.pool = Some(pool.clone());
+            }
+            details.origin = origin;
+        });
     }
 
     /// Both sockets are there.

@@ -23,7 +23,7 @@ use crate::{
     live::AppKey,
     origin::{Candidate, Candidates, NoOrigin, transparent},
     shield::{self, DatagramPaces, Refusal},
-    stats::{OpenGuard, OriginStats, Stats, TransparentGuard},
+    stats::{OpenGuard, OriginStats, PoolId, Stats, TransparentGuard},
     table::{Snapshot, Target},
     tcp::Service,
 };
@@ -46,7 +46,7 @@ pub(super) struct Flow {
     /// Boxed, so that flows without a limit carry nothing of it.
     paces: Option<Box<DatagramPaces>>,
     /// Origins that have refused.
-    refused: Vec<Arc<str>>,
+    refused: Vec<Arc<OriginStats>>,
     /// After the sockets, whose descriptors it has.
     pub(super) account: Account,
 }
@@ -56,6 +56,7 @@ pub(super) struct Leg {
     pub(super) socket: Socket,
     /// Who is heard on it.
     pub(super) origin: SocketAddr,
+    pool: PoolId,
     label: Arc<str>,
     stats: Arc<OriginStats>,
     since: Instant,
@@ -125,7 +126,7 @@ impl Flow {
             }
         };
         let account = account(Some(inside));
-        account.has_origin(&leg.label, leg.origin);
+        account.has_origin(&leg.pool, &leg.label, leg.origin);
         let form = target.app.app.identity.proxy_protocol;
         account.connected(form.as_str());
         Ok(Opened {
@@ -215,14 +216,20 @@ impl Flow {
         if self.answered {
             return Err(refused(Status::OriginRefusedRead));
         }
-        self.refused.push(Arc::clone(&self.leg.label));
+        self.refused.push(Arc::clone(&self.leg.stats));
         let target = table.target(Transport::Udp, key.edge);
         let target = target.ok_or(refused(Status::ConnectRefused))?;
         match dial(target, self.account.stats(), key, &self.refused) {
             Ok(leg) => {
                 self.leg = leg;
                 self.header.begin_again();
-                self.account.has_origin(&self.leg.label, self.leg.origin);
+                let Leg {
+                    pool,
+                    label,
+                    origin,
+                    ..
+                } = &self.leg;
+                self.account.has_origin(pool, label, *origin);
                 Ok(())
             }
             Err(NoFlow::NoOrigin(none)) if none.status == Status::NoOrigin => {
@@ -243,7 +250,12 @@ pub(super) struct Opened {
 }
 
 /// A socket to an origin that is in none of `refused`.
-fn dial(target: Target<'_>, stats: &Stats, key: &Key, refused: &[Arc<str>]) -> Result<Leg, NoFlow> {
+fn dial(
+    target: Target<'_>,
+    stats: &Stats,
+    key: &Key,
+    refused: &[Arc<OriginStats>],
+) -> Result<Leg, NoFlow> {
     let now = Instant::now();
     let shown = match target.app.app.identity.client_ip {
         ClientIp::Edge => None,
@@ -252,14 +264,18 @@ fn dial(target: Target<'_>, stats: &Stats, key: &Key, refused: &[Arc<str>]) -> R
     if let Some(client) = shown {
         transparent::can_be_answered(client.ip()).map_err(NoFlow::NoOrigin)?;
     }
-    let origins = &target.pool.origins;
-    let refused = (0..origins.len()).filter(|&index| refused.contains(&origins[index].label));
     let candidates = Candidates::new(target, key.edge.port(), key.client.ip());
-    let mut candidates = candidates.showing(shown).without(refused);
-    while let Some(Candidate { index, address }) = candidates.next(now) {
-        let Some(origin) = origins.get(index) else {
-            break;
-        };
+    let mut candidates = candidates.showing(shown);
+    if !refused.is_empty() {
+        candidates =
+            candidates.without(|origin| refused.iter().any(|r| std::ptr::eq(&**r, origin)));
+    }
+    while let Some(candidate) = candidates.next(now) {
+        let Candidate {
+            pool,
+            origin,
+            address,
+        } = candidate;
         let address = SocketAddr::new(address.ip().to_canonical(), address.port());
         if shown.is_some_and(|client| client.ip() == address.ip()) {
             let own = format!("client_ip is transparent, and {address} is the client itself");
@@ -271,6 +287,7 @@ fn dial(target: Target<'_>, stats: &Stats, key: &Key, refused: &[Arc<str>]) -> R
                 return Ok(Leg {
                     socket,
                     origin: address,
+                    pool: pool.id.clone(),
                     label: Arc::clone(&origin.label),
                     _open: origin.stats.hold(),
                     _transparent: shown.map(|_| TransparentGuard::new(stats)),
