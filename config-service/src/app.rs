@@ -18,7 +18,7 @@ use crate::{
     admit::Writer,
     config::Config,
     metrics::Metrics,
-    nodes::{self, Nodes, share},
+    nodes::{self, Balancers, Nodes, keep, share},
     push::{DiscoveryServer, Push},
     reseal::reseal,
     rollout::conduct,
@@ -26,8 +26,9 @@ use crate::{
     state::{Keeper, Retention, StoreKeyError, StoreKeys, follow, history::tidy},
     store::{
         Store, StoreUrl,
+        balancers::{BalancerRecord, InMemory},
         embedded::{Embedded, OpenError},
-        etcd::{ConnectError, Etcd, connect, presence::Presence},
+        etcd::{ConnectError, Etcd, balancers::EtcdBalancers, connect, presence::Presence},
     },
 };
 
@@ -42,6 +43,7 @@ pub struct ConfigService {
     metrics: Metrics,
     store: Arc<dyn Store>,
     presence: Option<Presence>,
+    record: Arc<dyn BalancerRecord>,
     keys: StoreKeys,
     replica: String,
     retention: Retention,
@@ -86,12 +88,18 @@ impl ConfigService {
         let keys = keys.transpose()?.unwrap_or_default();
         let server = Server::bind("--listen", config.listen, &identity)?;
         let admin = AdminServer::bind("--admin", config.admin, &identity)?;
-        let (store, presence): (Arc<dyn Store>, _) = match &config.store {
-            StoreUrl::Embedded(directory) => (Arc::new(Embedded::open(directory)?), None),
+        type Backend = (Arc<dyn Store>, Arc<dyn BalancerRecord>, Option<Presence>);
+        let (store, record, presence): Backend = match &config.store {
+            StoreUrl::Embedded(directory) => {
+                let store = Embedded::open(directory)?;
+                (Arc::new(store), Arc::new(InMemory::default()), None)
+            }
             StoreUrl::Etcd(url) => {
                 let members = connect(url, &identity).await?;
                 let presence = Presence::new(&members, url, rand::random());
-                (Arc::new(Etcd::new(&members, url)), Some(presence))
+                let record = EtcdBalancers::new(&members, url);
+                let store = Etcd::new(&members, url);
+                (Arc::new(store), Arc::new(record), Some(presence))
             }
         };
         let registry = Registry::new();
@@ -105,6 +113,7 @@ impl ConfigService {
             registry,
             store,
             presence,
+            record,
             retention: config.retention,
             keys,
         })
@@ -138,6 +147,7 @@ impl ConfigService {
             metrics,
             store,
             presence,
+            record,
             keys,
             replica,
             retention,
@@ -157,6 +167,7 @@ impl ConfigService {
             drain.clone(),
             replica,
         );
+        let balancers = Balancers::default();
         let writer = Writer::new(keeper.clone());
         let api = ConfigApi {
             writer: writer.clone(),
@@ -167,7 +178,7 @@ impl ConfigService {
         };
         let server = server
             .service(ConfigServer::new(api))
-            .service(DiscoveryServer::new(push))
+            .service(DiscoveryServer::new(push, balancers.clone(), drain.clone()))
             .descriptors(DESCRIPTORS);
         tracing::info!(address = %server.address(), tls = identity.is_tls(), "serving");
         // Of its own, so that sharing ends with serving whatever ended that.
@@ -179,12 +190,13 @@ impl ConfigService {
             served
         });
         let share = Box::pin(share_presence(&nodes, presence.as_ref(), &sharing));
-        let served = async { tokio::join!(serving, share).0 };
+        let keep = Box::pin(keep(&nodes, &*record, &balancers, &sharing));
+        let served = async { tokio::join!(serving, share, keep).0 };
         tokio::select! {
             served = served => Ok(served?),
             never = Box::pin(follow(&keeper, &loaded)) => match never {},
             never = Box::pin(tidy(&keeper, retention)) => match never {},
-            never = count(&keeper, &nodes, &metrics) => match never {},
+            never = count(&keeper, &nodes, &balancers, &metrics) => match never {},
             never = identity::follow(identity.clone(), expiry, remark) => match never {},
             never = Box::pin(conduct(&keeper, &nodes, &writer)) => match never {},
             never = Box::pin(reseal(&keeper, &writer)) => match never {},
@@ -200,10 +212,16 @@ async fn share_presence(nodes: &Nodes, presence: Option<&Presence>, drain: &Drai
 }
 
 /// Keeps the gauges in step with what they show.
-async fn count(keeper: &Keeper, nodes: &Nodes, metrics: &Metrics) -> Infallible {
+async fn count(
+    keeper: &Keeper,
+    nodes: &Nodes,
+    balancers: &Balancers,
+    metrics: &Metrics,
+) -> Infallible {
     let mut present = keeper.subscribe();
     let mut here = nodes.changes_here();
     let mut rewinds = keeper.rewinds();
+    let mut sets = balancers.subscribe();
     loop {
         let revision = present.latest().map(|state| state.revision());
         metrics.moved_to(revision.map_or(0, |revision| revision.0));
@@ -212,11 +230,15 @@ async fn count(keeper: &Keeper, nodes: &Nodes, metrics: &Metrics) -> Infallible 
         for role in nodes::Role::ALL {
             metrics.connected(role, nodes.count_here(role));
         }
+        if let Some(set) = &*sets.borrow_and_update() {
+            metrics.take_part(set);
+        }
         // None can fail: all senders are held by the arguments.
         tokio::select! {
             _ = present.changed() => {}
             _ = here.changed() => {}
             _ = rewinds.changed() => {}
+            _ = sets.changed() => {}
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use anyport_model::balancers::BalancerSet;
 use anyport_node::metrics::{
     Registry,
     prometheus::{
@@ -20,6 +21,8 @@ pub struct Metrics {
     propagation: Histogram,
     writes: IntCounterVec,
     nodes: IntGaugeVec,
+    balancers: IntGauge,
+    balancer_epoch: IntGauge,
     updates: IntCounterVec,
     update_bytes: IntCounterVec,
 }
@@ -71,6 +74,20 @@ impl Metrics {
                 "Nodes that are connected to this replica.",
                 &["role"],
             )?,
+            balancers: registered(
+                registry,
+                IntGauge::new(
+                    "anyport_config_balancers",
+                    "Balancers that take part, at whatever replica they are.",
+                ),
+            )?,
+            balancer_epoch: registered(
+                registry,
+                IntGauge::new(
+                    "anyport_config_balancers_epoch",
+                    "Rises with each change of which balancers take part; 0: not known yet.",
+                ),
+            )?,
             updates: counter(
                 "anyport_config_updates_total",
                 "Updates sent to nodes; full ones hold the whole state.",
@@ -108,6 +125,13 @@ impl Metrics {
     pub fn connected(&self, role: Role, count: usize) {
         let count = i64::try_from(count).unwrap_or(i64::MAX);
         self.nodes.with_label_values(&[role.as_str()]).set(count);
+    }
+
+    pub fn take_part(&self, set: &BalancerSet) {
+        let count = i64::try_from(set.members.len()).unwrap_or(i64::MAX);
+        self.balancers.set(count);
+        let epoch = i64::try_from(set.epoch.0).unwrap_or(i64::MAX);
+        self.balancer_epoch.set(epoch);
     }
 
     pub fn pushed(&self, role: Role, full: bool, bytes: usize) {

@@ -142,6 +142,15 @@ impl Running {
         Ok(first.unwrap().update.unwrap())
     }
 
+    /// What the one who is certified as that role and name is told when it asks under
+    /// `name` which balancers take part.
+    async fn watched(&self, (role, certified): (Role, &str), name: &str) -> Result<(), Status> {
+        let mut client = DiscoveryServiceClient::new(self.channel(role, certified));
+        let name = name.to_owned();
+        let asked = client.watch_balancers(v1::WatchBalancersRequest { name });
+        asked.await.map(drop)
+    }
+
     async fn stop(self) {
         self.drain.begin();
         self.serving.await.unwrap().unwrap();
@@ -205,6 +214,19 @@ async fn a_node_subscribes_as_what_its_certificate_says_and_as_nothing_else() {
         ),
     ] {
         let refused = running.subscribed(certified, node).await.unwrap_err();
+        assert_eq!(refused.code(), Code::PermissionDenied, "{refused}");
+        assert!(refused.message().contains(needs), "{refused}");
+    }
+    let unknown = running.watched((Role::Balancer, "one"), "one").await;
+    assert_eq!(unknown.unwrap_err().code(), Code::Unavailable);
+    for (certified, needs) in [
+        (
+            (Role::Balancer, "two"),
+            "needs O=anyport:balancer and CN=one",
+        ),
+        ((Role::Edge, "one"), "needs balancer"),
+    ] {
+        let refused = running.watched(certified, "one").await.unwrap_err();
         assert_eq!(refused.code(), Code::PermissionDenied, "{refused}");
         assert!(refused.message().contains(needs), "{refused}");
     }

@@ -10,6 +10,7 @@
 //! - **revision**: a number for one committed state ([`names::Revision`])
 //! - **state**: all resources of a revision, which fit each other ([`state::State`])
 //! - **rollout**: a revision that a few edges try before all others ([`rollout::Rollout`])
+//! - **balancer set**: who shares the probing of origins ([`balancers::BalancerSet`])
 //! - **health**, **weights**: what is known of origins, and the share of each
 //!
 //! Time, randomness and hash seeds are arguments everywhere.
@@ -17,6 +18,7 @@
 pub mod access;
 pub mod any_certificate;
 pub mod backoff;
+pub mod balancers;
 pub mod bucket;
 pub mod certificate;
 pub mod check;

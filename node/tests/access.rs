@@ -73,6 +73,7 @@ fn each_role_may_what_it_is_meant_to() {
         "EdgeService/Drain",
     ];
     let sync = ["DiscoveryService/Sync"];
+    let members = ["DiscoveryService/WatchBalancers"];
     let weights = [
         "BalancerService/ReportOrigins",
         "BalancerService/WatchWeights",
@@ -87,6 +88,6 @@ fn each_role_may_what_it_is_meant_to() {
     assert_eq!(may(Role::Viewer), expected(&[&read]));
     assert_eq!(may(Role::Operator), expected(&[&read, &write]));
     assert_eq!(may(Role::Edge), expected(&[&sync, &weights]));
-    assert_eq!(may(Role::Balancer), expected(&[&sync]));
+    assert_eq!(may(Role::Balancer), expected(&[&sync, &members]));
     assert_eq!(may(Role::ConfigService), expected(&[]));
 }

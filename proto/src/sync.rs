@@ -32,7 +32,7 @@ pub const UPDATE_MAX: usize = 64 << 20;
 /// just replaced is back at once; the last bounds how long an edge runs on old
 /// configuration after a long outage.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+pub const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// Messages on their way out: an acknowledgement and a report each fit, and
 /// more only pile up while the connection stands still.

@@ -168,6 +168,15 @@ impl Drop for ConfigService {
 
 #[tonic::async_trait]
 impl discovery::DiscoveryService for Script {
+    type WatchBalancersStream = Pin<Box<dyn Stream<Item = Result<v1::BalancerSet, Status>> + Send>>;
+
+    async fn watch_balancers(
+        &self,
+        _: Request<v1::WatchBalancersRequest>,
+    ) -> Result<Response<Self::WatchBalancersStream>, Status> {
+        Err(Status::unavailable("no set of balancers is known"))
+    }
+
     type SyncStream = Pin<Box<dyn Stream<Item = Result<v1::SyncResponse, Status>> + Send>>;
 
     async fn sync(

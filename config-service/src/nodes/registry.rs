@@ -115,6 +115,24 @@ impl Book {
         self.here.contains_key(key) || self.elsewhere.contains_key(key)
     }
 
+    /// What nodes of a role, or of both, last said; of a node that is connected twice,
+    /// what the later connection says.
+    fn latest(&self, role: Option<Role>) -> BTreeMap<&NodeKey, &v1::NodeStatus> {
+        let mut latest: BTreeMap<&NodeKey, &v1::NodeStatus> = BTreeMap::new();
+        let elsewhere = self.elsewhere.iter().map(|(key, status)| (key, &**status));
+        let here = self.here.iter().map(|(key, here)| (key, &*here.status));
+        for (key, status) in elsewhere.chain(here) {
+            if role.is_some_and(|role| key.role != role) {
+                continue;
+            }
+            let later = |other: &&v1::NodeStatus| connected_at(other) > connected_at(status);
+            if !latest.get(key).is_some_and(later) {
+                latest.insert(key, status);
+            }
+        }
+        latest
+    }
+
     /// After a node has left, from here or from elsewhere. Of what it last said, its
     /// reports are dropped: they are long, and not true any more.
     fn left(&mut self, key: NodeKey, last: Arc<v1::NodeStatus>) {
@@ -183,18 +201,23 @@ impl Nodes {
     /// twice, what the later connection says.
     pub fn list(&self, role: Option<Role>) -> Vec<v1::NodeStatus> {
         let book = self.book();
-        let mut all: BTreeMap<&NodeKey, &Arc<v1::NodeStatus>> = book.elsewhere.iter().collect();
-        for (key, here) in &book.here {
-            let later =
-                |other: &Arc<v1::NodeStatus>| connected_at(other) > connected_at(&here.status);
-            if !all.get(key).is_some_and(|other| later(other)) {
-                all.insert(key, &here.status);
-            }
+        let latest = book.latest(role).into_values();
+        latest.map(v1::NodeStatus::clone).collect()
+    }
+
+    /// The balancers that are connected to any replica, each with the URL of its gRPC
+    /// service; `None`: it is not known who is connected elsewhere.
+    pub fn balancers(&self) -> Option<BTreeMap<NodeName, String>> {
+        if !self.elsewhere_is_known() {
+            return None;
         }
-        all.into_iter()
-            .filter(|(key, _)| role.is_none_or(|role| key.role == role))
-            .map(|(_, status)| v1::NodeStatus::clone(status))
-            .collect()
+        let book = self.book();
+        let latest = book.latest(Some(Role::Balancer)).into_iter();
+        Some(
+            latest
+                .map(|(key, status)| (key.name.clone(), status.address.clone()))
+                .collect(),
+        )
     }
 
     /// Nodes that were connected within the last day and are not any more, by role

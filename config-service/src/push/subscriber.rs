@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// A subscriber that has not said who it is by then is none.
-const FIRST_WORD: Duration = Duration::from_secs(10);
+pub(super) const FIRST_WORD: Duration = Duration::from_secs(10);
 
 /// Longest region, version and way of steering of a subscriber, in bytes.
 const WORD_MAX: usize = 128;

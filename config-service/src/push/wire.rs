@@ -8,10 +8,20 @@ use std::{
     task::{Context, Poll},
 };
 
-use anyport_node::access::{self, Caller};
-use anyport_proto::v1::{
-    Subscribe, SyncRequest, discovery_service_server::SERVICE_NAME, sync_request::Message,
+use anyport_model::names::NodeName;
+use anyport_node::{
+    access::{self, Caller},
+    drain::Drain,
 };
+use anyport_proto::{
+    convert::write_balancer_set,
+    v1::{
+        Subscribe, SyncRequest, WatchBalancersRequest, discovery_service_server::SERVICE_NAME,
+        sync_request::Message,
+    },
+};
+use prost::bytes::Bytes;
+use tokio::sync::mpsc;
 use tokio_stream::StreamExt;
 use tonic::{
     Status,
@@ -20,27 +30,38 @@ use tonic::{
     server::NamedService,
 };
 
-use super::session::Push;
+use super::{session::Push, subscriber::FIRST_WORD};
 use crate::{
-    nodes::Role,
-    wire::{Coding, call_of, respond},
+    nodes::{Balancers, Role},
+    serve::status,
+    store::etcd::presence::LEASE_TTL,
+    wire::{Coding, call_of, message, respond},
 };
 
 const SYNC: &str = "/anyport.v1.DiscoveryService/Sync";
+const WATCH_BALANCERS: &str = "/anyport.v1.DiscoveryService/WatchBalancers";
 
 /// Largest message from a subscriber, in bytes: a balancer reports the health
 /// of some ten thousand origins at once.
 const REQUEST_MAX: usize = 16 << 20;
+/// Longest request of who asks for balancers, in bytes.
+const NAME_MAX: usize = 1 << 10;
 
 /// The service, to be offered.
 #[derive(Debug, Clone)]
 pub struct DiscoveryServer {
     push: Push,
+    balancers: Balancers,
+    drain: Drain,
 }
 
 impl DiscoveryServer {
-    pub fn new(push: Push) -> Self {
-        Self { push }
+    pub fn new(push: Push, balancers: Balancers, drain: Drain) -> Self {
+        Self {
+            push,
+            balancers,
+            drain,
+        }
     }
 }
 
@@ -58,16 +79,25 @@ impl Service<http::Request<Body>> for DiscoveryServer {
     }
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
-        let answer = self.answer(request);
-        Box::pin(std::future::ready(Ok(answer)))
+        match request.uri().path() {
+            SYNC => Box::pin(std::future::ready(Ok(self.sync(request)))),
+            WATCH_BALANCERS => {
+                let server = self.clone();
+                Box::pin(async move {
+                    let answer = server.watch_balancers(request).await;
+                    Ok(answer.unwrap_or_else(Status::into_http))
+                })
+            }
+            _ => {
+                let unknown = Status::unimplemented("DiscoveryService has no such method");
+                Box::pin(std::future::ready(Ok(unknown.into_http())))
+            }
+        }
     }
 }
 
 impl DiscoveryServer {
-    fn answer(&self, request: http::Request<Body>) -> http::Response<Body> {
-        if request.uri().path() != SYNC {
-            return Status::unimplemented("DiscoveryService has only Sync").into_http();
-        }
+    fn sync(&self, request: http::Request<Body>) -> http::Response<Body> {
         let coding = Coding::accepted(request.headers());
         let caller = Caller::of(request.extensions());
         let requests = match call_of::<SyncRequest>(request, REQUEST_MAX) {
@@ -82,6 +112,52 @@ impl DiscoveryServer {
             Ok(request)
         });
         respond(self.push.sync(requests, coding), coding)
+    }
+
+    async fn watch_balancers(
+        self,
+        request: http::Request<Body>,
+    ) -> Result<http::Response<Body>, Status> {
+        let caller = Caller::of(request.extensions());
+        let mut requests = call_of::<WatchBalancersRequest>(request, NAME_MAX)?;
+        let asked = tokio::time::timeout(FIRST_WORD, requests.message()).await;
+        let asked = asked.map_err(|_| Status::deadline_exceeded("no request in time"))??;
+        let asked = asked.ok_or_else(|| Status::invalid_argument("there is no request"))?;
+        let name = asked.name.parse::<NodeName>();
+        let name = name.map_err(|problem| status::invalid_field("name", problem))?;
+        caller.check_is(access::Role::Balancer, name.as_str())?;
+        if self.balancers.subscribe().borrow().is_none() {
+            return Err(status::no_balancers());
+        }
+        // One place: a slow one gets the latest set and none in between.
+        let (sets, receiver) = mpsc::channel(1);
+        tokio::spawn(tell_sets(self.balancers, self.drain, sets));
+        Ok(respond(receiver, Coding::Identity))
+    }
+}
+
+/// Sends the set and then each later one, until the other side is gone or the drain
+/// begins.
+async fn tell_sets(balancers: Balancers, drain: Drain, sets: mpsc::Sender<Result<Bytes, Status>>) {
+    let mut latest = balancers.subscribe();
+    loop {
+        let set = latest.borrow_and_update().clone();
+        if let Some(set) = set {
+            let set = message(&write_balancer_set(&set, LEASE_TTL), Coding::Identity);
+            if sets.send(Ok(set)).await.is_err() {
+                return;
+            }
+        }
+        tokio::select! {
+            // Cannot fail: `balancers` holds the sender.
+            _ = latest.changed() => {}
+            () = sets.closed() => return,
+            () = drain.started() => {
+                // Only one that is gone does not take it.
+                let _ = sets.send(Err(status::stopping())).await;
+                return;
+            }
+        }
     }
 }
 

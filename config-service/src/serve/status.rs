@@ -81,6 +81,15 @@ pub(crate) fn not_loaded() -> Status {
     )
 }
 
+/// It is not known yet which balancers take part.
+pub(crate) fn no_balancers() -> Status {
+    retry(
+        Code::Unavailable,
+        "the set of balancers is not known yet".to_owned(),
+        STORE_RETRY,
+    )
+}
+
 /// The process is about to end.
 pub(crate) fn stopping() -> Status {
     retry(

@@ -11,6 +11,7 @@
 //!
 //! What a back end must do is [`Store`]; one suite of tests holds both to it.
 
+pub mod balancers;
 pub mod embedded;
 pub mod etcd;
 mod object;

@@ -7,7 +7,7 @@ use std::{
 
 use anyport_config_service::{
     Metrics, Random,
-    nodes::Nodes,
+    nodes::{Balancers, Nodes},
     push::{DiscoveryServer, Push},
     state::{Keeper, follow},
 };
@@ -247,7 +247,7 @@ impl Story {
             match follow(&followed, &readiness).await {}
         });
         replica.running = Some(Running {
-            server: DiscoveryServer::new(push),
+            server: DiscoveryServer::new(push, Balancers::default(), Drain::new()),
             tasks,
         });
         self.keepers.lock().unwrap()[index] = Some(keeper);

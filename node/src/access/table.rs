@@ -15,6 +15,7 @@ const WRITE: &[Role] = &[Role::Operator];
 /// Each under its own name only, which the service checks.
 const NODES: &[Role] = &[Role::Edge, Role::Balancer];
 const EDGES: &[Role] = &[Role::Edge];
+const BALANCERS: &[Role] = &[Role::Balancer];
 /// Served on a Unix socket between the agents of one edge only.
 const NOBODY: &[Role] = &[];
 
@@ -32,6 +33,7 @@ pub const TABLE: &[(&str, &[Role])] = &[
     ("/anyport.v1.ConfigService/Watch", READ),
     ("/anyport.v1.ConfigService/WatchNodes", READ),
     ("/anyport.v1.DiscoveryService/Sync", NODES),
+    ("/anyport.v1.DiscoveryService/WatchBalancers", BALANCERS),
     ("/anyport.v1.BalancerService/GetHealth", READ),
     ("/anyport.v1.BalancerService/ReportOrigins", EDGES),
     ("/anyport.v1.BalancerService/WatchWeights", EDGES),

@@ -2,6 +2,7 @@
 //! fault of a message by field path; writing cannot fail.
 
 mod app;
+mod balancers;
 mod certificate;
 mod dns;
 mod fields;
@@ -18,6 +19,7 @@ mod time;
 mod tls;
 mod update;
 
+pub use balancers::{read_balancer_set, write_balancer_set};
 pub use certificate::REDACTED;
 pub use fields::Unreadable;
 pub use health::{read_pool_weights, write_pool_health, write_pool_weights};

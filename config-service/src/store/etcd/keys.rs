@@ -5,6 +5,7 @@
 //! PREFIX/records/00…042            every record, for the history
 //! PREFIX/objects/HASH              chunks and layouts
 //! PREFIX/forgotten                 rewritten whenever objects are deleted
+//! PREFIX/balancers                 which of them take part
 //! PREFIX/nodes/REPLICA/ROLE/NAME   what connected nodes last said
 //! ```
 
@@ -44,6 +45,10 @@ impl Keys {
 
     pub(super) fn forgotten(&self) -> String {
         format!("{}/forgotten", self.prefix)
+    }
+
+    pub(super) fn balancers(&self) -> String {
+        format!("{}/balancers", self.prefix)
     }
 
     pub(super) fn nodes(&self) -> String {

@@ -6,6 +6,7 @@
 //! read afterwards, so a watch that lost its place to a compaction, or an event
 //! that never came, costs time and not truth.
 
+pub mod balancers;
 mod keys;
 mod members;
 pub mod presence;
