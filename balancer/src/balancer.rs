@@ -13,7 +13,7 @@ use anyport_node::{
     listen::ListenError,
     metrics::{Registry, prometheus},
     ready::Readiness,
-    rpc::{Endpoint, EndpointError, ServeError, Server},
+    rpc::{Endpoint, EndpointError, ServeError, Server, advertised},
 };
 use anyport_proto::{DESCRIPTORS, sync, v1};
 use tokio::task::{JoinError, JoinSet};
@@ -133,7 +133,11 @@ impl Balancer {
             region: String::new(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             steering: String::new(),
-            address: String::new(),
+            address: advertised(
+                self.config.advertise.as_ref(),
+                self.server.address(),
+                &self.config.identity,
+            ),
         };
         let subscriber = Subscriber::new(handle);
         let expiry = Expiry::register(&self.config.identity, &self.registry)?;

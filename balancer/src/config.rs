@@ -6,7 +6,7 @@ use anyport_model::names::{NameError, NodeName};
 use anyport_node::{
     access::Role,
     identity::{Identity, IdentityError, TlsArgs},
-    rpc::Urls,
+    rpc::{ServerUrl, Urls},
 };
 
 const HOST_NAME: &str = "/proc/sys/kernel/hostname";
@@ -26,6 +26,10 @@ pub struct Args {
         default_value = "127.0.0.1:7410"
     )]
     pub listen: SocketAddr,
+    /// Where other balancers reach --listen
+    /// [default: the address of --listen, unless that is every address]
+    #[arg(long, env = "ANYPORT_ADVERTISE", value_name = "URL")]
+    pub advertise: Option<ServerUrl>,
     /// Where /metrics, /healthz and /readyz are, HTTP
     #[arg(
         long,
@@ -54,6 +58,8 @@ pub struct Config {
     pub name: NodeName,
     /// gRPC. Port 0 takes a free one.
     pub listen: SocketAddr,
+    /// Where other balancers reach it, if not at the address that it listens on.
+    pub advertise: Option<ServerUrl>,
     /// Admin HTTP. Port 0 takes a free one.
     pub admin: SocketAddr,
     /// Config service replicas, all as good as each other.
@@ -90,6 +96,7 @@ impl Args {
         Ok(Config {
             name,
             listen: self.listen,
+            advertise: self.advertise,
             admin: self.admin,
             config_service: self.config_service,
             identity,

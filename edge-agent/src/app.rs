@@ -15,7 +15,7 @@ use anyport_node::{
     drain::Drain,
     identity::{self, Expiry, Identity},
     ready::Readiness,
-    rpc::{Channel, Endpoint, Server, Urls},
+    rpc::{Channel, Endpoint, Server, Urls, advertised},
 };
 use anyport_proto::{DESCRIPTORS, sync, v1};
 use prometheus::Registry;
@@ -262,7 +262,7 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
         region: config.region.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         steering: steering.as_str().to_owned(),
-        address: config.advertised(server.address(), &identity),
+        address: advertised(config.advertise.as_ref(), server.address(), &identity),
     };
     let serving = drain.child();
     let about = Admin {

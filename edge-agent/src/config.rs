@@ -4,7 +4,7 @@ use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf, time::Duration};
 
 use anyport_model::names::{NameError, NodeName};
 use anyport_node::{
-    identity::{Identity, TlsArgs},
+    identity::TlsArgs,
     rpc::{ServerUrl, Urls},
 };
 use clap::{Args, ValueEnum};
@@ -135,19 +135,6 @@ impl Config {
         let host = host.to_string_lossy().into_owned();
         host.parse()
             .map_err(|source| HostNameError { host, source })
-    }
-
-    /// URL of the gRPC service at `address` for those elsewhere; empty where
-    /// it cannot be told from the address.
-    pub fn advertised(&self, address: SocketAddr, identity: &Identity) -> String {
-        if let Some(url) = &self.advertise {
-            return url.to_string();
-        }
-        if address.ip().is_unspecified() {
-            return String::new();
-        }
-        let scheme = if identity.is_tls() { "https" } else { "http" };
-        format!("{scheme}://{address}")
     }
 
     /// Worker threads to start.

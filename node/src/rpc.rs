@@ -16,4 +16,4 @@ mod watched;
 
 pub use channel::{Channel, Endpoint, EndpointError, Limits};
 pub use server::{ServeError, Server};
-pub use urls::{ServerUrl, UrlError, Urls};
+pub use urls::{ServerUrl, UrlError, Urls, advertised};

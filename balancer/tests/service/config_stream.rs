@@ -13,6 +13,7 @@ async fn it_subscribes_as_a_balancer_and_acknowledges_what_is_in_use() {
     assert_eq!(subscribe.role(), NodeRole::Balancer);
     assert_eq!(subscribe.name, "balancer-1");
     assert_eq!((subscribe.revision, subscribe.state_hash), (0, vec![]));
+    assert_eq!(subscribe.address, format!("http://{}", balancer.address));
 
     let a = Origin::start().await;
     let game = pool("game", "quick", &[("a", a.address)]);

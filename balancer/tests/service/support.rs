@@ -322,6 +322,7 @@ impl Running {
         let balancer = Balancer::bind(Config {
             name: "balancer-1".parse().unwrap(),
             listen: any,
+            advertise: None,
             admin: any,
             config_service: format!("http://{config_service}").parse().unwrap(),
             identity: Identity::none(),

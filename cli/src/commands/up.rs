@@ -157,6 +157,7 @@ async fn start(
     let balancer = anyport_balancer::Args {
         name: args.name.clone(),
         listen: at(10),
+        advertise: None,
         admin: at(11),
         config_service: Urls::from(config_url.clone()),
         tls: tls.clone(),

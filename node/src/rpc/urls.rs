@@ -1,8 +1,10 @@
 //! Where a service is to be found: flags such as `--config-service URL[,URL…]`.
 
-use std::{fmt, str::FromStr};
+use std::{fmt, net::SocketAddr, str::FromStr};
 
 use http::{Uri, uri::Scheme};
+
+use crate::identity::Identity;
 
 /// The URL of one server: `http` or `https`, a host, perhaps a port, nothing else.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -120,6 +122,19 @@ impl FromStr for ServerUrl {
     }
 }
 
+/// URL of the gRPC service at `address` for those elsewhere: the `given` one, or the
+/// address itself; empty where that is every address of the host.
+pub fn advertised(given: Option<&ServerUrl>, address: SocketAddr, identity: &Identity) -> String {
+    if let Some(url) = given {
+        return url.to_string();
+    }
+    if address.ip().is_unspecified() {
+        return String::new();
+    }
+    let scheme = if identity.is_tls() { "https" } else { "http" };
+    format!("{scheme}://{address}")
+}
+
 impl fmt::Display for ServerUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let scheme = if self.secure { "https" } else { "http" };
@@ -194,6 +209,21 @@ mod tests {
         assert_eq!(urls.to_string(), "http://127.0.0.1:7400,https://[::1]:7400");
         let secure: Vec<_> = urls.iter().map(ServerUrl::is_https).collect();
         assert_eq!(secure, [false, true]);
+    }
+
+    #[test]
+    fn what_is_listened_on_is_what_is_told_unless_it_is_every_address_or_another_is_given() {
+        let told = |given: Option<&str>, address: &str| {
+            let given: Option<ServerUrl> = given.map(|url| url.parse().expect(url));
+            let address = address.parse().expect(address);
+            advertised(given.as_ref(), address, &Identity::none())
+        };
+        assert_eq!(told(None, "10.0.0.4:7410"), "http://10.0.0.4:7410");
+        assert_eq!(told(None, "[2001:db8::4]:1"), "http://[2001:db8::4]:1");
+        assert_eq!(told(None, "0.0.0.0:7410"), "");
+        assert_eq!(told(None, "[::]:7410"), "");
+        let given = "https://lb-1.example:7410";
+        assert_eq!(told(Some(given), "0.0.0.0:7410"), given);
     }
 
     #[test]
