@@ -17,7 +17,7 @@ use tokio_stream::{Stream, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status};
 
 use crate::{
-    control::{Balancer, Progress},
+    control::Progress,
     drain::{Drainer, Wanted},
     earlier::{Answer, Earlier},
     events::{Connection, Connections, EventLog, Writer},
@@ -40,7 +40,8 @@ pub struct Admin {
     pub started: Instant,
     pub stats: Arc<Stats>,
     pub progress: watch::Receiver<Progress>,
-    pub balancer: watch::Receiver<Balancer>,
+    /// Whether a balancer is followed.
+    pub balancer: watch::Receiver<bool>,
     pub connections: Arc<Connections>,
     pub events: Arc<EventLog>,
     pub drain: Drain,
@@ -105,7 +106,7 @@ impl EdgeService for Admin {
             rejections: progress.rejections,
             source: progress.source.as_str().to_owned(),
             config_service_connected: progress.connected,
-            balancer_connected: self.balancer.borrow().is_some(),
+            balancer_connected: *self.balancer.borrow(),
             open_connections: open,
             uptime: Some(write_duration(self.started.elapsed())),
             drain: self.drainer.state(open).into(),

@@ -203,14 +203,15 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
     control.spawn(tell_shortages(descriptors, Arc::clone(&stats), remark));
     let (drainer, obeying) = duty.start();
     control.spawn(obeying);
-    let (followed, mut followed_seen) = watch::channel(None);
-    let weights = follow_weights(balancers, name.to_string(), table, followed);
+    let (followed, mut followed_seen) = watch::channel(false);
+    let of_weights = (table, Arc::clone(&stats));
+    let weights = follow_weights(balancers.clone(), name.to_string(), of_weights, followed);
     control.spawn(weights);
     let mut generations = Generations::default();
     if let Some(predecessor) = predecessor {
         // The predecessor knows which origins are down. Without a balancer so
         // does nobody.
-        let known = followed_seen.wait_for(Option::is_some);
+        let known = followed_seen.wait_for(|following| *following);
         let _ = tokio::time::timeout(WEIGHTS_PATIENCE, known).await;
         let departing = tokio::select! {
             departing = predecessor.succeed() => departing?,
@@ -272,7 +273,7 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
         started,
         stats: Arc::clone(&stats),
         progress: in_use.progress(),
-        balancer: followed_seen.clone(),
+        balancer: followed_seen,
         connections: open,
         events,
         drain: serving.clone(),
@@ -289,7 +290,9 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
     let open = move || counts.open_connections() + earlier.open();
     control.spawn(drainer.report(open, tell.clone()));
     control.spawn(tell_trial(Arc::clone(&stats), trial, tell));
-    control.spawn(report(stats, name.to_string(), followed_seen));
+    for balancer in balancers {
+        control.spawn(report(Arc::clone(&stats), name.to_string(), balancer));
+    }
     control.spawn(async move { in_use.follow_kernel().await });
     control.spawn(async move {
         let replicas = replicas.into_iter().map(Endpoint::into_dial).collect();

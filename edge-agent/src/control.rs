@@ -4,6 +4,8 @@
 
 mod cache;
 mod configuration;
+#[cfg(test)]
+mod fake_balancer;
 mod in_use;
 mod report;
 mod trial;
@@ -14,4 +16,4 @@ pub use configuration::{Applier, SharedTable};
 pub use in_use::{InUse, Progress};
 pub use report::report;
 pub use trial::tell_trial;
-pub use weights::{Balancer, follow_weights};
+pub use weights::follow_weights;

@@ -56,6 +56,8 @@ pub struct Stats {
     /// Connections to apps that accept none without a PROXY header.
     pub headers_refused: IntCounterVec,
     pub dns: DnsStats,
+    /// Updates of weights by balancers that went by an older set of balancers.
+    pub weights_refused: IntCounter,
     /// Events that a reader of the event log was too slow for.
     pub events_lost: IntCounter,
 }
@@ -415,6 +417,13 @@ impl Stats {
                 &["reason"],
             )?,
             dns: DnsStats::new(registry)?,
+            weights_refused: registered(
+                registry,
+                IntCounter::new(
+                    "anyport_edge_weights_refused_total",
+                    "Updates of weights that were not taken, since their balancer went by an older set of balancers.",
+                ),
+            )?,
             events_lost: registered(
                 registry,
                 IntCounter::new(

@@ -1,6 +1,12 @@
 //! Follows the balancer's weights; without a balancer the last ones stay.
 
-use std::{collections::BTreeSet, time::Duration};
+mod fence;
+
+use std::{
+    collections::BTreeSet,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use anyport_model::{backoff::Backoff, names::PoolName};
 use anyport_node::rpc::Channel;
@@ -11,7 +17,9 @@ use anyport_proto::{
 use tokio::sync::watch;
 use tonic::Status;
 
+use self::fence::{Fence, Older};
 use super::configuration::SharedTable;
+use crate::stats::Stats;
 
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
@@ -21,65 +29,59 @@ const FIRST_UPDATE: Duration = Duration::from_secs(75);
 /// 10,000 pools of 100 origins.
 const UPDATE_MAX: usize = 64 << 20;
 
-/// The balancer that this edge follows now; reports go to the same one.
-pub type Balancer = Option<BalancerServiceClient<Channel>>;
-
 /// Follows one balancer after the other, without end. Each is known by a
-/// channel that connects when it is used.
+/// channel that connects when it is used. `followed` says whether there is one.
 pub async fn follow_weights(
     balancers: Vec<Channel>,
     edge: String,
-    table: SharedTable,
-    followed: watch::Sender<Balancer>,
+    (table, stats): (SharedTable, Arc<Stats>),
+    followed: watch::Sender<bool>,
 ) {
-    follow_in_turn(balancers, edge, table, followed, FIRST_UPDATE).await;
+    let follower = Follower {
+        edge,
+        table,
+        stats,
+        followed,
+        fence: Fence::default(),
+        first_update: FIRST_UPDATE,
+    };
+    follower.follow_in_turn(balancers).await;
 }
 
-async fn follow_in_turn(
-    balancers: Vec<Channel>,
+struct Follower {
     edge: String,
     table: SharedTable,
-    followed: watch::Sender<Balancer>,
+    stats: Arc<Stats>,
+    followed: watch::Sender<bool>,
+    fence: Fence,
+    /// How long a balancer may take to answer at first.
     first_update: Duration,
-) {
-    let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
-    for channel in balancers.iter().cycle() {
-        let client =
-            BalancerServiceClient::new(channel.clone()).max_decoding_message_size(UPDATE_MAX);
-        let mut session = Session {
-            table: &table,
-            followed: &followed,
-            following: false,
-            first_update,
-        };
-        let status = session.follow(client, &edge).await;
-        if session.following {
-            tracing::warn!(
-                reason = status.message(),
-                "the balancer is gone; its last weights stay"
-            );
-            backoff.reset();
+}
+
+impl Follower {
+    async fn follow_in_turn(mut self, balancers: Vec<Channel>) {
+        let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
+        for channel in balancers.iter().cycle() {
+            let client =
+                BalancerServiceClient::new(channel.clone()).max_decoding_message_size(UPDATE_MAX);
+            let status = self.follow(client).await;
+            if self.followed.send_replace(false) {
+                self.fence.left(Instant::now());
+                tracing::warn!(
+                    reason = status.message(),
+                    "the balancer is gone; its last weights stay"
+                );
+                backoff.reset();
+            }
+            tokio::time::sleep(backoff.pause(rand::random())).await;
         }
-        followed.send_replace(None);
-        tokio::time::sleep(backoff.pause(rand::random())).await;
     }
-}
 
-struct Session<'a> {
-    table: &'a SharedTable,
-    followed: &'a watch::Sender<Balancer>,
-    following: bool,
-    /// How long the balancer may take to answer at first.
-    first_update: Duration,
-}
-
-impl Session<'_> {
     /// Why it ended: a stream of weights has no end of its own.
-    async fn follow(&mut self, mut client: BalancerServiceClient<Channel>, edge: &str) -> Status {
+    async fn follow(&mut self, mut client: BalancerServiceClient<Channel>) -> Status {
         let request = v1::WatchWeightsRequest {
-            edge: edge.to_owned(),
+            edge: self.edge.clone(),
         };
-        let watched = client.clone();
         let first = tokio::time::timeout(self.first_update, async {
             let mut updates = client.watch_weights(request).await?.into_inner();
             let first = updates.message().await?;
@@ -91,11 +93,12 @@ impl Session<'_> {
             Err(_) => return Status::deadline_exceeded("the balancer sends no weights"),
         };
         while let Some(update) = next {
+            if let Err(older) = self.fence.offer(update.epoch, Instant::now()) {
+                return self.refuse(&update.balancer, older);
+            }
             self.take(update);
-            if !self.following {
-                self.following = true;
+            if !self.followed.send_replace(true) {
                 tracing::info!("following the balancer's weights");
-                self.followed.send_replace(Some(watched.clone()));
             }
             next = match updates.message().await {
                 Ok(next) => next,
@@ -103,6 +106,14 @@ impl Session<'_> {
             };
         }
         Status::unavailable("the stream ended")
+    }
+
+    fn refuse(&self, balancer: &str, older: Older) -> Status {
+        self.stats.weights_refused.inc();
+        if older.is_news {
+            tracing::warn!(balancer, %older, "the balancer is left for the next");
+        }
+        Status::failed_precondition(older.to_string())
     }
 
     fn take(&self, update: v1::WeightsUpdate) {
@@ -132,87 +143,65 @@ impl Session<'_> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use std::{pin::Pin, sync::Arc};
+    use anyport_node::metrics::Registry;
 
-    use anyport_node::{access::Role, identity::Identity, metrics::Registry, rpc::Urls};
-    use anyport_proto::v1::balancer_service_server::{BalancerService, BalancerServiceServer};
-    use tokio::net::TcpListener;
-    use tokio_stream::{Stream, StreamExt, wrappers::TcpListenerStream};
-    use tonic::{Request, Response, async_trait};
+    use super::{super::fake_balancer::FakeBalancer, *};
+    use crate::table::TableWriter;
 
-    use super::*;
-    use crate::{stats::Stats, table::TableWriter};
-
-    /// Answers, and then says this much.
-    struct Speaker(Vec<v1::WeightsUpdate>);
-
-    #[async_trait]
-    impl BalancerService for Speaker {
-        type WatchWeightsStream =
-            Pin<Box<dyn Stream<Item = Result<v1::WeightsUpdate, Status>> + Send>>;
-
-        async fn watch_weights(
-            &self,
-            _: Request<v1::WatchWeightsRequest>,
-        ) -> Result<Response<Self::WatchWeightsStream>, Status> {
-            let said = tokio_stream::iter(self.0.clone()).map(Ok);
-            Ok(Response::new(Box::pin(said.chain(tokio_stream::pending()))))
+    /// Follows these, one after the other; the senders' other ends.
+    async fn following(says: Vec<Vec<v1::WeightsUpdate>>) -> (Arc<Stats>, watch::Receiver<bool>) {
+        let mut balancers = Vec::new();
+        for says in says {
+            balancers.push(FakeBalancer::start(says).await.channel());
         }
+        let stats = Arc::new(Stats::new(&Registry::new()).unwrap());
+        let (followed, follows) = watch::channel(false);
+        let follower = Follower {
+            edge: "edge-1".to_owned(),
+            table: SharedTable::new(TableWriter::new(Arc::clone(&stats))),
+            stats: Arc::clone(&stats),
+            followed,
+            fence: Fence::default(),
+            first_update: Duration::from_millis(200),
+        };
+        tokio::spawn(follower.follow_in_turn(balancers));
+        (stats, follows)
+    }
 
-        async fn report_origins(
-            &self,
-            _: Request<v1::ReportOriginsRequest>,
-        ) -> Result<Response<v1::ReportOriginsResponse>, Status> {
-            Err(Status::unimplemented("not asked for"))
-        }
-
-        async fn get_health(
-            &self,
-            _: Request<v1::GetHealthRequest>,
-        ) -> Result<Response<v1::GetHealthResponse>, Status> {
-            Err(Status::unimplemented("not asked for"))
+    fn update(epoch: u64) -> v1::WeightsUpdate {
+        v1::WeightsUpdate {
+            full: true,
+            epoch,
+            ..Default::default()
         }
     }
 
-    async fn balancer(says: Vec<v1::WeightsUpdate>) -> Channel {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("http://{}", listener.local_addr().unwrap());
-        tokio::spawn(
-            tonic::transport::Server::builder()
-                .add_service(BalancerServiceServer::new(Speaker(says)))
-                .serve_with_incoming(TcpListenerStream::new(listener)),
-        );
-        let urls: Urls = url.parse().unwrap();
-        Channel::lazy(
-            urls.iter().next().unwrap(),
-            &Identity::none(),
-            Role::Balancer,
-        )
-        .unwrap()
+    async fn within<T>(what: &str, done: impl Future<Output = T>) -> T {
+        let done = tokio::time::timeout(Duration::from_secs(10), done);
+        done.await.expect(what)
     }
 
     #[tokio::test]
     async fn a_balancer_that_never_says_anything_is_left_for_the_next() {
-        let update = v1::WeightsUpdate {
-            full: true,
-            ..Default::default()
+        let (_, mut follows) = following(vec![Vec::new(), vec![update(0)]]).await;
+        let found = follows.wait_for(|following| *following);
+        within("the second balancer is found", found).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_balancer_of_an_older_epoch_is_left_for_the_next() {
+        // The first falls behind, and the second always was.
+        let says = [&[9, 8][..], &[7], &[9]];
+        let says = says.map(|epochs| epochs.iter().copied().map(update).collect());
+        let (stats, mut follows) = following(says.into()).await;
+        let left = async {
+            while stats.weights_refused.get() < 2 {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
         };
-        let balancers = vec![balancer(Vec::new()).await, balancer(vec![update]).await];
-        let stats = Arc::new(Stats::new(&Registry::new()).unwrap());
-        let table = SharedTable::new(TableWriter::new(stats));
-        let (followed, mut follows) = watch::channel(None);
-        let following = tokio::spawn(follow_in_turn(
-            balancers,
-            "edge-1".to_owned(),
-            table,
-            followed,
-            Duration::from_millis(200),
-        ));
-        let found = follows.wait_for(Option::is_some);
-        tokio::time::timeout(Duration::from_secs(10), found)
-            .await
-            .expect("the second balancer is found")
-            .unwrap();
-        following.abort();
+        within("both are left", left).await;
+        let found = follows.wait_for(|following| *following);
+        within("the third is followed", found).await.unwrap();
+        assert_eq!(stats.weights_refused.get(), 2);
     }
 }

@@ -1,0 +1,125 @@
+//! Weights of a balancer that was left behind are not taken.
+
+use std::time::{Duration, Instant};
+
+/// Where nobody has offered weights of the highest epoch for so long, nobody
+/// has it any more: all who had are gone, or the store was begun anew.
+const FORGOTTEN: Duration = Duration::from_secs(30);
+
+/// The highest epoch of the balancers' set that weights were taken of. A
+/// balancer that goes by an older set, as one that is cut off from the others
+/// does, may hold what is long since different.
+#[derive(Debug, Default)]
+pub(super) struct Fence {
+    highest: u64,
+    /// When a balancer last offered weights of that epoch or a higher one.
+    offered: Option<Instant>,
+    /// Since then, an older one was refused.
+    refused: bool,
+}
+
+/// An epoch that is not taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "its weights are of epoch {epoch} of the balancers' set, and weights of epoch {highest} were taken before"
+)]
+pub(super) struct Older {
+    epoch: u64,
+    highest: u64,
+    /// The first one since weights were taken.
+    pub(super) is_news: bool,
+}
+
+impl Fence {
+    /// A balancer offers weights of `epoch`; 0: it knows of no set.
+    ///
+    /// # Errors
+    /// They are not to be taken.
+    pub(super) fn offer(&mut self, epoch: u64, now: Instant) -> Result<(), Older> {
+        let highest = self.highest;
+        if epoch < highest && !self.is_forgotten(now) {
+            return Err(Older {
+                epoch,
+                highest,
+                is_news: !std::mem::replace(&mut self.refused, true),
+            });
+        }
+        *self = Self {
+            highest: epoch,
+            offered: Some(now),
+            refused: false,
+        };
+        Ok(())
+    }
+
+    /// The balancer whose weights were taken has stood by them until now.
+    pub(super) fn left(&mut self, now: Instant) {
+        self.offered = Some(now);
+    }
+
+    fn is_forgotten(&self, now: Instant) -> bool {
+        let since = |offered| now.saturating_duration_since(offered);
+        self.offered.is_none_or(|at| since(at) >= FORGOTTEN)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn an_older_epoch_is_taken_only_when_nobody_has_a_newer_one_any_more() {
+        let (mut fence, start) = (Fence::default(), Instant::now());
+        assert_eq!(fence.offer(0, start), Ok(()), "nothing higher is known");
+        assert_eq!(fence.offer(7, start), Ok(()));
+        for (epoch, is_news) in [(6, true), (0, false)] {
+            let older = Older {
+                epoch,
+                highest: 7,
+                is_news,
+            };
+            assert_eq!(fence.offer(epoch, start), Err(older));
+        }
+        assert_eq!(fence.offer(7, start), Ok(()), "the set is the same");
+        assert!(fence.offer(6, start).is_err_and(|older| older.is_news));
+        // Its stream is silent for an hour, and then it is gone.
+        let gone = start + SECOND * 3600;
+        fence.left(gone);
+        assert!(fence.offer(6, gone + SECOND * 29).is_err());
+        assert_eq!(fence.offer(6, gone + SECOND * 30), Ok(()));
+        assert!(fence.offer(5, gone + SECOND * 31).is_err(), "6 counts now");
+    }
+
+    #[test]
+    fn whoever_offers_as_high_an_epoch_keeps_it_alive() {
+        let (mut fence, start) = (Fence::default(), Instant::now());
+        for second in (0..100).step_by(20) {
+            let now = start + SECOND * second;
+            assert_eq!(fence.offer(7, now), Ok(()));
+            assert!(fence.offer(6, now + SECOND * 19).is_err());
+        }
+    }
+
+    proptest! {
+        /// Against what was taken and when, told as a whole.
+        #[test]
+        fn epochs_fall_only_after_silence(
+            offers in prop::collection::vec((0u64..5, 0u64..40_000), 1..60),
+        ) {
+            let (mut fence, mut now) = (Fence::default(), Instant::now());
+            let mut taken: Vec<(u64, Instant)> = Vec::new();
+            for (epoch, millis) in offers {
+                now += Duration::from_millis(millis);
+                let last = taken.last();
+                let stands = last.is_some_and(|(highest, at)| epoch < *highest && now - *at < FORGOTTEN);
+                prop_assert_eq!(fence.offer(epoch, now).is_err(), stands);
+                if !stands {
+                    taken.push((epoch, now));
+                }
+            }
+        }
+    }
+}
