@@ -147,6 +147,8 @@ pub(crate) struct Driver {
     /// At most so many are under way.
     room: usize,
     starts: Rate,
+    /// When pools were last weighed.
+    weighed: Option<Instant>,
     tables: watch::Sender<Option<Arc<Table>>>,
     table_pace: Pace,
     reports: watch::Sender<Option<v1::Report>>,
@@ -182,6 +184,7 @@ impl Driver {
             under_way: HashMap::new(),
             room: room(getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(limit, _)| limit)),
             starts: Rate::new(START_GAP, STARTS),
+            weighed: None,
             tables,
             table_pace: Pace::new(TABLE_GAP),
             reports,
@@ -208,6 +211,7 @@ impl Driver {
             self.start_probes(now);
             self.engine.step(now);
             let wake = [
+                self.weigh(now),
                 self.publish_table(now),
                 self.publish_report(now),
                 self.next_start(now),
@@ -283,6 +287,7 @@ impl Driver {
                 }
             }
             Command::Health { pool, answer } => {
+                self.engine.weigh(now());
                 let _ = answer.send(Holdings {
                     revision: self.engine.revision(),
                     pools: pool_health(&self.engine, pool.as_ref()),
@@ -338,6 +343,21 @@ impl Driver {
         }
     }
 
+    /// Weighs pools as often as tables may go out, however many verdicts there
+    /// are meanwhile; returns when to do so next.
+    fn weigh(&mut self, now: Now) -> Option<Instant> {
+        if !self.engine.is_to_weigh() {
+            return None;
+        }
+        let due = self.weighed.map_or(now.instant, |at| at + TABLE_GAP);
+        if due > now.instant {
+            return Some(due);
+        }
+        self.engine.weigh(now);
+        self.weighed = Some(now.instant);
+        None
+    }
+
     /// Publishes what is due; returns when to look again.
     fn publish_table(&mut self, now: Now) -> Option<Instant> {
         if !self.engine.settle(now) {
@@ -348,7 +368,9 @@ impl Driver {
         if due > now.instant {
             return Some(due);
         }
-        self.table_pace.acted(version, now.instant);
+        self.engine.weigh(now);
+        self.table_pace
+            .acted(self.engine.weights_version(), now.instant);
         let table = Arc::new(self.engine.table());
         let old = self.tables.send_replace(Some(Arc::clone(&table)));
         self.metrics.published(&table, &old.unwrap_or_default());
@@ -365,7 +387,9 @@ impl Driver {
         if due > now.instant {
             return Some(due);
         }
-        self.report_pace.acted(version, now.instant);
+        self.engine.weigh(now);
+        self.report_pace
+            .acted(self.engine.health_version(), now.instant);
         let report = v1::Report {
             pools: pool_health(&self.engine, None),
             ..v1::Report::default()

@@ -3,8 +3,9 @@
 //! random source are arguments, and it starts no probe itself.
 //!
 //! What always holds between two events: every watched origin is either
-//! scheduled or handed out as a [`Ticket`], and the weights are what the pools
-//! and the verdicts come to.
+//! scheduled or handed out as a [`Ticket`], and the weights of a pool are what it
+//! and the verdicts come to, or it is to be weighed: many verdicts of a large
+//! pool are one weighing, when [`Engine::weigh`] is called next.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,11 +19,12 @@ use anyport_model::{
     load,
     names::{NodeName, OriginName, PoolName, Revision},
     resource::{Pool, Weight},
+    slow_start,
     weights::{Known, PoolWeights},
 };
 
 use crate::{
-    health::{DialReport, Generation, Origins, Turn},
+    health::{DialReport, Generation, Origins, Turn, Watched},
     membership::{Members, OriginKey, Target},
     probe::{
         Outcome,
@@ -82,9 +84,12 @@ pub(crate) struct Engine {
     pools: BTreeMap<PoolName, Arc<Pool>>,
     origins: Origins,
     weights: Pools,
+    unweighed: BTreeSet<PoolName>,
     schedule: Schedule<OriginKey>,
     /// Pools whose weights change by the passing of time alone.
     steps: Schedule<PoolName>,
+    /// What the moments of these steps are counted from.
+    first_beat: Option<Instant>,
     /// Pools of which edges report load and latency.
     measures: Schedule<PoolName>,
     /// When each edge last reported.
@@ -103,8 +108,10 @@ impl Engine {
             pools: BTreeMap::new(),
             origins: Origins::default(),
             weights: Pools::new(),
+            unweighed: BTreeSet::new(),
             schedule: Schedule::new(),
             steps: Schedule::new(),
+            first_beat: None,
             measures: Schedule::new(),
             edges: BTreeMap::new(),
             only_edge: None,
@@ -119,12 +126,15 @@ impl Engine {
         self.rearrange(now, members.targets);
         self.revision = revision;
         self.pools = members.pools;
-        self.weigh_all(now.instant);
+        let pools = &self.pools;
+        self.weights.retain(|name, _| pools.contains_key(name));
+        self.unweighed = pools.keys().cloned().collect();
+        self.weigh(now);
         self.weights_version += 1;
         self.health_version += 1;
         if let Phase::Unconfigured = self.phase {
             self.phase = Phase::Settling {
-                undecided: self.origins.iter().map(|(key, _)| key.clone()).collect(),
+                undecided: self.origins.iter().map(|(key, _)| key).collect(),
                 until: now.instant + self.time_for_verdicts(),
             };
         }
@@ -151,12 +161,13 @@ impl Engine {
             self.decided(key);
         }
         let count = changes.fresh.len();
+        let missed = self.missed(&changes.fresh);
+        let beat = self.next_beat(now.instant);
         for (index, key) in changes.fresh.into_iter().enumerate() {
-            let was_missed = self.was_missed(&key);
             if let Some(watched) = self.origins.get_mut(&key) {
                 let wait = first_pause(index, count, watched.target.monitor.interval);
-                if was_missed {
-                    watched.starts_slowly(now.instant);
+                if missed.contains(&key) {
+                    watched.starts_slowly(beat);
                 }
                 let ip = watched.target.origin.ip();
                 self.vantage.add(key.clone(), ip);
@@ -246,7 +257,7 @@ impl Engine {
         match &turn {
             Some(turn) => self.turned(now, turn),
             None if before.map(|seen| seen.1) != after.map(|seen| seen.1) => {
-                self.weigh(now.instant, &key.pool);
+                self.mark(&key.pool);
             }
             None => {}
         }
@@ -254,23 +265,44 @@ impl Engine {
     }
 
     fn turned(&mut self, now: Now, turn: &Turn) {
+        let beat = self.next_beat(now.instant);
         let returns = turn.verdict == Verdict::Up && self.was_missed(&turn.key);
         if let Some(watched) = self.origins.get_mut(&turn.key).filter(|_| returns) {
-            watched.starts_slowly(now.instant);
+            watched.starts_slowly(beat);
         }
         self.decided(&turn.key);
-        self.weigh(now.instant, &turn.key.pool);
+        self.mark(&turn.key.pool);
+    }
+
+    fn next_beat(&mut self, now: Instant) -> Instant {
+        slow_start::next_beat(*self.first_beat.get_or_insert(now), now)
     }
 
     /// Did the origin get no connections, while others of its pool got some? If
     /// none did, there is nobody to share them with while it takes them up.
     fn was_missed(&self, key: &OriginKey) -> bool {
-        let Some(weights) = self.weights.get(&key.pool) else {
+        let (Some(watched), Some(weights)) = (self.origins.get(key), self.weights.get(&key.pool))
+        else {
             return false;
         };
-        let mut taking = weights.origins.iter().filter(|o| o.weight > Weight::ZERO);
-        let others = taking.clone().any(|origin| origin.name != key.origin);
-        others && taking.all(|origin| origin.name != key.origin)
+        let own = weights.origins.get(watched.target.place);
+        let gets_none = own.is_some_and(|own| own.weight == Weight::ZERO);
+        gets_none && weights.origins.iter().any(|o| o.weight > Weight::ZERO)
+    }
+
+    /// Those of which that is so, where weights are of the configuration before.
+    fn missed(&self, fresh: &[OriginKey]) -> BTreeSet<OriginKey> {
+        let mut takers: BTreeMap<&PoolName, BTreeSet<&OriginName>> = BTreeMap::new();
+        let missed = fresh.iter().filter(|key| {
+            let takers = takers.entry(&key.pool).or_insert_with(|| {
+                let weights = self.weights.get(&key.pool);
+                let origins = weights.into_iter().flat_map(|weights| &weights.origins);
+                let takes = origins.filter(|origin| origin.weight > Weight::ZERO);
+                takes.map(|origin| &origin.name).collect()
+            });
+            !takers.is_empty() && !takers.contains(&key.origin)
+        });
+        missed.cloned().collect()
     }
 
     fn schedule_next(&mut self, now: Now, ticket: &Ticket, random: u64) {
@@ -373,13 +405,13 @@ impl Engine {
         self.schedule.next()
     }
 
-    /// Moves the weights that the passing of time moves.
+    /// Moves what the passing of time moves.
     pub(crate) fn step(&mut self, now: Now) {
         while let Some(pool) = self.measures.take_due(now.instant) {
             self.measure(now.instant, &pool);
         }
         while let Some(pool) = self.steps.take_due(now.instant) {
-            self.weigh(now.instant, &pool);
+            self.mark(&pool);
         }
     }
 
@@ -405,7 +437,7 @@ impl Engine {
         if !all_at_rest {
             self.measures.put(name.clone(), now + load::STEP);
         }
-        self.weigh(now, name);
+        self.mark(name);
     }
 
     /// When [`step`](Self::step) has something to do.
@@ -436,6 +468,25 @@ impl Engine {
     /// Why nothing can be said of any origin at present, in words.
     pub(crate) fn isolated(&self) -> Option<&str> {
         self.vantage.isolated()
+    }
+
+    fn mark(&mut self, pool: &PoolName) {
+        // Most have been already.
+        if !self.unweighed.contains(pool) {
+            self.unweighed.insert(pool.clone());
+        }
+    }
+
+    /// May [`weigh`](Self::weigh) change something?
+    pub(crate) fn is_to_weigh(&self) -> bool {
+        !self.unweighed.is_empty()
+    }
+
+    /// Makes the weights what all that happened until now comes to.
+    pub(crate) fn weigh(&mut self, now: Now) {
+        for name in std::mem::take(&mut self.unweighed) {
+            self.weigh_pool(now.instant, &name);
+        }
     }
 
     /// Grows with every change of [`table`](Self::table); 0 before the first.
@@ -477,25 +528,18 @@ impl Engine {
         }
     }
 
-    fn weigh_all(&mut self, now: Instant) {
-        let pools = &self.pools;
-        self.weights.retain(|name, _| pools.contains_key(name));
-        let names: Vec<PoolName> = self.pools.keys().cloned().collect();
-        for name in names {
-            self.weigh(now, &name);
-        }
-    }
-
-    fn weigh(&mut self, now: Instant, name: &PoolName) {
+    fn weigh_pool(&mut self, now: Instant, name: &PoolName) {
         let Some(pool) = self.pools.get(name) else {
             return;
         };
-        let weights = PoolWeights::weigh(pool, |origin| self.known(now, name, origin));
-        let next = pool.origins.iter().filter_map(|origin| {
-            let watched = self.origins.get(&key_of(name, &origin.name))?;
-            watched.next_step(now)
-        });
-        match next.min() {
+        let watched = self.origins.of_pool(pool);
+        let known = |watched: &Option<&Watched>| match watched {
+            Some(watched) => watched.known(now),
+            None => Known::from(None),
+        };
+        let weights = PoolWeights::weigh_in_order(pool, watched.iter().map(known));
+        let next = watched.iter().flatten();
+        match next.filter_map(|watched| watched.next_step(now)).min() {
             Some(at) => self.steps.put(name.clone(), at),
             None => self.steps.remove(name),
         }
@@ -503,13 +547,6 @@ impl Engine {
             self.weights.insert(name.clone(), Arc::new(weights));
             self.weights_version += 1;
             self.health_version += 1;
-        }
-    }
-
-    fn known(&self, now: Instant, pool: &PoolName, origin: &OriginName) -> Known {
-        match self.origins.get(&key_of(pool, origin)) {
-            Some(watched) => watched.known(now),
-            None => None.into(),
         }
     }
 }

@@ -16,7 +16,8 @@ use anyport_model::{
     evidence::{Accusation, Dials},
     health::{Evidence, Health, Now, Verdict},
     load::{Measured, Observed, Wanted},
-    names::NodeName,
+    names::{NodeName, OriginName, PoolName},
+    resource::Pool,
     slow_start,
     weights::{Factor, Factors, Known},
 };
@@ -136,9 +137,9 @@ impl Watched {
         }
     }
 
-    /// It comes back, and takes up its load little by little.
-    pub(crate) fn starts_slowly(&mut self, now: Instant) {
-        self.returned = Some(now);
+    /// It comes back, and takes up its load little by little from then on.
+    pub(crate) fn starts_slowly(&mut self, from: Instant) {
+        self.returned = Some(from);
     }
 
     pub(crate) fn known(&self, now: Instant) -> Known {
@@ -189,21 +190,43 @@ pub(crate) struct Rearranged {
 /// All origins that are probed.
 #[derive(Debug, Default)]
 pub(crate) struct Origins {
-    watched: BTreeMap<OriginKey, Watched>,
+    pools: BTreeMap<PoolName, BTreeMap<OriginName, Watched>>,
     last_generation: Generation,
 }
 
 impl Origins {
     pub(crate) fn get(&self, key: &OriginKey) -> Option<&Watched> {
-        self.watched.get(key)
+        self.pools.get(&key.pool)?.get(&key.origin)
     }
 
     pub(crate) fn get_mut(&mut self, key: &OriginKey) -> Option<&mut Watched> {
-        self.watched.get_mut(key)
+        self.pools.get_mut(&key.pool)?.get_mut(&key.origin)
     }
 
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (&OriginKey, &Watched)> {
-        self.watched.iter()
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (OriginKey, &Watched)> {
+        let pools = self.pools.iter();
+        pools.flat_map(|(pool, watched)| {
+            watched.iter().map(|(origin, watched)| {
+                let (pool, origin) = (pool.clone(), origin.clone());
+                (OriginKey { pool, origin }, watched)
+            })
+        })
+    }
+
+    /// Those of one pool, in its order; `None`: it is not probed.
+    pub(crate) fn of_pool(&self, pool: &Pool) -> Vec<Option<&Watched>> {
+        let mut in_order = vec![None; pool.origins.len()];
+        for watched in self
+            .pools
+            .get(&pool.name)
+            .into_iter()
+            .flat_map(BTreeMap::values)
+        {
+            if let Some(place) = in_order.get_mut(watched.target.place) {
+                *place = Some(watched);
+            }
+        }
+        in_order
     }
 
     /// Watches exactly `targets` from now on.
@@ -212,16 +235,16 @@ impl Origins {
         now: SystemTime,
         targets: BTreeMap<OriginKey, Target>,
     ) -> Rearranged {
+        let gone = self.iter().map(|(key, _)| key);
         let mut changes = Rearranged {
-            gone: self
-                .watched
-                .extract_if(.., |key, _| !targets.contains_key(key))
-                .map(|(key, _)| key)
-                .collect(),
+            gone: gone.filter(|key| !targets.contains_key(key)).collect(),
             ..Rearranged::default()
         };
+        for key in &changes.gone {
+            self.remove(key);
+        }
         for (key, target) in targets {
-            match self.watched.get_mut(&key) {
+            match self.get_mut(&key) {
                 Some(watched) if watched.target.asks_the_same(&target) => {
                     if watched.target.monitor.interval != target.monitor.interval {
                         changes.repaced.push(key);
@@ -231,12 +254,22 @@ impl Origins {
                 _ => {
                     self.last_generation.0 += 1;
                     let watched = Watched::new(target, now, self.last_generation);
-                    self.watched.insert(key.clone(), watched);
+                    let of_pool = self.pools.entry(key.pool.clone()).or_default();
+                    of_pool.insert(key.origin.clone(), watched);
                     changes.fresh.push(key);
                 }
             }
         }
         changes
+    }
+
+    fn remove(&mut self, key: &OriginKey) {
+        if let Some(of_pool) = self.pools.get_mut(&key.pool) {
+            of_pool.remove(&key.origin);
+            if of_pool.is_empty() {
+                self.pools.remove(&key.pool);
+            }
+        }
     }
 
     /// Takes evidence of one origin in.
@@ -246,7 +279,7 @@ impl Origins {
         key: &OriginKey,
         evidence: Evidence,
     ) -> Option<Turn> {
-        let watched = self.watched.get_mut(key)?;
+        let watched = self.get_mut(key)?;
         let thresholds = watched.target.monitor.thresholds;
         let verdict = watched.health.observe(now, thresholds, evidence)?;
         Some(watched.turn(now, key, verdict))
@@ -254,7 +287,7 @@ impl Origins {
 
     /// Takes an origin from all edges for a while.
     pub(crate) fn eject(&mut self, now: Now, key: &OriginKey, why: &str) -> Option<Turn> {
-        let watched = self.watched.get_mut(key)?;
+        let watched = self.get_mut(key)?;
         let verdict = watched.health.eject(now, why)?;
         Some(watched.turn(now, key, verdict))
     }

@@ -33,6 +33,8 @@ impl fmt::Display for OriginKey {
 pub(crate) struct Target {
     /// The origin's own address.
     pub(crate) origin: SocketAddr,
+    /// Which of its pool's origins it is, from 0.
+    pub(crate) place: usize,
     pub(crate) monitor: Arc<Monitor>,
 }
 
@@ -86,13 +88,15 @@ impl Members {
     }
 
     fn probe(&mut self, pool: &Pool, monitor: &Arc<Monitor>) {
-        for origin in pool.origins.iter().filter(|origin| origin.enabled) {
+        let origins = pool.origins.iter().enumerate();
+        for (place, origin) in origins.filter(|(_, origin)| origin.enabled) {
             let key = OriginKey {
                 pool: pool.name.clone(),
                 origin: origin.name.clone(),
             };
             let target = Target {
                 origin: origin.address,
+                place,
                 monitor: Arc::clone(monitor),
             };
             self.targets.insert(key, target);

@@ -1,6 +1,6 @@
 //! What the balancer counts.
 
-use std::time::Duration;
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use anyport_model::{
     names::{OriginName, PoolName, Revision},
@@ -124,11 +124,15 @@ impl Metrics {
     pub(crate) fn published(&self, table: &Table, old: &Table) {
         let Changes { changed, removed } = table.changes_since(old);
         for (pool, weights) in changed {
-            if let Some(before) = old.pools.get(pool) {
-                let kept = |name: &OriginName| weights.origins.iter().any(|o| o.name == *name);
-                self.remove(pool, before, |name| !kept(name));
+            let before = old.pools.get(pool).map(Arc::as_ref);
+            if let Some(before) = before.filter(|before| !names(before).eq(names(weights))) {
+                let kept: HashSet<&OriginName> = names(weights).collect();
+                self.remove(pool, before, |name| !kept.contains(name));
             }
-            for origin in &weights.origins {
+            let shown = |place: usize| before?.origins.get(place);
+            let origins = weights.origins.iter().enumerate();
+            let changed = origins.filter(|(place, origin)| shown(*place) != Some(*origin));
+            for (_, origin) in changed {
                 let labels = [pool.as_str(), origin.name.as_str()];
                 let healthy = i64::from(origin.health.usable());
                 self.healthy.with_label_values(&labels).set(healthy);
@@ -164,11 +168,13 @@ impl Metrics {
     }
 }
 
+fn names(weights: &PoolWeights) -> impl Iterator<Item = &OriginName> {
+    weights.origins.iter().map(|origin| &origin.name)
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use std::sync::Arc;
-
     use anyport_model::health::Verdict;
     use anyport_node::metrics::encode;
 

@@ -2,15 +2,25 @@
 //! cold, and whoever waited would come all at once.
 //!
 //! Its weight begins at a tenth and grows by a tenth every [`STEP`], so that it
-//! is whole after nine of them, 9 s. Few steps, as each is sent to every edge.
+//! is whole after nine of them, and what is left of the one that it returned in:
+//! 9 s to 10 s. Few steps, as each is sent to every edge, and all origins take
+//! theirs at the same moments, [`next_beat`].
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::weights::Factor;
 
 /// Between two weights.
 pub const STEP: Duration = Duration::from_secs(1);
 const STEPS: u32 = 10;
+
+/// From when, at or after `now`, the steps of an origin are counted that returns
+/// now: a whole number of them after `first`.
+pub fn next_beat(first: Instant, now: Instant) -> Instant {
+    let passed = now.saturating_duration_since(first).as_nanos();
+    let steps = passed.div_ceil(STEP.as_nanos());
+    first + STEP.saturating_mul(u32::try_from(steps).unwrap_or(u32::MAX))
+}
 
 /// The part of its weight that an origin has `passed` after it came back.
 pub fn part(passed: Duration) -> Factor {
@@ -47,5 +57,15 @@ mod tests {
         let tenths: Vec<Factor> = (1..=10).map(|n| Factor::of_thousandths(n * 100)).collect();
         assert_eq!((parts, passed), (tenths, 9 * STEP));
         assert_eq!(part(Duration::MAX), Factor::ONE);
+    }
+
+    #[test]
+    fn steps_are_taken_at_the_same_moments() {
+        let first = Instant::now();
+        let beat = |millis| next_beat(first, first + Duration::from_millis(millis)) - first;
+        let seconds = [0, 1, 999, 1000, 1001, 86_400_001].map(|millis| beat(millis).as_secs());
+        assert_eq!(seconds, [0, 1, 1, 1, 2, 86_401]);
+        let early = first - Duration::from_secs(3);
+        assert_eq!(next_beat(first, early), first, "no time before it");
     }
 }

@@ -158,14 +158,16 @@ pub struct OriginWeight {
 impl PoolWeights {
     /// Weighs each origin by what is `known` of it.
     pub fn weigh<K: Into<Known>>(pool: &Pool, known: impl Fn(&OriginName) -> K) -> Self {
-        let known: Vec<(OriginHealth, Known)> = pool
-            .origins
-            .iter()
-            .map(|origin| {
-                let known = known(&origin.name).into();
-                (OriginHealth::of(pool, origin, known.verdict), known)
-            })
-            .collect();
+        let origins = pool.origins.iter();
+        Self::weigh_in_order(pool, origins.map(|origin| known(&origin.name).into()))
+    }
+
+    /// As [`weigh`](Self::weigh), of `known` in the order of the pool's origins.
+    pub fn weigh_in_order(pool: &Pool, known: impl IntoIterator<Item = Known>) -> Self {
+        let origins = pool.origins.iter().zip(known);
+        let health = |origin, known: Known| OriginHealth::of(pool, origin, known.verdict);
+        let known = origins.map(|(origin, known)| (health(origin, known), known));
+        let known: Vec<(OriginHealth, Known)> = known.collect();
         let health = |index: usize| known[index].0;
         let is_healthy = |index: usize| health(index).usable();
         let lifts_holds = panics(pool, is_healthy);
@@ -201,11 +203,14 @@ impl PoolWeights {
 
     /// Part of the pool's connections that origin `index` gets, 0 to 1.
     pub fn share(&self, index: usize) -> f64 {
-        let total: f64 = self.origins.iter().map(|o| o.weight.as_f64()).sum();
-        match self.origins.get(index) {
-            Some(origin) if total > 0.0 => origin.weight.as_f64() / total,
-            _ => 0.0,
-        }
+        self.shares().nth(index).unwrap_or_default()
+    }
+
+    /// Of each origin, in their order.
+    pub fn shares(&self) -> impl Iterator<Item = f64> {
+        let weights = || self.origins.iter().map(|origin| origin.weight.as_f64());
+        let total: f64 = weights().sum();
+        weights().map(move |weight| if total > 0.0 { weight / total } else { 0.0 })
     }
 }
 

@@ -164,10 +164,12 @@ impl World {
             self.engine.finished(self.now, ticket, outcome, 0);
         }
         self.engine.step(self.now);
+        self.engine.weigh(self.now);
         for edge in 0..self.edges {
             let reports = self.connect(edge);
             let name = format!("edge-{edge}").parse().unwrap();
             self.engine.reported(self.now, &name, &reports);
+            self.engine.weigh(self.now);
         }
     }
 

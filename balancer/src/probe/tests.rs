@@ -71,6 +71,7 @@ fn asking(origin: SocketAddr, timeout: Duration, check: Check) -> Target {
     };
     Target {
         origin,
+        place: 0,
         monitor: Arc::new(monitor),
     }
 }

@@ -3,37 +3,74 @@
 use std::{
     io::ErrorKind,
     net::TcpListener as StdListener,
+    os::fd::AsRawFd,
     process::Command,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    thread,
     time::{Duration, Instant},
 };
 
 use anyport_netns::{Namespace, link};
 use anyport_proto::v1::{self, HealthState};
-use nix::{
-    sys::{
-        resource::{UsageWho, getrusage},
-        time::TimeValLike,
-    },
-    time::{ClockId, clock_gettime},
+use nix::sys::{
+    resource::{UsageWho, getrusage},
+    socket::{Shutdown, shutdown},
+    time::TimeValLike,
 };
+use nix::time::{ClockId, clock_gettime};
 
 use crate::support::*;
 
-const POOLS: usize = 400;
-/// Of each.
-const ORIGINS: usize = 50;
-const EVERY: Duration = Duration::from_secs(5);
+/// How long it may take until all is as it should be.
+const AT_MOST: Duration = Duration::from_secs(600);
 const WATCHED: Duration = Duration::from_secs(20);
+/// Of those with an even number, and of the others.
+const PORTS: [u16; 2] = [7000, 7001];
+
+/// Origins of one balancer.
+#[derive(Debug, Clone, Copy)]
+struct Fleet {
+    pools: usize,
+    /// Of each pool.
+    origins: usize,
+    every: Duration,
+}
 
 /// A measurement: `cargo test -p anyport-balancer --test service -- --ignored --nocapture many`.
-/// All is in one process; what the listener's thread takes is subtracted.
+/// `ANYPORT_FLEET=400x100` has so many pools of so many origins.
 #[test]
-#[ignore = "a minute of a whole processor"]
+#[ignore = "two minutes of a whole processor"]
 fn twenty_thousand_origins_are_probed_every_five_seconds() {
+    let (pools, origins) = match std::env::var("ANYPORT_FLEET") {
+        Ok(fleet) => {
+            let (pools, origins) = fleet.split_once('x').expect("pools x origins");
+            (pools.parse().unwrap(), origins.parse().unwrap())
+        }
+        Err(_) => (400, 50),
+    };
+    measure(Fleet {
+        pools,
+        origins,
+        every: Duration::from_secs(5),
+    });
+}
+
+/// Of a large pool each verdict is a small part.
+#[test]
+#[ignore = "two minutes of a whole processor"]
+fn twenty_pools_of_a_thousand_are_as_quick_as_small_ones() {
+    measure(Fleet {
+        pools: 20,
+        origins: 1000,
+        every: Duration::from_secs(5),
+    });
+}
+
+/// All is in one process; what the threads of the listeners take is subtracted.
+fn measure(fleet: Fleet) {
     let here = Namespace::new("balancer").unwrap();
     let there = Namespace::new("origins").unwrap();
     link::veth((&here, "uplink"), (&there, "servers")).unwrap();
@@ -44,11 +81,14 @@ fn twenty_thousand_origins_are_probed_every_five_seconds() {
         link::add_address(namespace, link, address.parse().unwrap()).unwrap();
     }
     // Every address of the network is the origins' host.
-    run(there.command("ip"), "route add local 10.1.0.0/16 dev lo");
-    run(here.command("ip"), "route add 10.1.0.0/16 via 198.51.100.2");
-    let listener = there.run(|| StdListener::bind("0.0.0.0:7000").unwrap());
-    let acceptor = Acceptor::start(listener.unwrap());
-    here.block_on(async || scenario(&acceptor).await).unwrap();
+    run(there.command("ip"), "route add local 10.0.0.0/8 dev lo");
+    run(here.command("ip"), "route add 10.0.0.0/8 via 198.51.100.2");
+    let servers = Servers {
+        host: there.clone(),
+        counts: Arc::default(),
+    };
+    here.block_on(async || scenario(fleet, servers).await)
+        .unwrap();
 }
 
 fn run(mut command: Command, arguments: &str) {
@@ -56,37 +96,107 @@ fn run(mut command: Command, arguments: &str) {
     assert!(output.status.success(), "{output:?}");
 }
 
-/// Accepts and closes, on a thread of its own.
-struct Acceptor {
-    accepted: Arc<AtomicU64>,
-    /// Nanoseconds of processor time.
-    used: Arc<AtomicU64>,
+#[derive(Debug, Default)]
+struct Counts {
+    accepted: AtomicU64,
+    /// Nanoseconds of processor time, of each port's thread.
+    used: [AtomicU64; PORTS.len()],
 }
 
-impl Acceptor {
-    fn start(listener: StdListener) -> Self {
-        let (accepted, used) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
-        let (counted, spent) = (Arc::clone(&accepted), Arc::clone(&used));
-        std::thread::spawn(move || {
+/// Where all origins are.
+struct Servers {
+    host: Namespace,
+    counts: Arc<Counts>,
+}
+
+/// Accepts and closes, on a thread of its own, until it is stopped.
+struct Acceptor {
+    listener: StdListener,
+    thread: thread::JoinHandle<()>,
+}
+
+impl Servers {
+    fn listen(&self, which: usize) -> Acceptor {
+        let address = ("0.0.0.0", PORTS[which]);
+        let listener = self.host.run(|| StdListener::bind(address).unwrap());
+        let listener = listener.unwrap();
+        let (accepts, counts) = (listener.try_clone().unwrap(), Arc::clone(&self.counts));
+        let before = counts.used[which].load(Ordering::Relaxed);
+        let thread = thread::spawn(move || {
             loop {
-                match listener.accept() {
+                match accepts.accept() {
                     Ok(_) => {
-                        counted.fetch_add(1, Ordering::Relaxed);
+                        counts.accepted.fetch_add(1, Ordering::Relaxed);
                         let time = clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).unwrap();
-                        let nanos = u64::try_from(time.num_nanoseconds()).unwrap();
-                        spent.store(nanos, Ordering::Relaxed);
+                        let nanos = before + u64::try_from(time.num_nanoseconds()).unwrap();
+                        counts.used[which].store(nanos, Ordering::Relaxed);
                     }
                     Err(error) if error.kind() == ErrorKind::ConnectionAborted => {}
+                    // It was stopped.
+                    Err(error) if error.kind() == ErrorKind::InvalidInput => return,
                     Err(error) => panic!("{error}"),
                 }
             }
         });
-        Self { accepted, used }
+        Acceptor { listener, thread }
     }
 
-    fn now(&self) -> (u64, Duration) {
-        let used = Duration::from_nanos(self.used.load(Ordering::Relaxed));
-        (self.accepted.load(Ordering::Relaxed), used)
+    fn used(&self) -> Duration {
+        let used = self.counts.used.iter();
+        Duration::from_nanos(used.map(|used| used.load(Ordering::Relaxed)).sum())
+    }
+}
+
+impl Acceptor {
+    /// From when it returns on, connections are refused.
+    fn stop(self) {
+        shutdown(self.listener.as_raw_fd(), Shutdown::Both).unwrap();
+        self.thread.join().unwrap();
+    }
+}
+
+/// From one moment on: time, processor time without that of the listeners, and probes.
+struct Meter<'a> {
+    servers: &'a Servers,
+    start: Instant,
+    process: Duration,
+    servers_used: Duration,
+    accepted: u64,
+}
+
+#[derive(Debug)]
+struct Spent {
+    took: Duration,
+    used: Duration,
+    accepted: u64,
+}
+
+impl<'a> Meter<'a> {
+    fn start(servers: &'a Servers) -> Self {
+        Self {
+            servers,
+            start: Instant::now(),
+            process: process(),
+            servers_used: servers.used(),
+            accepted: servers.counts.accepted.load(Ordering::Relaxed),
+        }
+    }
+
+    fn spent(&self) -> Spent {
+        let servers = self.servers.used() - self.servers_used;
+        let accepted = self.servers.counts.accepted.load(Ordering::Relaxed);
+        Spent {
+            took: self.start.elapsed(),
+            used: (process() - self.process).saturating_sub(servers),
+            accepted: accepted - self.accepted,
+        }
+    }
+}
+
+impl std::fmt::Display for Spent {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let part = self.used.as_secs_f64() / self.took.as_secs_f64();
+        write!(f, "{:.1?}, {:.0} % of a processor", self.took, 100.0 * part)
     }
 }
 
@@ -97,74 +207,105 @@ fn process() -> Duration {
     Duration::from_micros(u64::try_from(micros).unwrap())
 }
 
-async fn scenario(acceptor: &Acceptor) {
+impl Fleet {
+    fn count(self) -> usize {
+        self.pools * self.origins
+    }
+
+    fn pools(self) -> Vec<v1::Pool> {
+        let pools = (0..self.pools).map(|index| {
+            let names: Vec<String> = (0..self.origins).map(|n| format!("o{n}")).collect();
+            let address = |origin: usize| {
+                let number = index * self.origins + origin;
+                let (high, middle) = (number / 62_500, number / 250 % 250);
+                let address = format!("10.{}.{middle}.{}", high + 1, number % 250 + 1);
+                format!("{address}:{}", PORTS[origin % 2]).parse().unwrap()
+            };
+            let origins: Vec<_> = names
+                .iter()
+                .enumerate()
+                .map(|(origin, name)| (name.as_str(), address(origin)))
+                .collect();
+            pool(&format!("p{index}"), "quick", &origins)
+        });
+        pools.collect()
+    }
+}
+
+/// Updates until the origins are so, which `wanted` tells of all of them.
+async fn follow(watch: &mut Watch, wanted: impl Fn(&[&v1::OriginWeight]) -> bool) -> usize {
+    let (start, mut updates) = (Instant::now(), 0);
+    loop {
+        let origins = watch.pools.values().flat_map(|pool| &pool.origins);
+        if wanted(&origins.collect::<Vec<_>>()) {
+            return updates;
+        }
+        let left = AT_MOST.saturating_sub(start.elapsed());
+        watch.next_within(left).await;
+        updates += 1;
+    }
+}
+
+fn number(origins: &[&v1::OriginWeight], health: HealthState) -> usize {
+    let of = origins.iter().filter(|origin| origin.health() == health);
+    of.count()
+}
+
+async fn scenario(fleet: Fleet, servers: Servers) {
+    let (all, half) = (fleet.count(), fleet.pools * (fleet.origins / 2));
+    let mut acceptors = [0, 1].map(|which| Some(servers.listen(which)));
     let config = ConfigService::start();
     let balancer = Running::start(config.address);
     let monitor = v1::Monitor {
         timeout: Some(Duration::from_secs(2).try_into().unwrap()),
         consecutive_up: 1,
         consecutive_down: 1,
-        ..monitor(EVERY)
+        ..monitor(fleet.every)
     };
-    let pools = (0..POOLS).map(|index| {
-        let names: Vec<String> = (0..ORIGINS).map(|origin| format!("o{origin}")).collect();
-        let address = |origin: usize| {
-            let number = index * ORIGINS + origin;
-            let (high, low) = (number / 250, number % 250 + 1);
-            format!("10.1.{high}.{low}:7000").parse().unwrap()
-        };
-        let origins: Vec<_> = names
-            .iter()
-            .enumerate()
-            .map(|(origin, name)| (name.as_str(), address(origin)))
-            .collect();
-        pool(&format!("p{index}"), "quick", &origins)
-    });
-    let pools: Vec<_> = pools.collect();
-    let first = Instant::now();
-    config.say(full(1, resources(monitor, pools)));
+    let meter = Meter::start(&servers);
+    config.say(full(1, resources(monitor, fleet.pools())));
     let mut watch = balancer.watch().await;
-    watch.next().await;
-    let all = |watch: &Watch, health: HealthState| {
-        let origins = watch.pools.values().flat_map(|pool| &pool.origins);
-        origins.filter(|origin| origin.health() == health).count()
-    };
-    while all(&watch, HealthState::Up) < POOLS * ORIGINS {
-        watch.next().await;
-    }
-    eprintln!(
-        "all of {} are up after {:.1?}",
-        POOLS * ORIGINS,
-        first.elapsed()
-    );
+    follow(&mut watch, |o| number(o, HealthState::Up) == all).await;
+    let spent = meter.spent();
+    eprintln!("{} pools of {}:", fleet.pools, fleet.origins);
+    eprintln!("all are up after {spent}");
 
-    let (accepted, listener) = acceptor.now();
-    let (used, start) = (process(), Instant::now());
+    let meter = Meter::start(&servers);
     let mut turned = 0;
     let over = tokio::time::sleep(WATCHED);
     tokio::pin!(over);
     loop {
         tokio::select! {
             () = &mut over => break,
-            _ = watch.next() => turned += 1,
+            _ = watch.next_within(AT_MOST) => turned += 1,
         }
-        assert_eq!(all(&watch, HealthState::Down), 0, "a false verdict");
+        let origins = watch.pools.values().flat_map(|pool| &pool.origins);
+        let down = number(&origins.collect::<Vec<_>>(), HealthState::Down);
+        assert_eq!(down, 0, "a false verdict");
     }
-    let took = start.elapsed();
-    let (accepted, listener) = {
-        let (now, spent) = acceptor.now();
-        (now - accepted, spent - listener)
-    };
-    let used = process() - used - listener;
+    let spent = meter.spent();
+    let probes = spent.accepted as f64;
     eprintln!(
-        "{accepted} probes in {took:.1?}, {:.0} a second; {:.0} % of a processor ({:.0} µs a \
-         probe), and {:.0} % for the listener; {turned} updates of weights",
-        accepted as f64 / took.as_secs_f64(),
-        100.0 * used.as_secs_f64() / took.as_secs_f64(),
-        1e6 * used.as_secs_f64() / accepted as f64,
-        100.0 * listener.as_secs_f64() / took.as_secs_f64(),
+        "at rest, {spent}: {:.0} probes a second, {:.0} µs each; {turned} updates of weights",
+        probes / spent.took.as_secs_f64(),
+        1e6 * spent.used.as_secs_f64() / probes,
     );
     // Every origin had its turn, and its jitter.
-    let least = (POOLS * ORIGINS) as f64 * took.as_secs_f64() / EVERY.mul_f64(1.1).as_secs_f64();
-    assert!(accepted as f64 > 0.95 * least, "{accepted} of {least}");
+    let least = all as f64 * spent.took.as_secs_f64() / fleet.every.mul_f64(1.1).as_secs_f64();
+    assert!(probes > 0.95 * least, "{probes} of {least}");
+
+    let meter = Meter::start(&servers);
+    acceptors[1].take().unwrap().stop();
+    let updates = follow(&mut watch, |o| number(o, HealthState::Down) == half).await;
+    eprintln!("half is down after {}; {updates} updates", meter.spent());
+    let meter = Meter::start(&servers);
+    acceptors[1] = Some(servers.listen(1));
+    let updates = follow(&mut watch, |o| {
+        o.len() == all && o.iter().all(|origin| origin.weight >= 1.0)
+    });
+    let updates = updates.await;
+    eprintln!(
+        "half is back, and eased in, after {}; {updates} updates",
+        meter.spent()
+    );
 }

@@ -422,7 +422,12 @@ pub struct Watch {
 
 impl Watch {
     pub async fn next(&mut self) -> v1::WeightsUpdate {
-        let update = within("weights", self.stream.message()).await;
+        self.next_within(PATIENCE).await
+    }
+
+    pub async fn next_within(&mut self, patience: Duration) -> v1::WeightsUpdate {
+        let update = tokio::time::timeout(patience, self.stream.message()).await;
+        let update = update.unwrap_or_else(|_| panic!("waited {patience:?} in vain: weights"));
         let update = update.unwrap().expect("the stream goes on");
         if update.full {
             self.pools.clear();

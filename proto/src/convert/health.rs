@@ -55,18 +55,17 @@ pub fn read_pool_weights(wire: v1::PoolWeights) -> Result<(PoolName, PoolWeights
     Ok((name, weights))
 }
 
-/// What `status` shows of a pool: the weights with addresses and reasons.
+/// What `status` shows of a pool: its weights with addresses and reasons.
 /// `health` gives the machine of an origin that is probed.
 pub fn write_pool_health<'a>(
     pool: &Pool,
     weights: &PoolWeights,
     health: impl Fn(&OriginName) -> Option<&'a Health>,
 ) -> v1::PoolHealth {
-    let origins = weights.origins.iter().enumerate().map(|(index, weight)| {
-        let origin = pool
-            .origins
-            .iter()
-            .find(|origin| origin.name == weight.name);
+    let places = weights.origins.iter().zip(weights.shares()).enumerate();
+    let origins = places.map(|(place, (weight, share))| {
+        let origin = pool.origins.get(place);
+        let origin = origin.filter(|origin| origin.name == weight.name);
         let shown = v1::OriginHealth {
             origin: weight.name.to_string(),
             address: origin
@@ -74,7 +73,7 @@ pub fn write_pool_health<'a>(
                 .unwrap_or_default(),
             health: write_health(weight.health).into(),
             weight: weight.weight.as_f64(),
-            share: weights.share(index),
+            share,
             factors: origin.map(|origin| write_factors(origin.weight, weight.factors)),
             ..v1::OriginHealth::default()
         };
