@@ -13,7 +13,7 @@ endif
 
 PROGRAMS := $(or $(CARGO_TARGET_DIR),target)/release
 
-.PHONY: help demo test lint bench swarm fuzz build bpf proto
+.PHONY: help demo test lint bench failover swarm fuzz build bpf proto
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,12 @@ bench: ## beside HAProxy and nginx, and beside plain routing, as ratios (5 minut
 	@echo "building (a few minutes the first time)"
 	@cargo build --release --locked --quiet --workspace --bins
 	@$(ROOT) $(PROGRAMS)/anyport-bench
+
+failover: ## an origin that refuses, is silent or becomes slow, beside HAProxy, as ratios (12 minutes, once built)
+	@scripts/setup build bench failover
+	@echo "building (a few minutes the first time)"
+	@cargo build --release --locked --quiet --workspace --bins
+	@$(ROOT) $(PROGRAMS)/anyport-failover
 
 swarm: ## a fleet of up to 1,000 simulated edges and 100,000 apps on two replicas and etcd (20 minutes, once built)
 	@scripts/setup build swarm

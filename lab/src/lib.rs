@@ -4,7 +4,9 @@
 pub mod bench;
 pub mod cluster;
 pub mod control_plane;
+pub mod delay;
 pub mod dials;
+pub mod failover;
 pub mod fault;
 pub mod load;
 pub mod network;

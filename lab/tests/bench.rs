@@ -1,4 +1,4 @@
-//! The comparison runs, and leaves nothing behind however it ends. What it finds is not looked at:
+//! The comparisons run, and leave nothing behind however it ends. What it finds is not looked at:
 //! these runs are too short for that. Needs root, HAProxy, nginx, and the programs built
 //! (`make test` builds them first).
 
@@ -21,6 +21,13 @@ const PATIENCE: Duration = Duration::from_secs(30);
 fn in_turn() -> MutexGuard<'static, ()> {
     static TURN: Mutex<()> = Mutex::new(());
     TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The comparison where origins fail, likewise.
+fn failover(directory: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_anyport-failover"));
+    command.args(arguments).env("TMPDIR", directory);
+    command
 }
 
 /// The comparison, with its temporary files and those of its processes in `directory`.
@@ -78,6 +85,35 @@ fn a_quick_comparison_measures_every_contender_and_leaves_nothing() {
             let each = entry["median"].as_f64().unwrap();
             // One to the client, one to the origin, and hardly ever another one.
             assert!((1.5..3.0).contains(&each), "{contender}: {each}");
+        }
+    }
+    let left: Vec<_> = fs::read_dir(directory.path()).unwrap().collect();
+    assert!(left.is_empty(), "{left:?}");
+    assert_eq!(processes_with(directory.path()), Vec::<String>::new());
+}
+
+#[test]
+fn a_quick_comparison_where_origins_fail_has_every_contender_in_it_and_leaves_nothing() {
+    let _turn = in_turn();
+    let directory = TempDir::new().unwrap();
+    let kept = TempDir::new().unwrap();
+    let json = kept.path().join("failover.json");
+    let arguments = ["--quick", "--json", json.to_str().unwrap()];
+    let output = failover(directory.path(), &arguments).output().unwrap();
+    assert!(output.status.success(), "{}", said(&output));
+    let found: serde_json::Value = serde_json::from_slice(&fs::read(json).unwrap()).unwrap();
+    let answered = |value: &serde_json::Value| value["count"].as_u64().unwrap();
+    let outages = found["outages"].as_array().unwrap();
+    assert_eq!(outages.len(), 6);
+    for outage in outages {
+        assert!(answered(&outage["waited"]) > 100, "{outage}");
+        assert!(outage["dials"].as_f64().unwrap() > 0.0, "{outage}");
+    }
+    let distances = found["distances"].as_array().unwrap();
+    assert_eq!(distances.len(), 4);
+    for distance in distances {
+        for phase in ["even", "slow"] {
+            assert!(answered(&distance[phase]["waited"]) > 20, "{distance}");
         }
     }
     let left: Vec<_> = fs::read_dir(directory.path()).unwrap().collect();

@@ -149,7 +149,13 @@ impl Story {
     /// dials the dead origin any more.
     fn holds(&self, slowest: Duration) {
         assert!(self.visits.len() > 3000, "{}", self.visits.len());
-        assert_eq!(self.failures(), []);
+        let failures = self.failures();
+        assert!(
+            failures.is_empty(),
+            "{} failed, the first {:?}",
+            failures.len(),
+            failures[0]
+        );
         let waited = self.percentile(100);
         assert!(waited < slowest + BUSY, "{waited:?}");
         assert!(!self.dials.is_empty(), "else it says nothing");

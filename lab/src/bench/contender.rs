@@ -32,18 +32,23 @@ impl Contender {
         !matches!(self, Self::Haproxy | Self::Bare)
     }
 
+    /// What it is called.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Plain => "routing",
+            Self::Haproxy => "HAProxy",
+            Self::Nginx => "nginx",
+            Self::Bare => "bare relay",
+            Self::Anyport => "Anyport",
+        }
+    }
+
     /// Those that Anyport is measured against.
     pub const PEERS: [Self; 2] = [Self::Haproxy, Self::Nginx];
 }
 
 impl fmt::Display for Contender {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Plain => "routing",
-            Self::Haproxy => "HAProxy",
-            Self::Nginx => "nginx",
-            Self::Bare => "bare relay",
-            Self::Anyport => "Anyport",
-        })
+        f.pad(self.name())
     }
 }

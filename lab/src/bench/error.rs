@@ -3,7 +3,6 @@
 use std::io;
 use std::process::ExitStatus;
 
-use super::Contender;
 use crate::load::{RunError, serve::ServeError};
 
 /// The result of everything that can end a comparison.
@@ -63,7 +62,7 @@ pub enum Error {
     #[error("{contender}: not within {seconds} s: {what}; last seen: {last}\n{log}")]
     NotInTime {
         /// Whose turn it was.
-        contender: Contender,
+        contender: &'static str,
         /// What was waited for.
         what: &'static str,
         /// For how long.
@@ -79,7 +78,7 @@ pub enum Error {
 }
 
 impl Error {
-    pub(super) fn system(doing: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
+    pub(crate) fn system(doing: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
         let doing = doing.into();
         |source| Self::System { doing, source }
     }

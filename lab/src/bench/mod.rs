@@ -24,13 +24,14 @@
 mod contender;
 mod document;
 mod error;
+mod interrupt;
 mod limits;
 mod load;
 mod measure;
 mod plan;
 mod process;
 mod programs;
-mod proxy;
+pub(crate) mod proxy;
 mod results;
 mod setting;
 mod stage;
@@ -43,13 +44,16 @@ use std::time::Instant;
 pub use contender::Contender;
 pub use document::Document;
 pub use error::{Error, Result};
+pub use interrupt::interrupted;
 pub use limits::allow_descriptors;
 pub use measure::{Better, Measure};
 pub use plan::Plan;
-pub use programs::Programs;
+pub use programs::{Programs, own_directory};
 pub use results::{Factor, Results, Sample};
 pub use setting::Setting;
 pub use table::{STYLE, table};
+
+pub(crate) use stage::{SERVICE, SETTINGS, WORKERS};
 
 use results::Round;
 use stage::Stage;

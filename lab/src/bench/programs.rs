@@ -1,5 +1,6 @@
 //! Where the programs are.
 
+use std::io;
 use std::path::{Path, PathBuf};
 
 use super::error::{Error, Result};
@@ -57,6 +58,17 @@ impl Programs {
             load: built(directory, "anyport-load")?,
         })
     }
+}
+
+/// Where the program that runs is.
+///
+/// # Errors
+///
+/// Where the system does not tell.
+pub fn own_directory() -> io::Result<PathBuf> {
+    let own = std::env::current_exe()?;
+    let directory = own.parent().map(PathBuf::from);
+    directory.ok_or_else(|| io::Error::other(format!("{} has no directory", own.display())))
 }
 
 fn built(directory: &Path, program: &'static str) -> Result<PathBuf> {

@@ -19,14 +19,14 @@ use crate::load::serve::{self, Mode, Server, datagram};
 use crate::load::{Load, connect};
 
 /// Where the proxies are reached: an address of one of the prefixes that the client has a route for.
-pub(super) const SERVICE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 10);
+pub(crate) const SERVICE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 10);
 /// Where what is sent comes back, on the service's address and the origin's.
 pub(super) const ECHO_PORT: u16 = 7000;
 /// Where a stream comes from.
 pub(super) const SOURCE_PORT: u16 = 7001;
 
 /// Threads or processes of each proxy, of the origin, and of the load.
-pub(super) const WORKERS: NonZeroUsize = NonZeroUsize::MIN.saturating_add(1);
+pub(crate) const WORKERS: NonZeroUsize = NonZeroUsize::MIN.saturating_add(1);
 
 /// How long anything may take that should be a matter of moments.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -35,7 +35,7 @@ const PAUSE: Duration = Duration::from_millis(10);
 
 /// What every host of a busy proxy has: all the ports there are for outgoing connections, and the use
 /// of those in TIME_WAIT again after a second.
-const SETTINGS: [(&str, &str); 2] = [
+pub(crate) const SETTINGS: [(&str, &str); 2] = [
     ("net/ipv4/ip_local_port_range", "1024 65535"),
     ("net/ipv4/tcp_tw_reuse", "1"),
 ];
@@ -95,10 +95,16 @@ impl Stage {
         }
         let proxy = match contender {
             Contender::Plain => None,
-            Contender::Haproxy => Some(proxy::haproxy::start(programs, &topology, sockets)?),
+            Contender::Haproxy => {
+                let configuration = proxy::haproxy::configuration(origin.v4, sockets);
+                Some(proxy::haproxy::start(programs, &topology, &configuration)?)
+            }
             Contender::Nginx => Some(proxy::nginx::start(programs, &topology, sockets)?),
             Contender::Bare => Some(proxy::bare::start(programs, &topology)?),
-            Contender::Anyport => Some(proxy::anyport::start(programs, &topology)?),
+            Contender::Anyport => {
+                let manifest = proxy::anyport::manifest(origin.v4);
+                Some(proxy::anyport::start(programs, &topology, &manifest)?)
+            }
         };
         let mut stage = Self {
             proxy,
@@ -155,7 +161,7 @@ impl Stage {
                 Ok(found) => return Ok(found),
                 Err(last) if started.elapsed() >= PATIENCE => {
                     return Err(Error::NotInTime {
-                        contender: self.contender,
+                        contender: self.contender.name(),
                         what,
                         seconds: PATIENCE.as_secs(),
                         last,

@@ -4,9 +4,6 @@ use std::fs::File;
 use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
 
 use anyhow::Context;
 use anyport_lab::bench::{self, Document, Part, Plan, Programs, Setting, Step};
@@ -35,7 +32,7 @@ fn main() -> anyhow::Result<ExitCode> {
     let cli = Cli::parse();
     let directory = match cli.bin_dir {
         Some(directory) => directory,
-        None => own_directory().context("finding Anyport's programs; say --bin-dir")?,
+        None => bench::own_directory().context("finding Anyport's programs; say --bin-dir")?,
     };
     let programs = Programs::find(&directory)?;
     // Before the run, so that a path that cannot be written does not cost minutes.
@@ -49,7 +46,7 @@ fn main() -> anyhow::Result<ExitCode> {
     let setting = Setting::of(&programs, &directory);
 
     let progress = Progress::new();
-    let stop = interrupted()?;
+    let stop = bench::interrupted().context("waiting for Ctrl-C")?;
     let results = bench::run(&plan, &programs, &stop, &mut |step| progress.show(step));
     progress.end();
     let results = results?;
@@ -77,37 +74,6 @@ fn main() -> anyhow::Result<ExitCode> {
         true => ExitCode::SUCCESS,
         false => ExitCode::FAILURE,
     })
-}
-
-fn own_directory() -> io::Result<PathBuf> {
-    let own = std::env::current_exe()?;
-    let directory = own.parent().map(PathBuf::from);
-    directory.ok_or_else(|| io::Error::other(format!("{} has no directory", own.display())))
-}
-
-/// Set by Ctrl-C; the comparison then ends in order. A second Ctrl-C ends the process at once, and
-/// the kernel everything that it has started.
-fn interrupted() -> anyhow::Result<Arc<AtomicBool>> {
-    let flag = Arc::new(AtomicBool::new(false));
-    let set = flag.clone();
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("building a runtime for signals")?;
-    let wait = move || {
-        let signal = || runtime.block_on(tokio::signal::ctrl_c()).is_ok();
-        if signal() {
-            set.store(true, Ordering::Relaxed);
-            if signal() {
-                std::process::exit(1);
-            }
-        }
-    };
-    let thread = thread::Builder::new().name("signals".to_owned());
-    thread
-        .spawn(wait)
-        .context("starting a thread for signals")?;
-    Ok(flag)
 }
 
 /// What is going on, on standard error: a bar on a terminal, else a line for each round.

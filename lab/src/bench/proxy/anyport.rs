@@ -23,9 +23,9 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// The exit status of a command that does not reach its server.
 const NOT_REACHABLE: i32 = 3;
 
-/// Starts it, and returns when its configuration is applied. Each is on its usual port, in the edge's
+/// Starts it, and returns when this manifest is applied. Each is on its usual port, in the edge's
 /// namespace.
-pub(in crate::bench) fn start(programs: &Programs, topology: &Topology) -> Result<Proxy> {
+pub(crate) fn start(programs: &Programs, topology: &Topology, manifest: &str) -> Result<Proxy> {
     let directory = directory()?;
     let below = |name: &str| directory.path().join(name).display().to_string();
     let start = |program: &'static str, file: &Path, arguments: &[String]| {
@@ -50,7 +50,7 @@ pub(in crate::bench) fn start(programs: &Programs, topology: &Topology) -> Resul
         directory,
     };
     let file = proxy.directory.path().join("manifest.yaml");
-    write(&file, &manifest(topology.origins()[0].v4))?;
+    write(&file, manifest)?;
     let started = Instant::now();
     loop {
         proxy.check()?;
@@ -62,7 +62,7 @@ pub(in crate::bench) fn start(programs: &Programs, topology: &Topology) -> Resul
             Err((Some(NOT_REACHABLE), _)) if started.elapsed() < PATIENCE => thread::sleep(PAUSE),
             Err((_, last)) => {
                 return Err(Error::NotInTime {
-                    contender: Contender::Anyport,
+                    contender: Contender::Anyport.name(),
                     what: "its configuration applied",
                     seconds: PATIENCE.as_secs(),
                     last,
@@ -89,7 +89,7 @@ fn apply(mut command: Command) -> Result<std::result::Result<(), (Option<i32>, S
     })
 }
 
-fn manifest(origin: Ipv4Addr) -> String {
+pub(in crate::bench) fn manifest(origin: Ipv4Addr) -> String {
     format!(
         "prefixes:
   - cidr: 198.51.100.0/24

@@ -8,15 +8,15 @@ use crate::bench::process::Process;
 use crate::bench::programs::Programs;
 use crate::bench::stage::{ECHO_PORT, SERVICE, SOURCE_PORT, WORKERS};
 
-/// Starts it.
-pub(in crate::bench) fn start(
+/// Starts it with this configuration.
+pub(crate) fn start(
     programs: &Programs,
     topology: &Topology,
-    sockets: usize,
+    configuration: &str,
 ) -> Result<Proxy> {
     let directory = directory()?;
     let file = directory.path().join("haproxy.cfg");
-    write(&file, &configuration(topology.origins()[0].v4, sockets))?;
+    write(&file, configuration)?;
     let mut command = topology.edge().command(&programs.haproxy);
     // In the foreground, so that it is the process that was started.
     command.arg("-db").arg("-f").arg(&file);
@@ -28,7 +28,7 @@ pub(in crate::bench) fn start(
 }
 
 /// Splicing as HAProxy sees fit, the origin checked every second as Anyport's is, no logs.
-fn configuration(origin: std::net::Ipv4Addr, sockets: usize) -> String {
+pub(in crate::bench) fn configuration(origin: std::net::Ipv4Addr, sockets: usize) -> String {
     format!(
         "global
     nbthread {WORKERS}

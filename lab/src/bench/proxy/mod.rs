@@ -1,8 +1,8 @@
 //! The proxies, and how each is configured.
 
-pub(super) mod anyport;
+pub(crate) mod anyport;
 pub(super) mod bare;
-pub(super) mod haproxy;
+pub(crate) mod haproxy;
 pub(super) mod nginx;
 
 use std::fs;
@@ -14,7 +14,7 @@ use super::error::{Error, Result};
 use super::process::Process;
 
 /// A running proxy, with what it needs beside it.
-pub(super) struct Proxy {
+pub(crate) struct Proxy {
     // In the order of their end: processes before their directory.
     /// The one that carries connections, the parent of others that do.
     carrier: Process,
@@ -28,12 +28,12 @@ impl Proxy {
         self.carrier.id()
     }
 
-    pub(super) fn check(&mut self) -> Result<()> {
+    pub(crate) fn check(&mut self) -> Result<()> {
         let mut all = self.beside.iter_mut().chain([&mut self.carrier]);
         all.try_for_each(Process::check)
     }
 
-    pub(super) fn log_tails(&self) -> String {
+    pub(crate) fn log_tails(&self) -> String {
         let all = self.beside.iter().chain([&self.carrier]);
         all.map(Process::log_tail).collect::<Vec<_>>().join("\n")
     }
