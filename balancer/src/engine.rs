@@ -44,8 +44,9 @@ const UNKNOWN_INTERVAL: Duration = Duration::from_secs(1);
 /// origins that are down.
 const SETTLE_MAX: Duration = Duration::from_secs(60);
 
-/// Two probes of an origin that edges report are at least this far apart.
-const REPORTED_GAP: Duration = Duration::from_millis(500);
+/// Two probes of an origin are at least this far apart where edges report it, or
+/// others are suspected.
+const ASKED_GAP: Duration = Duration::from_millis(500);
 
 /// An edge that has not reported for so long is gone: it does so every second.
 const EDGE_FRESH: Duration = Duration::from_secs(10);
@@ -224,13 +225,16 @@ impl Engine {
         }
         self.schedule_next(now, &ticket, random);
         if let Some(witness) = sighting.witness {
-            self.schedule.hasten(&witness, now.instant);
+            self.probe_soon(now, &witness);
         }
         turns
     }
 
     /// While nothing can be said of any origin, no time passes towards a verdict.
     fn settle_later(&mut self, now: Now) {
+        let Phase::Settling { .. } = self.phase else {
+            return;
+        };
         let later = now.instant + self.time_for_verdicts();
         if let Phase::Settling { until, .. } = &mut self.phase {
             *until = later;
@@ -369,10 +373,15 @@ impl Engine {
             return;
         };
         if report.is_alarming() && watched.health.verdict() != Verdict::Down {
-            let earliest = watched.started.map(|started| started + REPORTED_GAP);
-            let at = earliest.map_or(now.instant, |at| at.max(now.instant));
-            self.schedule.hasten(&report.key, at);
+            self.probe_soon(now, &report.key);
         }
+    }
+
+    fn probe_soon(&mut self, now: Now, key: &OriginKey) {
+        let watched = self.origins.get(key);
+        let started = watched.and_then(|watched| watched.started);
+        let earliest = started.map_or(now.instant, |started| started + ASKED_GAP);
+        self.schedule.hasten(key, earliest.max(now.instant));
     }
 
     /// One edge may take an origin away where it is the only one, which takes some

@@ -255,7 +255,7 @@ fn an_alarming_report_brings_the_probe_forward_and_the_probe_decides() {
         scene.pass(MILLI);
     }
     assert_eq!(count(&scene), 2, "not more often than every half second");
-    let turns = scene.pass(REPORTED_GAP);
+    let turns = scene.pass(ASKED_GAP);
     assert_eq!((count(&scene), turns[0].verdict), (3, Verdict::Down));
 }
 
@@ -294,6 +294,36 @@ fn no_way_to_one_of_two_is_believed_without_waiting_for_the_interval() {
     scene.failing.insert(a.clone(), libc::ENETUNREACH);
     let turns = scene.pass(INTERVAL);
     assert_eq!((&turns[0].key, turns[0].verdict), (&a, Verdict::Down));
+}
+
+#[test]
+fn however_many_are_suspected_nobody_is_asked_all_the_time() {
+    let mut scene = Scene::configured(monitor("quick", 1, 1), vec![many(100)]);
+    scene.pass(INTERVAL);
+    let (answer, suspected): (Vec<_>, Vec<_>) = (0..100)
+        .map(|n| key("game", &format!("o{n}")))
+        .partition(|key| key.origin.as_str().ends_with('9'));
+    for key in &suspected {
+        scene.failing.insert(key.clone(), libc::ENETUNREACH);
+    }
+    scene.started.clear();
+    scene.pass(2 * INTERVAL);
+    for key in &suspected {
+        assert_eq!(scene.health(key), OriginHealth::Down);
+    }
+    let asked = answer.iter().map(|witness| {
+        let of_it = scene.started.iter().filter(|(key, _)| key == witness);
+        let of_it: Vec<_> = of_it.map(|(_, at)| *at).collect();
+        let gaps = of_it.windows(2).map(|pair| pair[1] - pair[0]);
+        assert!(
+            gaps.clone().all(|gap| gap >= ASKED_GAP),
+            "{witness}: {of_it:?}"
+        );
+        of_it.len()
+    });
+    let asked: Vec<_> = asked.collect();
+    let (least, most) = (asked.iter().min().unwrap(), asked.iter().max().unwrap());
+    assert!(most - least <= 3, "{asked:?}");
 }
 
 #[test]

@@ -20,6 +20,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    ops::Bound,
     time::{Duration, Instant},
 };
 
@@ -69,7 +70,10 @@ pub(crate) struct Sighting {
 pub(crate) struct Vantage {
     views: BTreeMap<OriginKey, (IpAddr, View)>,
     addresses: BTreeMap<IpAddr, usize>,
-    answered: usize,
+    /// Origins whose latest probe was answered, by address.
+    answering: BTreeMap<IpAddr, BTreeSet<OriginKey>>,
+    /// Where the latest witness is.
+    heard: Option<IpAddr>,
     suspicions: BTreeMap<OriginKey, Suspicion>,
     isolated: Option<String>,
 }
@@ -161,14 +165,18 @@ impl Vantage {
         }
     }
 
-    /// An origin elsewhere that last gave an answer.
-    fn witness(&self, ip: IpAddr) -> Option<OriginKey> {
-        if self.answered == 0 {
-            return None;
-        }
-        let mut views = self.views.iter();
-        let found = views.find(|(_, view)| view.0 != ip && view.1 == View::Answered);
-        found.map(|(key, _)| key.clone())
+    /// An origin elsewhere that last gave an answer: each address in its turn, as
+    /// there may be a thousand suspicions at once.
+    fn witness(&mut self, ip: IpAddr) -> Option<OriginKey> {
+        let after = match self.heard {
+            Some(heard) => Bound::Excluded(heard),
+            None => Bound::Unbounded,
+        };
+        let later = self.answering.range((after, Bound::Unbounded));
+        let mut in_turn = later.chain(&self.answering);
+        let (address, origins) = in_turn.find(|(address, _)| **address != ip)?;
+        self.heard = Some(*address);
+        origins.first().cloned()
     }
 
     fn judge(&mut self, reason: &str) {
@@ -178,7 +186,7 @@ impl Vantage {
     }
 
     fn is_cut_off(&self) -> bool {
-        if self.answered > 0 {
+        if !self.answering.is_empty() {
             return false;
         }
         let blocked = self.views.values().filter(|view| view.1 == View::Blocked);
@@ -189,10 +197,23 @@ impl Vantage {
     }
 
     fn see(&mut self, key: &OriginKey, now: View) {
-        if let Some((_, view)) = self.views.get_mut(key) {
-            self.answered -= usize::from(*view == View::Answered);
-            self.answered += usize::from(now == View::Answered);
-            *view = now;
+        let Some((ip, view)) = self.views.get_mut(key) else {
+            return;
+        };
+        let before = std::mem::replace(view, now);
+        match (before == View::Answered, now == View::Answered) {
+            (false, true) => {
+                self.answering.entry(*ip).or_default().insert(key.clone());
+            }
+            (true, false) => {
+                if let Some(origins) = self.answering.get_mut(ip) {
+                    origins.remove(key);
+                    if origins.is_empty() {
+                        self.answering.remove(ip);
+                    }
+                }
+            }
+            _ => {}
         }
     }
 
@@ -294,6 +315,26 @@ mod tests {
         );
         assert_eq!(scene.probe("b", PASSED), evidence(&[("b", true)]));
         assert_eq!(scene.vantage.isolated(), None);
+    }
+
+    #[test]
+    fn witnesses_take_turns_and_are_never_at_the_same_address() {
+        let mut scene = Scene::of(&["a", "b", "c", "d"]);
+        scene
+            .vantage
+            .add(key("mail", "d"), "10.0.2.3".parse().unwrap());
+        for name in ["a", "b", "c", "d"] {
+            scene.probe(name, PASSED);
+        }
+        let mut called = |name| {
+            let witness = scene.sight(name, unreachable()).witness;
+            witness.map(|key| key.origin.to_string())
+        };
+        let witnesses = [(); 6].map(|()| called("d").unwrap());
+        assert_eq!(witnesses, ["a", "b", "c", "a", "b", "c"]);
+        assert_eq!(called("a").unwrap(), "b", "a answers no more");
+        assert_eq!([called("c").unwrap(), called("c").unwrap()], ["b", "b"]);
+        assert_eq!(called("b"), None, "nobody is left");
     }
 
     #[test]
