@@ -14,3 +14,4 @@ pub mod relay;
 pub mod servers;
 pub mod swarm;
 pub mod tls;
+pub mod weights;

@@ -10,12 +10,12 @@ use super::Service;
 /// Of whom `anyport` is run by.
 pub(super) const OPERATOR: &str = "operator";
 
-/// Role and name of a process.
-pub(super) fn of(service: Service) -> (&'static str, String) {
+/// What a process is certified as.
+pub(super) fn role(service: Service) -> &'static str {
     match service {
-        Service::Etcd | Service::ConfigService(_) => ("config-service", service.to_string()),
-        Service::Balancer => ("balancer", "balancer1".to_owned()),
-        Service::EdgeAgent => ("edge", "edge1".to_owned()),
+        Service::Etcd | Service::ConfigService(_) => "config-service",
+        Service::Balancer | Service::BalancerApart(_) => "balancer",
+        Service::EdgeAgent | Service::EdgeApart(_) => "edge",
     }
 }
 

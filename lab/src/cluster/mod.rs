@@ -1,7 +1,7 @@
 //! The real programs, each as a process of its own, in the network of a [`Topology`].
 //!
 //! The control plane and the agent run in the edge's namespace and talk over its loopback; origins
-//! and clients run in theirs. Every cluster has namespaces of its own, so all of them use the
+//! and clients run in theirs, and so do balancers and further agents where a plan wants several. Every cluster has namespaces of its own, so all of them use the
 //! programs' usual ports.
 //!
 //! What always holds:
@@ -16,6 +16,7 @@
 //! - **A failed test shows the logs.** When a cluster is dropped by a panic, the end of every
 //!   process's log goes to the test's output.
 
+mod apart;
 mod beside;
 pub(crate) mod certs;
 mod command;
@@ -30,6 +31,7 @@ mod visit;
 mod wait;
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::num::NonZeroUsize;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -38,10 +40,12 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use anyport_netns::{Mounts, Topology};
+use anyport_netns::{Mounts, Namespace, Topology};
 use anyport_node::identity::TlsArgs;
+use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
+use apart::Apart;
 pub use beside::Beside;
 pub use command::Said;
 pub use error::{Error, Result};
@@ -85,6 +89,11 @@ pub struct Plan {
     /// Neither balancer nor agent: nodes are the test's, in the client's namespace, and the config
     /// service listens where they can reach it.
     pub without_nodes: bool,
+    /// Balancers, each in a namespace of its own; 0: one, beside the agent.
+    pub balancers: usize,
+    /// Agents beyond the first, each in a namespace of its own with a client of its own. The first
+    /// agent begins with the first balancer, the second with the second, and so on.
+    pub more_edges: usize,
 }
 
 impl Plan {
@@ -104,6 +113,11 @@ impl Plan {
 }
 
 impl Plan {
+    /// Is there anybody who is not in the edge's namespace?
+    fn is_apart(&self) -> bool {
+        self.without_nodes || self.balancers > 0 || self.more_edges > 0
+    }
+
     fn scheme(&self) -> &'static str {
         if self.tls { "https" } else { "http" }
     }
@@ -120,6 +134,8 @@ impl Default for Plan {
             environment: Vec::new(),
             tls: false,
             without_nodes: false,
+            balancers: 0,
+            more_edges: 0,
         }
     }
 }
@@ -130,6 +146,7 @@ pub struct Cluster {
     // In the order of their end: processes before their directory and their network.
     processes: BTreeMap<Service, Process>,
     directory: TempDir,
+    apart: Apart,
     topology: Topology,
     plan: Plan,
     programs: &'static Programs,
@@ -148,12 +165,12 @@ impl Cluster {
     /// Where a program cannot be built or started, or is not ready within [`PATIENCE`]; then with
     /// its log.
     pub fn start(plan: Plan) -> Result<Self> {
-        let topology = Topology::new(plan.origins)?;
+        let topology = Topology::new(plan.hosts())?;
         Self::start_in(topology, plan)
     }
 
     /// As [`start`](Self::start), in a network that the test has prepared. `plan.origins` is not
-    /// looked at.
+    /// looked at; balancers and further agents take the place of the last origins.
     ///
     /// # Errors
     ///
@@ -170,23 +187,24 @@ impl Cluster {
         let mut cluster = Self {
             processes: BTreeMap::new(),
             directory,
+            apart: Apart::new(&topology, &plan)?,
             topology,
             plan,
             programs,
             _turn: turn,
         };
         if cluster.plan.tls {
-            for service in services {
-                let (role, name) = certs::of(*service);
-                cluster.issue(role, &name)?;
+            for service in &services {
+                let hosts = service.hosts(&cluster.plan);
+                cluster.issue_for(certs::role(*service), &service.name(), &hosts)?;
             }
             cluster.issue("operator", certs::OPERATOR)?;
         }
         // All at once: each has to bear that the others are not there yet.
-        for service in services {
+        for service in &services {
             cluster.spawn(*service)?;
         }
-        for service in services {
+        for service in &services {
             cluster.wait_until_ready(*service)?;
         }
         if services.contains(&Service::EdgeAgent) {
@@ -198,6 +216,25 @@ impl Cluster {
     /// The network.
     pub fn topology(&self) -> &Topology {
         &self.topology
+    }
+
+    /// Where a process runs.
+    pub fn namespace(&self, service: Service) -> &Namespace {
+        let apart = match service {
+            Service::BalancerApart(number) => self.apart.balancer(number),
+            Service::EdgeApart(number) => self.apart.edge(number),
+            _ => None,
+        };
+        apart.unwrap_or(self.topology.edge())
+    }
+
+    /// Where clients of an agent are.
+    pub fn client_of(&self, agent: Service) -> &Namespace {
+        let apart = match agent {
+            Service::EdgeApart(number) => self.apart.client(number),
+            _ => None,
+        };
+        apart.unwrap_or(self.topology.client())
     }
 
     /// The directory in which the agent pins what belongs to sk_lookup.
@@ -262,6 +299,18 @@ impl Cluster {
         let kilobytes: Option<u64> = kilobytes;
         let bytes = kilobytes.map(|kilobytes| kilobytes << 10);
         bytes.ok_or_else(|| failed(std::io::ErrorKind::InvalidData.into()))
+    }
+
+    /// Sends a signal.
+    ///
+    /// # Errors
+    ///
+    /// Where it does not run.
+    pub fn signal(&self, service: Service, signal: Signal) -> Result<()> {
+        self.running(service)?.signal(signal).map_err(|source| {
+            let what = format!("signalling {service}");
+            Error::io(what, source)
+        })
     }
 
     /// Kills a process with SIGKILL, and waits until it is gone.
@@ -358,15 +407,15 @@ impl Cluster {
 
     fn start_process(&self, service: Service) -> Result<Process> {
         let program = self.programs.path(service.program())?;
-        let edge = self.topology.edge();
+        let namespace = self.namespace(service);
         let mut command = match (service, self.plan.open_files) {
             (Service::EdgeAgent, Some(limit)) => {
-                let mut shell = edge.command("sh");
+                let mut shell = namespace.command("sh");
                 shell.args(["-c", &format!("ulimit -n {limit}; exec \"$0\" \"$@\"")]);
                 shell.arg(program);
                 shell
             }
-            _ => edge.command(program),
+            _ => namespace.command(program),
         };
         command::clear_environment(&mut command);
         command.envs(
@@ -376,7 +425,7 @@ impl Cluster {
                 .map(|(name, value)| (name, value)),
         );
         if self.plan.tls {
-            let tls = self.certificate(&certs::of(service).1);
+            let tls = self.certificate(&service.name());
             command.envs(certs::environment(&tls));
         }
         command.args(service.arguments(&self.plan, self.directory.path()));
@@ -467,6 +516,10 @@ impl Cluster {
     ///
     /// Where the command did not exit with 0.
     pub fn issue(&self, roles: &str, name: &str) -> Result<TlsArgs> {
+        self.issue_for(roles, name, &[])
+    }
+
+    fn issue_for(&self, roles: &str, name: &str, hosts: &[IpAddr]) -> Result<TlsArgs> {
         let directory = self.certificates().display().to_string();
         let certs = |arguments: &[&str]| {
             let said = self.anyport(&[&["certs"], arguments, &["--dir", &directory]].concat())?;
@@ -478,7 +531,10 @@ impl Cluster {
         if !self.certificates().exists() {
             certs(&["init"])?;
         }
-        certs(&["issue", roles, name, "--force"])?;
+        let hosts: Vec<String> = hosts.iter().map(|host| format!("--ip={host}")).collect();
+        let mut arguments = vec!["issue", roles, name, "--force"];
+        arguments.extend(hosts.iter().map(String::as_str));
+        certs(&arguments)?;
         Ok(self.certificate(name))
     }
 
@@ -520,7 +576,7 @@ impl Cluster {
     ///
     /// Where it does not answer, or with another status.
     pub fn get(&self, service: Service, path: &str) -> Result<String> {
-        let answer = http::get(self.topology.edge(), service.admin(), path)
+        let answer = http::get(self.namespace(service), service.admin(), path)
             .map_err(|source| Error::io(format!("asking {service} for {path}"), source))?;
         match answer.status {
             200 => Ok(answer.body),
@@ -562,14 +618,14 @@ impl Drop for Cluster {
     fn drop(&mut self) {
         if thread::panicking() {
             for service in Service::all_of(&self.plan) {
-                let running = if self.processes.contains_key(service) {
+                let running = if self.processes.contains_key(&service) {
                     "running"
                 } else {
                     "not running"
                 };
                 eprintln!(
                     "---- log of {service} ({running})\n{}",
-                    self.log_tail(*service)
+                    self.log_tail(service)
                 );
             }
         }

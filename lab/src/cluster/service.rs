@@ -1,12 +1,12 @@
 //! The processes of a cluster: their programs, flags and ports.
 
 use std::fmt;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 
 use anyport_netns::topology::EDGE_TO_CLIENT_V4;
 
-use super::{Plan, certs};
+use super::{Plan, apart, certs};
 
 /// A process of the cluster, in the order in which they are started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -17,8 +17,12 @@ pub enum Service {
     ConfigService(Replica),
     /// The balancer.
     Balancer,
+    /// One of several balancers, by its number from 0, in a namespace of its own.
+    BalancerApart(usize),
     /// The edge agent.
     EdgeAgent,
+    /// Another agent, by its number from 0, in a namespace of its own.
+    EdgeApart(usize),
 }
 
 /// Where the config service keeps its state.
@@ -97,52 +101,74 @@ impl Replica {
 }
 
 impl Service {
-    pub(super) fn all_of(plan: &Plan) -> &'static [Self] {
-        let all: &[Self] = match plan.store {
-            Store::Embedded => &[
-                Self::ConfigService(Replica::First),
-                Self::Balancer,
-                Self::EdgeAgent,
-            ],
-            Store::Etcd => &[
-                Self::Etcd,
-                Self::ConfigService(Replica::First),
-                Self::ConfigService(Replica::Second),
-                Self::Balancer,
-                Self::EdgeAgent,
-            ],
+    pub(super) fn all_of(plan: &Plan) -> Vec<Self> {
+        let etcd = match plan.store {
+            Store::Embedded => None,
+            Store::Etcd => Some(Self::Etcd),
         };
-        let nodes = [Self::Balancer, Self::EdgeAgent];
-        match plan.without_nodes {
-            true => &all[..all.len() - nodes.len()],
-            false => all,
+        let replicas = plan.store.replicas().iter().copied();
+        let control = etcd.into_iter().chain(replicas.map(Self::ConfigService));
+        if plan.without_nodes {
+            return control.collect();
         }
+        let balancers = (0..plan.balancers).map(Self::BalancerApart);
+        let beside = (plan.balancers == 0).then_some(Self::Balancer);
+        let edges = (0..plan.more_edges).map(Self::EdgeApart);
+        control
+            .chain(beside)
+            .chain(balancers)
+            .chain([Self::EdgeAgent])
+            .chain(edges)
+            .collect()
     }
 
     pub(super) fn program(self) -> &'static str {
         match self {
             Self::Etcd => "etcd",
             Self::ConfigService(_) => "config-service",
-            Self::Balancer => "balancer",
-            Self::EdgeAgent => "edge-agent",
+            Self::Balancer | Self::BalancerApart(_) => "balancer",
+            Self::EdgeAgent | Self::EdgeApart(_) => "edge-agent",
         }
     }
 
-    /// Its gRPC address, inside the edge's namespace; of etcd, the clients'.
+    /// Its name in the fleet; of what is no node, that of its certificate.
+    pub fn name(self) -> String {
+        match self {
+            Self::Etcd | Self::ConfigService(_) => self.to_string(),
+            Self::Balancer => "balancer1".to_owned(),
+            Self::BalancerApart(number) => format!("balancer{}", number + 1),
+            Self::EdgeAgent => "edge1".to_owned(),
+            Self::EdgeApart(number) => format!("edge{}", number + 2),
+        }
+    }
+
+    /// Its gRPC address, inside its own namespace; of etcd, the clients'.
     pub fn listen(self) -> SocketAddr {
         loopback(match self {
             Self::Etcd => ETCD_CLIENTS,
             Self::ConfigService(replica) => replica.port(),
+            Self::BalancerApart(number) => return (apart::balancer(number), 7410).into(),
             Self::Balancer => 7410,
-            Self::EdgeAgent => 7420,
+            Self::EdgeAgent | Self::EdgeApart(_) => 7420,
         })
     }
 
-    /// Its admin HTTP address, inside the edge's namespace.
+    /// Its admin HTTP address, inside its own namespace.
     pub fn admin(self) -> SocketAddr {
         match self {
             Self::Etcd => loopback(ETCD_METRICS),
             _ => loopback(self.listen().port() + 1),
+        }
+    }
+
+    /// What it is dialled at, where that is not its host only.
+    pub(super) fn hosts(self, plan: &Plan) -> Vec<IpAddr> {
+        match self {
+            Self::ConfigService(_) if plan.is_apart() => {
+                vec![Ipv4Addr::LOCALHOST.into(), apart::EDGE_TO_CONTROL.into()]
+            }
+            Self::BalancerApart(_) => vec![self.listen().ip()],
+            _ => Vec::new(),
         }
     }
 
@@ -171,7 +197,7 @@ impl Service {
                     flag("listen-metrics-urls", &metrics),
                 ];
                 if plan.tls {
-                    let name = certs::of(self).1;
+                    let name = self.name();
                     arguments.extend(certs::of_etcd(&certs::directory(directory), &name));
                 }
                 return arguments;
@@ -184,34 +210,67 @@ impl Service {
                 vec![flag("store", &store)]
             }
             Self::Balancer => vec![
-                flag("name", &"balancer1"),
+                flag("name", &self.name()),
                 flag("config-service", &Replica::First.url_in(plan.scheme())),
             ],
-            Self::EdgeAgent => {
+            Self::BalancerApart(_) => vec![
+                flag("name", &self.name()),
+                flag("config-service", &replicas_from_apart(plan)),
+            ],
+            Self::EdgeAgent | Self::EdgeApart(_) => {
                 let replica = plan.store.replicas().last().unwrap_or(&Replica::First);
+                let (config_service, steering, follows) = match self {
+                    Self::EdgeApart(number) => {
+                        (replicas_from_apart(plan), Steering::Tproxy, number + 1)
+                    }
+                    _ => (replica.url_in(plan.scheme()), plan.steering, 0),
+                };
                 vec![
-                    flag("name", &"edge1"),
+                    flag("name", &self.name()),
                     flag("region", &"lab"),
-                    flag("config-service", &replica.url_in(plan.scheme())),
-                    flag(
-                        "balancer",
-                        &format!("{}://{}", plan.scheme(), Self::Balancer.listen()),
-                    ),
-                    flag("state-dir", &below("edge-agent")),
-                    flag("steering", &plan.steering),
+                    flag("config-service", &config_service),
+                    flag("balancer", &balancers(plan, follows)),
+                    flag("state-dir", &below(&self.to_string())),
+                    flag("steering", &steering),
                     flag("workers", &plan.workers),
                 ]
             }
         };
         let mut listen = self.listen();
-        if plan.without_nodes {
-            listen.set_ip(Ipv4Addr::UNSPECIFIED.into());
+        if plan.is_apart() {
             arguments.push("--insecure".to_owned());
+        }
+        if plan.is_apart() && matches!(self, Self::ConfigService(_)) {
+            listen.set_ip(Ipv4Addr::UNSPECIFIED.into());
         }
         arguments.push(flag("listen", &listen));
         arguments.push(flag("admin", &self.admin()));
         arguments
     }
+}
+
+/// The config service's replicas, for those who are not in the edge's namespace.
+fn replicas_from_apart(plan: &Plan) -> String {
+    let replicas = plan.store.replicas().iter();
+    let urls = replicas.map(|replica| {
+        let (scheme, port) = (plan.scheme(), replica.port());
+        format!("{scheme}://{}:{port}", apart::EDGE_TO_CONTROL)
+    });
+    urls.collect::<Vec<_>>().join(",")
+}
+
+/// All balancers, in the order in which an agent tries them that begins with the one of this
+/// number.
+fn balancers(plan: &Plan, first: usize) -> String {
+    let url = |service: Service| format!("{}://{}", plan.scheme(), service.listen());
+    if plan.balancers == 0 {
+        return url(Service::Balancer);
+    }
+    let numbers = (first..).map(|number| number % plan.balancers);
+    let urls = numbers
+        .take(plan.balancers)
+        .map(|number| url(Service::BalancerApart(number)));
+    urls.collect::<Vec<_>>().join(",")
 }
 
 fn loopback(port: u16) -> SocketAddr {
@@ -223,6 +282,8 @@ impl fmt::Display for Service {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::ConfigService(Replica::Second) => f.write_str("config-service-2"),
+            Self::BalancerApart(number) => write!(f, "balancer-{}", number + 1),
+            Self::EdgeApart(number) => write!(f, "edge-agent-{}", number + 2),
             _ => f.write_str(self.program()),
         }
     }

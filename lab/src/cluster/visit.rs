@@ -55,7 +55,16 @@ impl Cluster {
     ///
     /// Where there is no connection or no answer.
     pub fn who(&self, to: SocketAddr) -> Result<Who> {
-        ask_who(&self.dial(to)?)
+        self.who_from(self.topology().client(), to)
+    }
+
+    /// As [`who`](Self::who), from another namespace.
+    ///
+    /// # Errors
+    ///
+    /// Where there is no connection or no answer.
+    pub fn who_from(&self, from: &Namespace, to: SocketAddr) -> Result<Who> {
+        ask_who(&self.dial_from(from, to)?)
             .map_err(|source| Error::io(format!("asking who answers at {to}"), source))
     }
 
