@@ -244,7 +244,7 @@ pub struct AppStats {
 /// Counters of one pool's origins, and whose turn it is.
 #[derive(Default)]
 pub struct PoolStats {
-    /// Goes up by one with each choice of an origin.
+    /// Goes up by one with each connection that an origin is chosen for.
     pub turn: AtomicUsize,
     origins: Mutex<BTreeMap<Arc<str>, Arc<OriginStats>>>,
 }
@@ -731,6 +731,13 @@ impl OriginStats {
     pub fn is_resting(&self, now: Instant) -> bool {
         self.rest
             .is_resting(now.saturating_duration_since(self.since))
+    }
+
+    /// Whether a connection may use it that has found it at rest no longer: see
+    /// [`Rest::may_try`].
+    pub fn may_try(&self, now: Instant, patience: Duration) -> bool {
+        let now = now.saturating_duration_since(self.since);
+        self.rest.may_try(now, patience)
     }
 
     /// What a choice goes by.

@@ -2,8 +2,8 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
-    sync::atomic::Ordering::Relaxed,
-    time::Instant,
+    sync::{OnceLock, atomic::Ordering::Relaxed},
+    time::{Duration, Instant},
 };
 
 use anyport_model::{
@@ -26,6 +26,9 @@ pub struct Candidates<'a> {
     edge_port: u16,
     client: IpAddr,
     shown: Option<SocketAddr>,
+    /// How long nothing may be heard of a connection that tries an origin for
+    /// all.
+    patience: Duration,
     pools: Vec<Tried<'a>>,
     failed: Option<NoOrigin>,
 }
@@ -34,7 +37,21 @@ pub struct Candidates<'a> {
 struct Tried<'a> {
     pool: &'a PoolEntry,
     tried: Positions,
+    /// One for all choices for this connection, so that those that are made in
+    /// vain do not skip anybody's.
+    turn: OnceLock<usize>,
 }
+
+struct Chosen {
+    /// Of which pool.
+    of: usize,
+    index: usize,
+    /// It did not refuse lately.
+    fresh: bool,
+}
+
+/// A dial that has run out of time is told of a little later.
+const TELLING: Duration = Duration::from_millis(500);
 
 /// An origin to be tried.
 #[derive(Clone, Copy)]
@@ -50,12 +67,14 @@ impl<'a> Candidates<'a> {
         let pools = target.pools().map(|pool| Tried {
             pool,
             tried: Positions::default(),
+            turn: OnceLock::new(),
         });
         Self {
             target,
             edge_port,
             client,
             shown: None,
+            patience: target.app.app.timeouts.connect + TELLING,
             pools: pools.collect(),
             failed: None,
         }
@@ -95,14 +114,19 @@ impl<'a> Candidates<'a> {
     }
 
     /// The next origin: a healthy one that did not refuse lately, else a
-    /// healthy one, else any.
+    /// healthy one, else any. Of connections that come when one has rested, one
+    /// tries it for all.
     pub fn next(&mut self, now: Instant) -> Option<Candidate<'a>> {
         loop {
-            let (of, index) = self.choose(now)?;
-            let tried = self.pools.get_mut(of)?;
-            tried.tried.insert(index);
-            let pool = tried.pool;
+            let Chosen { of, index, fresh } = self.choose(now)?;
+            let Tried { pool, tried, .. } = self.pools.get_mut(of)?;
+            let pool = *pool;
             let origin = pool.origins.get(index)?;
+            if fresh && !origin.stats.may_try(now, self.patience) {
+                // Another connection was first, and it rests now.
+                continue;
+            }
+            tried.insert(index);
             let target = self.target.with(pool);
             let address = target.address(index, self.edge_port)?;
             if let Some(client) = self.shown.filter(|client| !same_family(*client, address)) {
@@ -136,22 +160,18 @@ impl<'a> Candidates<'a> {
         failed.unwrap_or_else(|| nothing_to_try(self.target))
     }
 
-    /// Which pool, and which of its origins.
-    fn choose(&self, now: Instant) -> Option<(usize, usize)> {
-        let (client, pools) = (self.client, || self.pools.iter().enumerate());
-        let fresh = |(at, of): (usize, &Tried<'_>)| {
-            let avoided = of.avoided(now);
-            Some((at, of.healthy(client, now, &avoided)?))
+    fn choose(&self, now: Instant) -> Option<Chosen> {
+        let first = |fresh: bool, choose: &dyn Fn(&Tried<'_>) -> Option<usize>| {
+            let chosen = |(of, tried): (usize, &Tried<'_>)| {
+                let index = choose(tried)?;
+                Some(Chosen { of, index, fresh })
+            };
+            self.pools.iter().enumerate().find_map(chosen)
         };
-        let healthy =
-            |(at, of): (usize, &Tried<'_>)| Some((at, of.healthy(client, now, &of.tried)?));
-        let any = |(at, of): (usize, &Tried<'_>)| {
-            let chosen = of.chosen(&of.pool.last_resort, client, now, &of.tried);
-            Some((at, chosen?))
-        };
-        let chosen = pools().find_map(fresh);
-        let chosen = chosen.or_else(|| pools().find_map(healthy));
-        chosen.or_else(|| pools().find_map(any))
+        let client = self.client;
+        first(true, &|of| of.healthy(client, now, &of.avoided(now)))
+            .or_else(|| first(false, &|of| of.healthy(client, now, &of.tried)))
+            .or_else(|| first(false, &|of| of.any(client, now)))
     }
 }
 
@@ -174,6 +194,11 @@ impl Tried<'_> {
         wheels.find_map(|wheel| self.chosen(wheel, client, now, passed))
     }
 
+    /// As a last resort.
+    fn any(&self, client: IpAddr, now: Instant) -> Option<usize> {
+        self.chosen(&self.pool.last_resort, client, now, &self.tried)
+    }
+
     fn chosen(
         &self,
         wheel: &Wheel,
@@ -181,8 +206,9 @@ impl Tried<'_> {
         now: Instant,
         passed: &Positions,
     ) -> Option<usize> {
+        let next_turn = &self.pool.stats.turn;
         let draw = Draw {
-            turn: self.pool.stats.turn.fetch_add(1, Relaxed),
+            turn: *self.turn.get_or_init(|| next_turn.fetch_add(1, Relaxed)),
             random: rand::random(),
             client,
         };

@@ -449,6 +449,40 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn after_a_rest_one_connection_tries_the_origin_and_the_others_avoid_it() {
+        let open = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let (_held, dead) = closed();
+        let edge = edge(&[dead, open.local_addr().unwrap()], Duration::from_secs(5));
+        let table = edge.writer.reader().load_full();
+        let tcp = anyport_model::resource::Transport::Tcp;
+        let target = table.target(tcp, EDGE.parse().unwrap()).unwrap();
+        let client = Ipv4Addr::LOCALHOST.into();
+        let chosen = |now| {
+            let mut candidates = Candidates::new(target, 80, client);
+            candidates.next(now).unwrap().origin.label.to_string()
+        };
+        let to_first = |now| (0..20).filter(|_| chosen(now) == "o0").count();
+        let now = Instant::now();
+        assert_eq!(to_first(now), 10, "by turn");
+        let first = &target.pool.origins[0].stats;
+        first.dialled(Err(&"no"));
+        assert_eq!(to_first(Instant::now()), 0, "it rests");
+        let rested = Instant::now() + Duration::from_secs(1);
+        assert_eq!(to_first(rested), 1, "one tries it");
+        assert_eq!(
+            to_first(rested + Duration::from_secs(5)),
+            0,
+            "until it is told"
+        );
+        first.dialled(Ok(Duration::ZERO));
+        assert_eq!(to_first(rested), 10);
+        // Where everything is at rest, there is nothing to avoid.
+        first.dialled(Err(&"no"));
+        target.pool.origins[1].stats.dialled(Err(&"no"));
+        assert_eq!(to_first(Instant::now()), 10);
+    }
+
+    #[tokio::test]
     async fn where_all_of_a_pool_refuse_its_fallback_is_tried_and_then_that_ones() {
         let open = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let (_a, first) = closed();

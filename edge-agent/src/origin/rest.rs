@@ -2,7 +2,8 @@
 //!
 //! The balancer decides what is healthy. Until it has, or while it is gone,
 //! each connection that chose a dead origin would pay for finding out, up to a
-//! whole time-out; so this edge remembers.
+//! whole time-out; so this edge remembers. When the rest is over, one connection
+//! finds out for all.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering::Relaxed},
@@ -12,27 +13,60 @@ use std::{
 const FIRST: Duration = Duration::from_millis(500);
 const LONGEST: Duration = Duration::from_secs(15);
 
-/// Failures in a row and the end of the rest, in one word: 16 bits of count
-/// above 48 bits of milliseconds (8,900 years).
+/// Failures in a row, whether somebody tries the origin, and when the others
+/// come back to it, in one word: 15 bits of count above one bit above 48 bits of
+/// milliseconds (8,900 years). 0: nothing is against it.
 #[derive(Debug, Default)]
 pub struct Rest(AtomicU64);
 
 const TIME_BITS: u32 = 48;
+const TRIAL: u64 = 1 << TIME_BITS;
+const FAILURES_MAX: u64 = (1 << 15) - 1;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct State {
+    failures: u64,
+    on_trial: bool,
+    until: u64,
+}
+
+impl State {
+    fn of(word: u64) -> Option<Self> {
+        (word != 0).then_some(Self {
+            failures: word >> (TIME_BITS + 1),
+            on_trial: word & TRIAL != 0,
+            until: word & (TRIAL - 1),
+        })
+    }
+
+    fn new(failures: u64, on_trial: bool, until: Duration) -> Self {
+        Self {
+            failures: failures.min(FAILURES_MAX),
+            on_trial,
+            until: millis(until) & (TRIAL - 1),
+        }
+    }
+
+    fn word(self) -> u64 {
+        let trial = if self.on_trial { TRIAL } else { 0 };
+        self.failures << (TIME_BITS + 1) | trial | self.until
+    }
+}
 
 impl Rest {
     /// A dial failed, `now` after any fixed point in time. The rest doubles
     /// with each failure in a row; dials that were under way when it began say
     /// nothing new.
     pub fn failed(&self, now: Duration) {
-        if self.is_resting(now) {
-            return;
-        }
-        let failures = (self.0.load(Relaxed) >> TIME_BITS).min(u64::from(u16::MAX) - 1);
+        let failures = match State::of(self.0.load(Relaxed)) {
+            Some(state) if !state.on_trial && millis(now) < state.until => return,
+            Some(state) => state.failures,
+            None => 0,
+        };
         let doubled = FIRST.saturating_mul(1 << failures.min(16));
-        let until = (now + doubled.min(LONGEST)).as_millis() as u64;
-        let until = until & ((1 << TIME_BITS) - 1);
         // Two failures at once may count as one.
-        self.0.store((failures + 1) << TIME_BITS | until, Relaxed);
+        let state = State::new(failures + 1, false, now + doubled.min(LONGEST));
+        self.0.store(state.word(), Relaxed);
     }
 
     pub fn succeeded(&self) {
@@ -41,21 +75,55 @@ impl Rest {
         }
     }
 
+    /// It is left alone: it rests, or somebody tries it.
     pub fn is_resting(&self, now: Duration) -> bool {
-        let state = self.0.load(Relaxed);
-        state != 0 && (now.as_millis() as u64) < state & ((1 << TIME_BITS) - 1)
+        State::of(self.0.load(Relaxed)).is_some_and(|state| millis(now) < state.until)
     }
+
+    /// Whether a connection may use it that has found it at rest no longer. After
+    /// a rest this is so for one of them, and until that one succeeded or failed
+    /// it rests for all others. Where nothing is heard for `patience`, as from an
+    /// origin of datagrams that never answers, they come back to it.
+    pub fn may_try(&self, now: Duration, patience: Duration) -> bool {
+        let mut word = self.0.load(Relaxed);
+        loop {
+            let Some(state) = State::of(word) else {
+                return true;
+            };
+            if millis(now) < state.until {
+                return false;
+            }
+            if state.on_trial {
+                return true;
+            }
+            let trial = State::new(state.failures, true, now + patience);
+            match self
+                .0
+                .compare_exchange_weak(word, trial.word(), Relaxed, Relaxed)
+            {
+                Ok(_) => return true,
+                Err(changed) => word = changed,
+            }
+        }
+    }
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    const PATIENCE: Duration = Duration::from_secs(5);
+    const MS: Duration = Duration::from_millis(1);
 
     fn rest_after(rest: &Rest, now: Duration) -> Duration {
-        let step = Duration::from_millis(1);
         let mut length = Duration::ZERO;
         while rest.is_resting(now + length) {
-            length += step;
+            length += MS;
         }
         length
     }
@@ -98,5 +166,119 @@ mod tests {
             rest.failed(now);
         }
         assert_eq!(rest_after(&rest, now), FIRST);
+    }
+
+    #[test]
+    fn when_a_rest_ends_one_tries_and_the_others_wait_for_it() {
+        let rest = Rest::default();
+        let mut now = Duration::from_secs(1);
+        assert!((0..9).all(|_| rest.may_try(now, PATIENCE)), "it is well");
+        rest.failed(now);
+        assert!(!rest.may_try(now, PATIENCE));
+        now += FIRST;
+        assert!(!rest.is_resting(now));
+        let tries = |now| (0..9).filter(|_| rest.may_try(now, PATIENCE)).count();
+        assert_eq!(tries(now), 1);
+        assert_eq!(rest_after(&rest, now), PATIENCE);
+        // It failed: a longer rest, and then one again.
+        rest.failed(now + MS);
+        now += MS;
+        assert_eq!(rest_after(&rest, now), FIRST * 2);
+        now += FIRST * 2;
+        assert_eq!(tries(now), 1);
+        // It succeeded: all come back.
+        rest.succeeded();
+        assert!(!rest.is_resting(now));
+        assert_eq!(tries(now), 9);
+    }
+
+    #[test]
+    fn a_trial_of_which_nothing_is_heard_keeps_nobody_for_longer_than_its_time() {
+        let rest = Rest::default();
+        rest.failed(Duration::ZERO);
+        assert!(rest.may_try(FIRST, PATIENCE));
+        let over = FIRST + PATIENCE;
+        assert!(rest.is_resting(over - MS) && !rest.is_resting(over));
+        assert!((0..9).all(|_| rest.may_try(over, PATIENCE)));
+        rest.failed(over);
+        assert_eq!(rest_after(&rest, over), FIRST * 2, "the second in a row");
+    }
+
+    #[test]
+    fn of_many_at_the_same_moment_one_tries() {
+        for _ in 0..200 {
+            let rest = Rest::default();
+            rest.failed(Duration::ZERO);
+            let tries = std::thread::scope(|scope| {
+                let all = [(); 4].map(|()| scope.spawn(|| rest.may_try(LONGEST, PATIENCE)));
+                let tried = all.map(|one| one.join().is_ok_and(|tried| tried));
+                tried.iter().filter(|tried| **tried).count()
+            });
+            assert_eq!(tries, 1);
+        }
+    }
+
+    #[derive(Debug, Clone, Copy)]
+    enum Event {
+        Choose,
+        Fail,
+        Succeed,
+    }
+
+    fn any_event() -> impl Strategy<Value = Event> {
+        prop_oneof![
+            5 => Just(Event::Choose),
+            2 => Just(Event::Fail),
+            1 => Just(Event::Succeed),
+        ]
+    }
+
+    /// What was last seen of an origin that has failed.
+    #[derive(Clone, Copy)]
+    enum Seen {
+        /// The first and the last failure since it was tried.
+        Failed(Duration, Duration),
+        Tried(Duration),
+    }
+
+    proptest! {
+        /// Whatever happens in whatever order: until a success, connections begin
+        /// one by one, after a rest or when nothing was heard of the last one.
+        #[test]
+        fn an_origin_that_fails_is_tried_one_by_one(
+            events in prop::collection::vec((any_event(), 0u64..4000), 1..200),
+        ) {
+            let (rest, mut now, mut seen) = (Rest::default(), FIRST, None);
+            for (event, millis) in events {
+                now += Duration::from_millis(millis);
+                match event {
+                    Event::Succeed => {
+                        rest.succeeded();
+                        seen = None;
+                    }
+                    Event::Fail => {
+                        rest.failed(now);
+                        prop_assert!(rest.is_resting(now));
+                        let first = match seen {
+                            Some(Seen::Failed(first, _)) => first,
+                            _ => now,
+                        };
+                        seen = Some(Seen::Failed(first, now));
+                    }
+                    Event::Choose => {
+                        let may = rest.may_try(now, PATIENCE);
+                        match seen {
+                            None => prop_assert!(may),
+                            Some(Seen::Failed(first, _)) if may => prop_assert!(now >= first + FIRST),
+                            Some(Seen::Failed(_, last)) => prop_assert!(now < last + LONGEST),
+                            Some(Seen::Tried(at)) => prop_assert_eq!(may, now >= at + PATIENCE),
+                        }
+                        if may && let Some(Seen::Failed(..)) = seen {
+                            seen = Some(Seen::Tried(now));
+                        }
+                    }
+                }
+            }
+        }
     }
 }
