@@ -3,6 +3,8 @@
 mod candidates;
 mod dial;
 mod dns;
+#[cfg(test)]
+mod fake_edge;
 mod first_byte;
 mod resolver;
 mod rest;

@@ -244,6 +244,8 @@ pub struct AppStats {
 /// Counters of one pool's origins, and whose turn it is.
 #[derive(Default)]
 pub struct PoolStats {
+    /// How many of the origins have failed and not succeeded since.
+    troubled: Arc<AtomicUsize>,
     /// Goes up by one with each connection that an origin is chosen for.
     pub turn: AtomicUsize,
     origins: Mutex<BTreeMap<Arc<str>, Arc<OriginStats>>>,
@@ -254,6 +256,8 @@ pub struct OriginStats {
     /// What [`Rest`] counts from.
     since: Instant,
     rest: Rest,
+    /// Those of the pool that something is against.
+    troubled: Arc<AtomicUsize>,
     open: AtomicU32,
     /// A [`PeakEwma`], where the pool's policy asks for it.
     answers: AtomicU64,
@@ -689,7 +693,10 @@ impl PoolStats {
         let mut origins = lock(&self.origins);
         match origins.get(label) {
             Some(stats) => Arc::clone(stats),
-            None => Arc::clone(origins.entry(label.into()).or_default()),
+            None => {
+                let stats = Arc::new(OriginStats::new(Arc::clone(&self.troubled)));
+                Arc::clone(origins.entry(label.into()).or_insert(stats))
+            }
         }
     }
 
@@ -702,6 +709,11 @@ impl PoolStats {
         gone
     }
 
+    /// Something is against some of the origins.
+    pub fn is_troubled(&self) -> bool {
+        self.troubled.load(Relaxed) > 0
+    }
+
     fn origins(&self) -> Vec<(Arc<str>, Arc<OriginStats>)> {
         let origins = lock(&self.origins);
         let pairs = origins
@@ -711,11 +723,12 @@ impl PoolStats {
     }
 }
 
-impl Default for OriginStats {
-    fn default() -> Self {
+impl OriginStats {
+    fn new(troubled: Arc<AtomicUsize>) -> Self {
         Self {
             since: Instant::now(),
             rest: Rest::default(),
+            troubled,
             open: AtomicU32::new(0),
             answers: AtomicU64::new(0),
             dials: AtomicU64::new(0),
@@ -724,9 +737,7 @@ impl Default for OriginStats {
             last_failure: Mutex::default(),
         }
     }
-}
 
-impl OriginStats {
     /// It refused lately and should not be the first choice.
     pub fn is_resting(&self, now: Instant) -> bool {
         self.rest
@@ -781,12 +792,16 @@ impl OriginStats {
         self.dials.fetch_add(1, Relaxed);
         match outcome {
             Ok(took) => {
-                self.rest.succeeded();
+                if self.rest.succeeded() {
+                    self.troubled.fetch_sub(1, Relaxed);
+                }
                 let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
                 self.connect_micros.fetch_add(micros, Relaxed);
             }
             Err(why) => {
-                self.rest.failed(self.since.elapsed());
+                if self.rest.failed(self.since.elapsed()) {
+                    self.troubled.fetch_add(1, Relaxed);
+                }
                 self.failures.fetch_add(1, Relaxed);
                 *lock(&self.last_failure) = Some(why.to_string());
             }
@@ -803,6 +818,14 @@ impl OriginStats {
 
     pub fn last_failure(&self) -> Option<String> {
         lock(&self.last_failure).clone()
+    }
+}
+
+impl Drop for OriginStats {
+    fn drop(&mut self) {
+        if self.rest.succeeded() {
+            self.troubled.fetch_sub(1, Relaxed);
+        }
     }
 }
 
@@ -862,6 +885,29 @@ mod tests {
         }
         stats.retain(&BTreeSet::new(), &BTreeSet::new());
         assert!(!text().contains("ssh"), "{}", text());
+    }
+
+    #[test]
+    fn a_pool_knows_whether_anything_is_against_its_origins() {
+        let pool = PoolStats::default();
+        let [a, b] = ["a", "b"].map(|label| pool.origin(label));
+        let (well, ill) = (Ok(Duration::ZERO), Err(&"no" as &dyn std::fmt::Display));
+        assert!(!pool.is_troubled());
+        for (origin, outcome, troubled) in [
+            (&a, ill, true),
+            (&a, ill, true),
+            (&b, ill, true),
+            (&a, well, true),
+            (&b, well, false),
+            (&b, well, false),
+            (&b, ill, true),
+        ] {
+            origin.dialled(outcome);
+            assert_eq!(pool.is_troubled(), troubled);
+        }
+        pool.retain(&["a"].into());
+        drop(b);
+        assert!(!pool.is_troubled(), "the other one is gone");
     }
 
     #[test]

@@ -488,16 +488,18 @@ impl TableWriter {
             return Arc::clone(entry);
         }
         let id = PoolId::Declared(pool.name.clone());
-        let weight_of = |origin: &Origin| {
-            if !origin.enabled {
-                return Weight::ZERO;
-            }
+        let known = weights.map_or(&[][..], |weights| &weights.origins);
+        let mut known = InOrder::new(known, |known| &known.name);
+        let mut weight_of = |origin: &Origin| {
             // An origin that the balancer does not know yet counts as up.
-            let known = weights.and_then(|w| w.origins.iter().find(|o| o.name == origin.name));
-            known.map_or(origin.weight, |known| known.weight)
+            let known = known.find(&origin.name);
+            match origin.enabled {
+                true => known.map_or(origin.weight, |known| known.weight),
+                false => Weight::ZERO,
+            }
         };
         let unasked = || PoolWeights::weigh(pool, |_| None).state;
-        let wheel = |weight: &dyn Fn(&Origin) -> Weight| {
+        let wheel = |weight: &mut dyn FnMut(&Origin) -> Weight| {
             let candidates = pool.origins.iter().map(|origin| Candidate {
                 name: origin.name.as_str(),
                 weight: weight(origin),
@@ -505,7 +507,7 @@ impl TableWriter {
             });
             Wheel::new(pool.policy, &candidates.collect::<Vec<_>>())
         };
-        let mut healthy = wheel(&weight_of);
+        let mut healthy = wheel(&mut weight_of);
         if let Some(previous) = previous {
             healthy = healthy.sharing(&previous.wheel);
         }
@@ -518,7 +520,7 @@ impl TableWriter {
         Arc::new(PoolEntry {
             id,
             state: weights.map_or_else(unasked, |weights| weights.state),
-            last_resort: wheel(&declared_weight).sharing(&healthy),
+            last_resort: wheel(&mut declared_weight).sharing(&healthy),
             wheel: healthy,
             later: Vec::new(),
             origins: origins.collect(),
@@ -626,6 +628,32 @@ impl PoolEntry {
             MadeOf::Dns(dns) => Some(dns.question()),
             MadeOf::Pool(..) | MadeOf::Direct => None,
         }
+    }
+}
+
+/// What has names, to be found by them in about the order in which it is there,
+/// as two lists of the same origins have it: each next to the one before, and the
+/// whole is looked through only where the lists differ.
+struct InOrder<'a, T, N> {
+    all: &'a [T],
+    name: N,
+    next: usize,
+}
+
+impl<'a, T, K: PartialEq + 'a, N: Fn(&'a T) -> &'a K> InOrder<'a, T, N> {
+    fn new(all: &'a [T], name: N) -> Self {
+        Self { all, name, next: 0 }
+    }
+
+    fn find(&mut self, wanted: &K) -> Option<&'a T> {
+        let is_wanted = |one: &&'a T| (self.name)(*one) == wanted;
+        let next = self.all.get(self.next).filter(is_wanted);
+        let at = match next {
+            Some(_) => self.next,
+            None => self.all.iter().position(|one| is_wanted(&one))?,
+        };
+        self.next = at + 1;
+        self.all.get(at)
     }
 }
 
@@ -1061,6 +1089,16 @@ mod tests {
             way(&writer, "198.51.100.9:7").unwrap().1,
             "10.0.2.3:1".parse().unwrap()
         );
+    }
+
+    #[test]
+    fn weights_are_found_by_name_whatever_the_order() {
+        let all = ["a", "b", "c", "d"];
+        let mut known = InOrder::new(&all, |name| name);
+        for wanted in ["a", "b", "x", "d", "a", "c", "c", "y", "b"] {
+            let found = known.find(&wanted).copied();
+            assert_eq!(found, all.contains(&wanted).then_some(wanted));
+        }
     }
 
     #[test]

@@ -28,11 +28,14 @@ pub struct Wheel {
 
 #[derive(Debug, Clone)]
 enum How {
-    AtRandom,
-    /// Whose turn it is, one whole round.
-    InTurn(Vec<u16>),
+    AtRandom(Shares),
+    InTurn {
+        shares: Shares,
+        /// See [`step`].
+        step: u64,
+    },
     LeastLoaded,
-    Fastest,
+    Fastest(Shares),
     ByClient(Arc<Clients>),
 }
 
@@ -77,10 +80,6 @@ pub struct Load {
     pub now: Duration,
 }
 
-/// Longest round: one slot is then a tenth of a percent, which is what weights
-/// resolve.
-const ROUND_MAX: u64 = 1024;
-
 /// The same on every edge, so that a client that comes by another one finds
 /// its origin.
 const CLIENT: Sip = Sip::new(0x616e_7970_6f72_7420, 0x636c_6965_6e74_2031);
@@ -89,10 +88,14 @@ impl Wheel {
     pub fn new(policy: Policy, candidates: &[Candidate<'_>]) -> Self {
         let weights: Vec<u32> = candidates.iter().map(|c| c.weight.thousandths()).collect();
         let how = match policy {
-            Policy::Weighted => How::AtRandom,
-            Policy::RoundRobin => How::InTurn(smooth_round(&weights)),
+            Policy::Weighted => How::AtRandom(Shares::new(&weights)),
+            Policy::RoundRobin => {
+                let shares = Shares::new(&weights);
+                let step = step(shares.total());
+                How::InTurn { shares, step }
+            }
             Policy::LeastConnections => How::LeastLoaded,
-            Policy::Latency => How::Fastest,
+            Policy::Latency => How::Fastest(Shares::new(&weights)),
             Policy::Hash => How::ByClient(Arc::new(Clients::new(candidates))),
         };
         Self { weights, how }
@@ -118,10 +121,16 @@ impl Wheel {
         tried: &Positions,
     ) -> Option<usize> {
         match &self.how {
-            How::AtRandom => self.at_random(draw.random, tried),
-            How::InTurn(turns) => in_turn(turns, draw.turn, tried),
+            How::AtRandom(shares) if tried.is_empty() => {
+                shares.holder(scale(draw.random, shares.total()))
+            }
+            How::AtRandom(_) => self.at_random(draw.random, tried),
+            How::InTurn { shares, step } if tried.is_empty() => {
+                shares.holder(spread(draw.turn, shares.total(), *step))
+            }
+            How::InTurn { shares, .. } => self.in_turn(shares.unit, draw.turn, tried),
             How::LeastLoaded => self.least_loaded(draw.random, load, tried),
-            How::Fastest => self.fastest(draw.random, load, tried),
+            How::Fastest(shares) => self.fastest(shares, draw.random, load, tried),
             How::ByClient(clients) => self.of_client(clients, client_hash(draw.client), tried),
         }
     }
@@ -146,17 +155,31 @@ impl Wheel {
     }
 
     fn at_random(&self, random: u64, tried: &Positions) -> Option<usize> {
-        let total: u64 = self.candidates(tried).map(|(_, w)| u64::from(w)).sum();
-        let mut left = scale(random, total);
-        self.candidates(tried)
-            .find(|(_, weight)| match left.checked_sub(u64::from(*weight)) {
-                Some(rest) => {
-                    left = rest;
-                    false
-                }
-                None => true,
-            })
-            .map(|(index, _)| index)
+        self.among(tried, 1, |total| scale(random, total))
+    }
+
+    /// Those that were not tried have turns by themselves, so that nobody has
+    /// those of a neighbour that is passed over.
+    fn in_turn(&self, unit: u32, turn: usize, tried: &Positions) -> Option<usize> {
+        self.among(tried, unit, |total| spread(turn, total, step(total)))
+    }
+
+    /// Who holds the slot that `slot` chooses of as many as there are, of those
+    /// that were not tried, with a slot for each `unit` of weight.
+    fn among(&self, tried: &Positions, unit: u32, slot: impl FnOnce(u64) -> u64) -> Option<usize> {
+        let slots = || {
+            let candidates = self.candidates(tried);
+            candidates.map(|(index, weight)| (index, u64::from(weight / unit.max(1))))
+        };
+        let mut left = slot(slots().map(|(_, slots)| slots).sum());
+        let holder = slots().find(|(_, slots)| match left.checked_sub(*slots) {
+            Some(rest) => {
+                left = rest;
+                false
+            }
+            None => true,
+        });
+        holder.map(|(index, _)| index)
     }
 
     /// The most weight per connection, this one counted in; among equals at
@@ -193,15 +216,23 @@ impl Wheel {
     /// those of the weights, and noise moves nothing.
     fn fastest(
         &self,
+        shares: &Shares,
         random: u64,
         load: impl Fn(usize) -> Load,
         tried: &Positions,
     ) -> Option<usize> {
-        let first = self.at_random(random, tried)?;
-        let mut others = tried.clone();
-        others.insert(first);
         // The second draw needs bits that the first has not used up.
-        let Some(second) = self.at_random(mix(random), &others) else {
+        let more = mix(random);
+        let (first, second) = if tried.is_empty() {
+            let first = shares.holder(scale(random, shares.total()))?;
+            (first, shares.other(first, more))
+        } else {
+            let first = self.at_random(random, tried)?;
+            let mut others = tried.clone();
+            others.insert(first);
+            (first, self.at_random(more, &others))
+        };
+        let Some(second) = second else {
             return Some(first);
         };
         let pair = f64::from(self.weights[first]) + f64::from(self.weights[second]);
@@ -271,13 +302,6 @@ fn client_hash(client: IpAddr) -> u64 {
     }
 }
 
-fn in_turn(turns: &[u16], turn: usize, tried: &Positions) -> Option<usize> {
-    let start = turn.checked_rem(turns.len())?;
-    let (after, before) = (&turns[start..], &turns[..start]);
-    let mut round = after.iter().chain(before).map(|&index| usize::from(index));
-    round.find(|&index| !tried.contains(index))
-}
-
 /// Other bits, one for one: the finalizer of SplitMix64.
 fn mix(bits: u64) -> u64 {
     let bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -290,33 +314,91 @@ fn scale(random: u64, below: u64) -> u64 {
     ((u128::from(random) * u128::from(below)) >> 64) as u64
 }
 
-/// One round in which each origin has as many turns as its weight says, spread
-/// as evenly as can be: smooth weighted round robin, as in nginx.
-fn smooth_round(weights: &[u32]) -> Vec<u16> {
-    let divisor = weights.iter().fold(0, |a, &b| gcd(a, b)).max(1);
-    let mut turns: Vec<u64> = weights.iter().map(|w| u64::from(w / divisor)).collect();
-    let total: u64 = turns.iter().sum();
-    if total > ROUND_MAX {
-        for turn in turns.iter_mut().filter(|turn| **turn > 0) {
-            *turn = (*turn * ROUND_MAX / total).max(1);
+/// Slots in a row, as many for each origin as its weight says.
+#[derive(Debug, Clone)]
+struct Shares {
+    /// Weight that is worth one slot: as much as all weights are whole in.
+    unit: u32,
+    /// For each origin, the first slot after its own.
+    ends: Vec<u64>,
+}
+
+impl Shares {
+    fn new(weights: &[u32]) -> Self {
+        let unit = weights.iter().fold(0, |unit, weight| gcd(unit, *weight));
+        let unit = unit.max(1);
+        let ends = weights.iter().scan(0, |end, weight| {
+            *end += u64::from(weight / unit);
+            Some(*end)
+        });
+        let ends = ends.collect();
+        Self { unit, ends }
+    }
+
+    fn total(&self) -> u64 {
+        self.ends.last().copied().unwrap_or(0)
+    }
+
+    fn holder(&self, slot: u64) -> Option<usize> {
+        let index = self.ends.partition_point(|end| *end <= slot);
+        (index < self.ends.len()).then_some(index)
+    }
+
+    /// At random, of all but one.
+    fn other(&self, one: usize, random: u64) -> Option<usize> {
+        let end = self.ends.get(one)?;
+        let start = one.checked_sub(1).map_or(0, |before| self.ends[before]);
+        let others = self.total() - (end - start);
+        let slot = scale(random, others);
+        let passed = if slot < start {
+            slot
+        } else {
+            slot + end - start
+        };
+        (others > 0).then(|| self.holder(passed)).flatten()
+    }
+}
+
+/// Which of `total` slots has its turn: in a round of as many turns each has
+/// one, and those that follow each other are far apart, so that at any time
+/// everybody has had about its part.
+fn spread(turn: usize, total: u64, step: u64) -> u64 {
+    let turn = (turn as u64).checked_rem(total).unwrap_or(0);
+    let slot = u128::from(turn) * u128::from(step);
+    slot.checked_rem(total.into()).unwrap_or(0) as u64
+}
+
+/// From slot to slot. Steps that have no divisor in common with the total come
+/// by every slot; steps of about the golden ratio of it leave no large gaps on
+/// the way (three-distance theorem), where no term of their continued fraction
+/// is large. So it is the best of those close by.
+fn step(total: u64) -> u64 {
+    const GOLDEN: f64 = 0.618_033_988_749_894_9;
+    const CLOSE: u64 = 16;
+    let near = (total as f64 * GOLDEN) as u64;
+    let (mut best, mut least) = (1, u64::MAX);
+    for distance in 0..CLOSE {
+        for step in [near.saturating_sub(distance), near + distance] {
+            if let Some(largest) = largest_term(total, step, least) {
+                (best, least) = (step, largest);
+            }
         }
     }
-    let total: i64 = turns.iter().map(|&turn| turn as i64).sum();
-    let mut current = vec![0i64; turns.len()];
-    let mut round = Vec::new();
-    for _ in 0..total {
-        for (value, &turn) in current.iter_mut().zip(&turns) {
-            *value += turn as i64;
+    best
+}
+
+/// The largest term of the continued fraction of `a / b`, if it is below
+/// `limit`; `None` too where the two have a divisor in common.
+fn largest_term(mut a: u64, mut b: u64, limit: u64) -> Option<u64> {
+    let mut largest = 0;
+    while b != 0 {
+        largest = largest.max(a / b);
+        if largest >= limit {
+            return None;
         }
-        let next = (0..current.len())
-            .filter(|&index| turns[index] > 0)
-            .max_by_key(|&index| (current[index], std::cmp::Reverse(index)));
-        if let Some((index, name)) = next.and_then(|i| Some((i, u16::try_from(i).ok()?))) {
-            current[index] -= total;
-            round.push(name);
-        }
+        (a, b) = (b, a % b);
     }
-    round
+    (a == 1).then_some(largest)
 }
 
 fn gcd(a: u32, b: u32) -> u32 {
@@ -378,7 +460,34 @@ mod tests {
         let round: Vec<_> = (0..7)
             .map(|t| wheel.choose(draw(t, 0), IDLE, &NONE).unwrap())
             .collect();
-        assert_eq!(round, [0, 0, 1, 0, 2, 0, 0]);
+        assert_eq!(round, [0, 1, 0, 0, 2, 0, 0]);
+    }
+
+    /// A thousand origins and weights of a thousandth: the round is too long to
+    /// be gone through, and any part of it gives each about its own.
+    #[test]
+    fn turns_of_a_long_round_are_those_of_the_weights() {
+        let weights: Vec<f64> = (0..1000).map(|at| 1.0 + f64::from(at) / 1000.0).collect();
+        let wheel = wheel(Policy::RoundRobin, &weights);
+        let mut counts = vec![0u32; 1000];
+        for turn in 0..150_000 {
+            counts[wheel.choose(draw(turn, 0), IDLE, &NONE).unwrap()] += 1;
+        }
+        for (count, weight) in counts.iter().zip(&weights) {
+            let due = weight * 150_000.0 / weights.iter().sum::<f64>();
+            assert!((f64::from(*count) - due).abs() < 3.0, "{count} for {due}");
+        }
+    }
+
+    #[test]
+    fn who_is_passed_over_leaves_its_turns_to_all() {
+        let wheel = wheel(Policy::RoundRobin, &[1.0; 4]);
+        let mut counts = [0; 4];
+        for turn in 0..30 {
+            let second = [1].into_iter().collect();
+            counts[wheel.choose(draw(turn, 0), IDLE, &second).unwrap()] += 1;
+        }
+        assert_eq!(counts, [10, 0, 10, 10]);
     }
 
     #[test]
@@ -635,17 +744,34 @@ mod tests {
             prop_assert_eq!(tried.len(), weights.iter().filter(|w| **w > 0.0).count());
         }
 
+        /// Over one round of as many turns as there is weight, and at any time on
+        /// the way within a few.
         #[test]
-        fn a_round_gives_each_its_part(weights in prop::collection::vec(0u32..20, 1..8)) {
+        fn turns_are_exact_for_any_number_of_origins(
+            weights in prop::collection::vec(prop_oneof![Just(0u32), 1u32..9, 1u32..40], 1..400),
+            passed in prop::collection::btree_set(0usize..400, 0..3),
+            start: u32,
+        ) {
             let as_f64: Vec<f64> = weights.iter().map(|w| f64::from(*w)).collect();
             let wheel = wheel(Policy::RoundRobin, &as_f64);
-            let total: u32 = weights.iter().sum();
-            let mut counts = vec![0; weights.len()];
-            for turn in 0..total * 3 {
-                counts[wheel.choose(draw(turn as usize, 0), IDLE, &NONE).unwrap()] += 1;
+            let passed: Positions = passed.into_iter().collect();
+            let due: Vec<u32> = weights.iter().enumerate()
+                .map(|(at, weight)| if passed.contains(at) { 0 } else { *weight })
+                .collect();
+            let total: u32 = due.iter().sum();
+            let mut counts = vec![0u32; weights.len()];
+            for turn in 0..total {
+                let at = wheel.choose(draw((start + turn) as usize, 0), IDLE, &passed);
+                counts[at.unwrap()] += 1;
+                if turn % 64 == 0 {
+                    let part = f64::from(turn + 1) / f64::from(total);
+                    for (count, due) in counts.iter().zip(&due) {
+                        let due = f64::from(*due) * part;
+                        prop_assert!((f64::from(*count) - due).abs() < 4.0, "{count} for {due}");
+                    }
+                }
             }
-            let wanted: Vec<u32> = weights.iter().map(|w| w * 3).collect();
-            prop_assert_eq!(counts, wanted);
+            prop_assert_eq!(counts, due);
         }
     }
 }

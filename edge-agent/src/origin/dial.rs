@@ -324,12 +324,13 @@ impl fmt::Display for DialError {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::{events::segments_sent, protect::Guarded, stats::OriginCounts, table::TableWriter};
-    use anyport_model::{
-        names::Revision,
-        resource::{App, Origin, OriginChoice, Policy, Pool, Resource, Timeouts, Weight},
-        state::Resources,
+    use crate::{
+        events::segments_sent,
+        origin::fake_edge::{Edge, edge, edge_of},
+        protect::Guarded,
+        stats::OriginCounts,
     };
+    use anyport_model::resource::Policy;
     use std::net::Ipv4Addr;
     use tokio::net::TcpListener;
 
@@ -341,79 +342,9 @@ mod tests {
         (socket, address)
     }
 
-    struct Edge {
-        stats: Arc<Stats>,
-        writer: TableWriter,
-        resources: Resources,
-    }
-
-    impl Edge {
-        fn publish(&mut self) {
-            let prepared = self.writer.prepare(Revision(1), &self.resources);
-            self.writer.publish(prepared);
-        }
-    }
-
-    const EDGE: &str = "198.51.100.1:80";
-
-    fn edge(origins: &[SocketAddr], connect: Duration) -> Edge {
-        edge_of(&[origins], connect)
-    }
-
-    /// Pools that are each the fallback of the one before.
-    fn edge_of(pools: &[&[SocketAddr]], connect: Duration) -> Edge {
-        let stats = Arc::new(Stats::new(&prometheus::Registry::new()).unwrap());
-        let writer = TableWriter::new(Arc::clone(&stats));
-        let origin = |(index, address): (usize, &SocketAddr)| Origin {
-            name: format!("o{index}").parse().unwrap(),
-            address: *address,
-            weight: Weight::ONE,
-            enabled: true,
-        };
-        let pools = pools.iter().enumerate().map(|(at, origins)| {
-            let name = |at: usize| format!("pool{at}").parse().unwrap();
-            Resource::Pool(Arc::new(Pool {
-                name: name(at),
-                monitor: None,
-                policy: Policy::RoundRobin,
-                minimum_origins: 1,
-                fallback: (at + 1 < pools.len()).then(|| name(at + 1)),
-                origins: origins.iter().enumerate().map(origin).collect(),
-            }))
-        });
-        let app = Resource::App(Arc::new(App {
-            timeouts: Timeouts {
-                connect,
-                ..Timeouts::default()
-            },
-            ..App::new(
-                "app".parse().unwrap(),
-                "*".parse().unwrap(),
-                vec!["198.51.100.0/24".parse().unwrap()],
-                OriginChoice::Pool {
-                    pool: "pool0".parse().unwrap(),
-                    port: None,
-                },
-            )
-        }));
-        let resources = pools.chain([app]).map(|r| (r.reference(), r)).collect();
-        let mut edge = Edge {
-            stats,
-            writer,
-            resources,
-        };
-        edge.publish();
-        edge
-    }
-
     async fn dialled(edge: &Edge) -> Result<Dialled, NoOrigin> {
-        let table = edge.writer.reader().load_full();
-        let target = table
-            .target(
-                anyport_model::resource::Transport::Tcp,
-                EDGE.parse().unwrap(),
-            )
-            .unwrap();
+        let table = edge.table();
+        let target = Edge::target(&table);
         let incoming = Incoming {
             client: Ipv4Addr::LOCALHOST.into(),
             edge_port: 80,
@@ -453,9 +384,8 @@ mod tests {
         let open = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let (_held, dead) = closed();
         let edge = edge(&[dead, open.local_addr().unwrap()], Duration::from_secs(5));
-        let table = edge.writer.reader().load_full();
-        let tcp = anyport_model::resource::Transport::Tcp;
-        let target = table.target(tcp, EDGE.parse().unwrap()).unwrap();
+        let table = edge.table();
+        let target = Edge::target(&table);
         let client = Ipv4Addr::LOCALHOST.into();
         let chosen = |now| {
             let mut candidates = Candidates::new(target, 80, client);
@@ -490,7 +420,7 @@ mod tests {
         let (_c, third) = closed();
         let open = open.local_addr().unwrap();
         let pools: [&[SocketAddr]; 3] = [&[first, second], &[third], &[open]];
-        let edge = edge_of(&pools, Duration::from_secs(5));
+        let edge = edge_of(&pools, Policy::RoundRobin, Duration::from_secs(5));
         for _ in 0..20 {
             assert_eq!(pool_dialled(&edge).await, "pool2");
         }
@@ -506,7 +436,11 @@ mod tests {
         let spare = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let (_held, dead) = closed();
         let (first, spare) = (first.local_addr().unwrap(), spare.local_addr().unwrap());
-        let edge = edge_of(&[&[dead, first], &[spare]], Duration::from_secs(5));
+        let edge = edge_of(
+            &[&[dead, first], &[spare]],
+            Policy::RoundRobin,
+            Duration::from_secs(5),
+        );
         for _ in 0..20 {
             assert_eq!(pool_dialled(&edge).await, "pool0");
         }
@@ -517,7 +451,11 @@ mod tests {
         let (_full, full) = full().await;
         let spare = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let spare = spare.local_addr().unwrap();
-        let edge = edge_of(&[&[full; 9], &[spare]], Duration::from_secs(3));
+        let edge = edge_of(
+            &[&[full; 9], &[spare]],
+            Policy::RoundRobin,
+            Duration::from_secs(3),
+        );
         let start = Instant::now();
         assert_eq!(pool_dialled(&edge).await, "pool1");
         assert!(start.elapsed() < Duration::from_secs(3));
@@ -532,9 +470,8 @@ mod tests {
         let addresses: Vec<_> = listeners.iter().map(|l| l.local_addr().unwrap()).collect();
         for blames_origin in [true, false] {
             let edge = edge(&addresses, Duration::from_secs(5));
-            let table = edge.writer.reader().load_full();
-            let tcp = anyport_model::resource::Transport::Tcp;
-            let target = table.target(tcp, EDGE.parse().unwrap()).unwrap();
+            let table = edge.table();
+            let target = Edge::target(&table);
             let incoming = Incoming {
                 client: Ipv4Addr::LOCALHOST.into(),
                 edge_port: 80,

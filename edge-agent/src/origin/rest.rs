@@ -56,23 +56,22 @@ impl State {
 impl Rest {
     /// A dial failed, `now` after any fixed point in time. The rest doubles
     /// with each failure in a row; dials that were under way when it began say
-    /// nothing new.
-    pub fn failed(&self, now: Duration) {
+    /// nothing new. Whether nothing was against the origin before.
+    pub fn failed(&self, now: Duration) -> bool {
         let failures = match State::of(self.0.load(Relaxed)) {
-            Some(state) if !state.on_trial && millis(now) < state.until => return,
+            Some(state) if !state.on_trial && millis(now) < state.until => return false,
             Some(state) => state.failures,
             None => 0,
         };
         let doubled = FIRST.saturating_mul(1 << failures.min(16));
         // Two failures at once may count as one.
         let state = State::new(failures + 1, false, now + doubled.min(LONGEST));
-        self.0.store(state.word(), Relaxed);
+        self.0.swap(state.word(), Relaxed) == 0
     }
 
-    pub fn succeeded(&self) {
-        if self.0.load(Relaxed) != 0 {
-            self.0.store(0, Relaxed);
-        }
+    /// Whether something was against the origin before.
+    pub fn succeeded(&self) -> bool {
+        self.0.load(Relaxed) != 0 && self.0.swap(0, Relaxed) != 0
     }
 
     /// It is left alone: it rests, or somebody tries it.
