@@ -287,10 +287,11 @@ impl Driver {
                 }
             }
             Command::Health { pool, answer } => {
-                self.engine.weigh(now());
+                let now = now();
+                self.engine.weigh(now);
                 let _ = answer.send(Holdings {
                     revision: self.engine.revision(),
-                    pools: pool_health(&self.engine, pool.as_ref()),
+                    pools: pool_health(now, &self.engine, pool.as_ref()),
                 });
             }
         }
@@ -391,7 +392,7 @@ impl Driver {
         self.report_pace
             .acted(self.engine.health_version(), now.instant);
         let report = v1::Report {
-            pools: pool_health(&self.engine, None),
+            pools: pool_health(now, &self.engine, None),
             ..v1::Report::default()
         };
         self.reports.send_if_modified(|held| {
@@ -409,12 +410,12 @@ fn room(descriptors: u64) -> usize {
     usize::try_from(part).unwrap_or(usize::MAX)
 }
 
-fn pool_health(engine: &Engine, only: Option<&PoolName>) -> Vec<v1::PoolHealth> {
+fn pool_health(now: Now, engine: &Engine, only: Option<&PoolName>) -> Vec<v1::PoolHealth> {
     let wanted = |pool: &PoolName| only.is_none_or(|only| only == pool);
     let pools = engine.pools().filter(|(pool, _)| wanted(&pool.name));
     pools
         .map(|(pool, weights)| {
-            write_pool_health(pool, weights, |origin| {
+            write_pool_health(now.instant, pool, weights, |origin| {
                 engine.health(&OriginKey {
                     pool: pool.name.clone(),
                     origin: origin.clone(),

@@ -91,6 +91,8 @@ pub(crate) struct Engine {
     steps: Schedule<PoolName>,
     /// What the moments of these steps are counted from.
     first_beat: Option<Instant>,
+    /// Origins of which less is told by the passing of time alone.
+    fades: Schedule<OriginKey>,
     /// Pools of which edges report load and latency.
     measures: Schedule<PoolName>,
     /// When each edge last reported.
@@ -113,6 +115,7 @@ impl Engine {
             schedule: Schedule::new(),
             steps: Schedule::new(),
             first_beat: None,
+            fades: Schedule::new(),
             measures: Schedule::new(),
             edges: BTreeMap::new(),
             only_edge: None,
@@ -158,6 +161,7 @@ impl Engine {
         let changes = self.origins.watch(now.wall, targets);
         for key in &changes.gone {
             self.schedule.remove(key);
+            self.fades.remove(key);
             self.vantage.remove(key);
             self.decided(key);
         }
@@ -172,6 +176,7 @@ impl Engine {
                 }
                 let ip = watched.target.origin.ip();
                 self.vantage.add(key.clone(), ip);
+                self.fades.remove(&key);
                 self.schedule.put(key, now.instant + wait);
             }
         }
@@ -250,7 +255,7 @@ impl Engine {
         let seen = |origins: &Origins| {
             let watched = origins.get(key)?;
             let reason = watched.health.reason().to_owned();
-            Some((reason, watched.passes_while_held()))
+            Some((reason, watched.health.passes_while_held()))
         };
         let before = seen(&self.origins);
         let turn = self.origins.observe(now, key, evidence);
@@ -276,6 +281,15 @@ impl Engine {
         }
         self.decided(&turn.key);
         self.mark(&turn.key.pool);
+        self.fade_later(now, &turn.key);
+    }
+
+    fn fade_later(&mut self, now: Now, key: &OriginKey) {
+        let watched = self.origins.get(key);
+        match watched.and_then(|watched| watched.health.next_fade(now.instant)) {
+            Some(at) => self.fades.put(key.clone(), at),
+            None => self.fades.remove(key),
+        }
     }
 
     fn next_beat(&mut self, now: Instant) -> Instant {
@@ -419,6 +433,10 @@ impl Engine {
         while let Some(pool) = self.measures.take_due(now.instant) {
             self.measure(now.instant, &pool);
         }
+        while let Some(key) = self.fades.take_due(now.instant) {
+            self.health_version += 1;
+            self.fade_later(now, &key);
+        }
         while let Some(pool) = self.steps.take_due(now.instant) {
             self.mark(&pool);
         }
@@ -451,8 +469,8 @@ impl Engine {
 
     /// When [`step`](Self::step) has something to do.
     pub(crate) fn next_step(&self) -> Option<Instant> {
-        let next = self.steps.next().into_iter().chain(self.measures.next());
-        next.min()
+        let next = [self.steps.next(), self.measures.next(), self.fades.next()];
+        next.into_iter().flatten().min()
     }
 
     /// Until when weights are held back for want of verdicts; `None` while they

@@ -147,18 +147,13 @@ impl Watched {
         let slow_start = self.returned.map(|at| slow_start::part(passed(at)));
         Known {
             verdict: Some(self.health.verdict()),
-            passes_while_held: self.passes_while_held(),
+            passes_while_held: self.health.passes_while_held(),
             factors: Factors {
                 slow_start: slow_start.unwrap_or(Factor::ONE),
                 load: self.load.factor(),
                 latency: self.latency.factor(),
             },
         }
-    }
-
-    pub(crate) fn passes_while_held(&self) -> bool {
-        let thresholds = self.target.monitor.thresholds;
-        self.health.passes_while_held(thresholds)
     }
 
     /// When its weight changes by the passing of time alone.

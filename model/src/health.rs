@@ -52,6 +52,14 @@ struct Hold {
     until: Instant,
     until_wall: SystemTime,
     why: String,
+    /// What probes alone would say meanwhile: that it is up.
+    passes: bool,
+}
+
+impl Hold {
+    fn lasts(&self, now: Instant) -> bool {
+        self.until > now
+    }
 }
 
 impl Health {
@@ -89,14 +97,28 @@ impl Health {
         self.last_pass
     }
 
-    /// How often it turned down lately.
-    pub fn recent_downs(&self) -> u32 {
-        self.flaps.count()
+    /// How often it turned down lately: what is forgiven by now is not counted.
+    pub fn recent_downs(&self, now: Instant) -> u32 {
+        let up_for = self.up_for(now).unwrap_or_default();
+        self.flaps.after(up_for).count()
     }
 
     /// Until when it stays down, whatever probes say; for people.
-    pub fn held_until(&self) -> Option<SystemTime> {
-        self.hold.as_ref().map(|hold| hold.until_wall)
+    pub fn held_until(&self, now: Instant) -> Option<SystemTime> {
+        let hold = self.hold.as_ref().filter(|hold| hold.lasts(now))?;
+        Some(hold.until_wall)
+    }
+
+    /// When one of these two changes by the passing of time alone.
+    pub fn next_fade(&self, now: Instant) -> Option<Instant> {
+        match (&self.hold, self.turned) {
+            (Some(hold), _) if hold.lasts(now) => Some(hold.until),
+            (_, Some(turned)) if self.recent_downs(now) > 0 => {
+                let up_for = self.up_for(now)?;
+                Some(turned + flaps::next_forgiven(up_for))
+            }
+            _ => None,
+        }
     }
 
     /// How long it is still held down, whatever probes say.
@@ -106,9 +128,8 @@ impl Health {
     }
 
     /// Would it be up, were it not held down?
-    pub fn passes_while_held(&self, thresholds: Thresholds) -> bool {
-        let is_held = self.verdict == Verdict::Down && self.hold.is_some();
-        is_held && self.passes >= thresholds.up.get()
+    pub fn passes_while_held(&self) -> bool {
+        self.hold.as_ref().is_some_and(|hold| hold.passes)
     }
 
     /// Takes evidence in; returns the new verdict if it changed.
@@ -131,10 +152,11 @@ impl Health {
         let enough = match self.verdict {
             Verdict::Unknown => true,
             Verdict::Up => false,
-            Verdict::Down => self.passes >= thresholds.up.get(),
+            Verdict::Down => self.passes >= thresholds.up.get() || self.passes_while_held(),
         };
-        if let Some(hold) = self.hold.as_ref().filter(|hold| hold.until > now.instant) {
+        if let Some(hold) = self.hold.as_mut().filter(|hold| hold.lasts(now.instant)) {
             if enough {
+                hold.passes = true;
                 self.reason = format!("probes pass, but it is {}", hold.why);
             }
             return None;
@@ -164,7 +186,13 @@ impl Health {
         self.passes = 0;
         self.failures = self.failures.saturating_add(1);
         self.reason = reason;
-        if self.verdict == Verdict::Down || self.failures < thresholds.down.get() {
+        if self.failures < thresholds.down.get() {
+            return None;
+        }
+        if self.verdict == Verdict::Down {
+            if let Some(hold) = &mut self.hold {
+                hold.passes = false;
+            }
             return None;
         }
         if let Some(up_for) = self.up_for(now.instant)
@@ -185,6 +213,7 @@ impl Health {
             until: now.instant + time,
             until_wall: now.wall + time,
             why,
+            passes: false,
         });
     }
 
@@ -316,7 +345,10 @@ mod tests {
             health.observe(clock.at(2 * second + 1), one, fail());
         }
         assert_eq!(health.reason(), "connect: connection refused");
-        assert_eq!(health.held_until(), Some(clock.at(15).wall));
+        assert_eq!(
+            health.held_until(clock.at(14).instant),
+            Some(clock.at(15).wall)
+        );
         assert_eq!(health.observe(clock.at(14), one, PASS), None);
         assert_eq!(
             health.reason(),
@@ -325,7 +357,8 @@ mod tests {
         let left = health.held_for(clock.at(14).instant);
         assert_eq!(left, Some(Duration::from_secs(1)));
         assert_eq!(health.observe(clock.at(15), one, PASS), Some(Verdict::Up));
-        assert_eq!((health.held_until(), health.reason()), (None, ""));
+        let held = health.held_until(clock.at(15).instant);
+        assert_eq!((held, health.reason()), (None, ""));
     }
 
     #[test]
@@ -339,20 +372,67 @@ mod tests {
         assert_eq!(health.reason(), "dials fail");
         for second in 2..11 {
             assert_eq!(health.observe(clock.at(second), two, PASS), None);
-            assert_eq!(health.passes_while_held(two), second > 2, "{second}");
+            assert_eq!(health.passes_while_held(), second > 2, "{second}");
         }
         assert_eq!(
             health.reason(),
             "probes pass, but it is held down for 10 s: dials fail"
         );
         assert_eq!(health.observe(clock.at(11), two, PASS), Some(Verdict::Up));
-        assert!(!health.passes_while_held(two), "it is up");
+        assert!(!health.passes_while_held(), "it is up");
         assert_eq!(health.eject(clock.at(12), "again"), Some(Verdict::Down));
         assert_eq!(
-            health.held_until(),
+            health.held_until(clock.at(12).instant),
             Some(clock.at(32).wall),
             "longer each time"
         );
+    }
+
+    #[test]
+    fn what_would_be_up_but_is_held_stops_passing_after_as_many_failures_as_any_other() {
+        let (clock, mut health) = (Clock::new(), Health::new(SystemTime::UNIX_EPOCH));
+        let thresholds = thresholds(2, 3);
+        health.observe(clock.at(0), thresholds, PASS);
+        health.eject(clock.at(0), "dials fail");
+        let mut passes = |second, evidence| {
+            let turned = health.observe(clock.at(second), thresholds, evidence);
+            (health.passes_while_held(), turned)
+        };
+        assert_eq!(passes(1, PASS), (false, None));
+        assert_eq!(passes(2, PASS), (true, None));
+        assert_eq!(passes(3, fail()), (true, None), "one failure");
+        assert_eq!(passes(4, fail()), (true, None));
+        assert_eq!(passes(5, PASS), (true, None), "as if it had not failed");
+        assert_eq!(passes(6, fail()), (true, None));
+        assert_eq!(passes(7, fail()), (true, None));
+        assert_eq!(passes(8, fail()), (false, None));
+        assert_eq!(passes(9, PASS), (false, None));
+        assert_eq!(passes(10, PASS), (false, Some(Verdict::Up)));
+    }
+
+    #[test]
+    fn what_is_over_is_told_no_longer_and_when_that_is() {
+        let (clock, mut health) = (Clock::new(), Health::new(SystemTime::UNIX_EPOCH));
+        let one = thresholds(1, 1);
+        for second in 0..3 {
+            health.observe(clock.at(2 * second), one, PASS);
+            health.observe(clock.at(2 * second + 1), one, fail());
+        }
+        let told = |health: &Health, second| {
+            let now = clock.at(second).instant;
+            let next = health.next_fade(now).map(|at| (at - clock.0).as_secs());
+            let held = health.held_until(now).is_some();
+            (held, health.recent_downs(now), next)
+        };
+        assert_eq!(told(&health, 14), (true, 3, Some(15)));
+        // It fails on.
+        assert_eq!(told(&health, 15), (false, 3, None));
+        health.observe(clock.at(100), one, PASS);
+        assert_eq!(told(&health, 100), (false, 3, Some(400)));
+        assert_eq!(told(&health, 399), (false, 3, Some(400)));
+        assert_eq!(told(&health, 400), (false, 2, Some(700)));
+        assert_eq!(told(&health, 999), (false, 1, Some(1000)));
+        assert_eq!(told(&health, 1000), (false, 0, None));
     }
 
     #[test]
@@ -372,7 +452,7 @@ mod tests {
         let (clock, mut health) = (Clock::new(), Health::new(SystemTime::UNIX_EPOCH));
         health.observe(clock.at(0), thresholds(1, 1), fail());
         assert_eq!(
-            (health.verdict(), health.recent_downs()),
+            (health.verdict(), health.recent_downs(clock.at(0).instant)),
             (Verdict::Down, 0)
         );
     }
@@ -384,6 +464,8 @@ mod tests {
         ) {
             let (clock, mut health) = (Clock::new(), Health::new(SystemTime::UNIX_EPOCH));
             let (mut run, mut last, mut second) = (0u32, None, 0);
+            // Whether it would be up, were it not held.
+            let mut passes = false;
             for (passed, pause) in evidence {
                 run = if last == Some(passed) { run + 1 } else { 1 };
                 last = Some(passed);
@@ -393,14 +475,20 @@ mod tests {
                 let held = left.is_some_and(|left| !left.is_zero());
                 prop_assert!(left.is_none_or(|left| left <= flaps::LONGEST && before == Verdict::Down));
                 let turned = health.observe(clock.at(second), thresholds(up, down), if passed { PASS } else { fail() });
+                passes = match passed {
+                    true => passes || run >= up,
+                    false => passes && run < down,
+                };
                 let expected = match (before, passed) {
                     (Verdict::Unknown, true) => Some(Verdict::Up),
-                    (Verdict::Down, true) if run >= up && !held => Some(Verdict::Up),
+                    (Verdict::Down, true) if passes && !held => Some(Verdict::Up),
                     (Verdict::Unknown | Verdict::Up, false) if run >= down => Some(Verdict::Down),
                     _ => None,
                 };
                 prop_assert_eq!(turned, expected);
                 prop_assert_eq!(health.verdict(), expected.unwrap_or(before));
+                let is_held = health.verdict() == Verdict::Down && health.hold.is_some();
+                prop_assert_eq!(health.passes_while_held(), is_held && passes);
             }
         }
     }

@@ -425,7 +425,7 @@ fn who_comes_back_takes_up_its_load_little_by_little() {
     assert_eq!((seen[0], seen.last()), (0.1, Some(&1.0)));
     assert!(seen.is_sorted());
     assert_eq!(scene.engine.weights_version() - version, 9, "few steps");
-    assert_eq!(scene.engine.next_step(), None);
+    assert_eq!(scene.engine.steps.next(), None);
 }
 
 /// `game` with so many origins, `o0`, `o1` …
@@ -524,6 +524,53 @@ fn an_origin_that_flaps_stays_away_longer() {
     assert!(away[5] >= Duration::from_secs(80), "{away:?}");
     // It is probed when its time is over, and not an interval later.
     assert!(away[5] < Duration::from_secs(80) + 2 * INTERVAL, "{away:?}");
+}
+
+#[test]
+fn what_is_forgiven_is_told_though_nothing_else_happens() {
+    let mut scene = Scene::configured(monitor("quick", 1, 1), vec![three()]);
+    scene.pass(INTERVAL);
+    (0..3).for_each(|_| scene.restart("b"));
+    let b = key("game", "b");
+    let told = |scene: &Scene| {
+        let health = scene.engine.health(&b).unwrap();
+        health.recent_downs(scene.now.instant)
+    };
+    scene.pass(Duration::from_secs(60));
+    let mut seen = vec![(told(&scene), scene.engine.health_version())];
+    for _ in 0..200 {
+        scene.pass(INTERVAL);
+        let now = (told(&scene), scene.engine.health_version());
+        if *seen.last().unwrap() != now {
+            seen.push(now);
+        }
+    }
+    let version = seen[0].1;
+    let expected = (0..4).map(|n| (3 - n, version + u64::from(n)));
+    assert_eq!(seen, expected.collect::<Vec<_>>());
+    assert_eq!(scene.engine.next_step(), None);
+}
+
+#[test]
+fn one_failed_probe_takes_nothing_from_who_was_let_back_from_a_hold() {
+    let mut scene = Scene::configured(monitor("quick", 1, 2), vec![three()]);
+    scene.pass(INTERVAL);
+    let [a, b, c] = ["a", "b", "c"].map(|origin| key("game", origin));
+    (0..5).for_each(|_| scene.restart("b"));
+    for key in [&a, &b] {
+        scene.failing.insert(key.clone(), libc::ECONNREFUSED);
+    }
+    scene.pass(3 * INTERVAL);
+    scene.failing.remove(&b);
+    scene.pass(INTERVAL + INTERVAL / 2);
+    assert_eq!(scene.health(&b), OriginHealth::Down, "it is held");
+    assert_eq!(scene.weights(), [0.0, 1.0, 1.0]);
+    scene.failing.insert(b.clone(), libc::ECONNREFUSED);
+    scene.pass(INTERVAL);
+    assert_eq!(scene.weights(), [0.0, 1.0, 1.0], "it failed once");
+    scene.pass(INTERVAL);
+    assert_eq!(scene.weights(), [1.0, 1.0, 1.0], "only c answers");
+    assert_eq!(scene.health(&c), OriginHealth::Up);
 }
 
 #[test]

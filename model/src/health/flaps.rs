@@ -42,11 +42,24 @@ impl Flaps {
         doubled(self.0 - 1)
     }
 
-    fn count_one(&mut self, up_for: Duration) {
-        let forgiven = up_for.as_secs() / FORGIVEN_AFTER.as_secs();
-        let forgiven = u32::try_from(forgiven).unwrap_or(u32::MAX);
-        self.0 = (self.0.saturating_sub(forgiven) + 1).min(COUNT_MAX);
+    /// What is left of them once it has been up for so long.
+    pub fn after(self, up_for: Duration) -> Self {
+        let forgiven = u32::try_from(forgiven(up_for)).unwrap_or(u32::MAX);
+        Flaps(self.0.saturating_sub(forgiven))
     }
+
+    fn count_one(&mut self, up_for: Duration) {
+        self.0 = (self.after(up_for).0 + 1).min(COUNT_MAX);
+    }
+}
+
+fn forgiven(up_for: Duration) -> u64 {
+    up_for.as_secs() / FORGIVEN_AFTER.as_secs()
+}
+
+/// How long it is up when the next time is forgotten.
+pub fn next_forgiven(up_for: Duration) -> Duration {
+    Duration::from_secs((forgiven(up_for) + 1).saturating_mul(FORGIVEN_AFTER.as_secs()))
 }
 
 fn doubled(times: u32) -> Duration {

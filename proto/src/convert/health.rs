@@ -1,4 +1,4 @@
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use anyport_model::{
     fault::Fault,
@@ -58,6 +58,7 @@ pub fn read_pool_weights(wire: v1::PoolWeights) -> Result<(PoolName, PoolWeights
 /// What `status` shows of a pool: its weights with addresses and reasons.
 /// `health` gives the machine of an origin that is probed.
 pub fn write_pool_health<'a>(
+    now: Instant,
     pool: &Pool,
     weights: &PoolWeights,
     health: impl Fn(&OriginName) -> Option<&'a Health>,
@@ -78,7 +79,7 @@ pub fn write_pool_health<'a>(
             ..v1::OriginHealth::default()
         };
         match health(&weight.name) {
-            Some(machine) => with_machine(shown, machine),
+            Some(machine) => with_machine(now, shown, machine),
             None => shown,
         }
     });
@@ -90,13 +91,13 @@ pub fn write_pool_health<'a>(
     }
 }
 
-fn with_machine(shown: v1::OriginHealth, machine: &Health) -> v1::OriginHealth {
+fn with_machine(now: Instant, shown: v1::OriginHealth, machine: &Health) -> v1::OriginHealth {
     v1::OriginHealth {
         reason: machine.reason().to_owned(),
         since: Some(machine.since().into()),
         probe_seconds: machine.last_pass().map(|took| took.as_secs_f64()),
-        held_until: machine.held_until().map(SystemTime::into),
-        recent_downs: machine.recent_downs(),
+        held_until: machine.held_until(now).map(SystemTime::into),
+        recent_downs: machine.recent_downs(now),
         ..shown
     }
 }
