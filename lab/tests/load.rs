@@ -11,9 +11,10 @@ use std::time::{Duration, Instant};
 
 use anyport_lab::load::bulk::{self, Direction};
 use anyport_lab::load::connect::{self, Close, Request};
+use anyport_lab::load::paced::{self, Visit};
 use anyport_lab::load::serve::{self, Mode, Server};
 use anyport_lab::load::{Control, Failure, Load, Report, Tag, TargetSet, Targets, Who};
-use anyport_lab::load::{idle, paced, pingpong};
+use anyport_lab::load::{idle, pingpong};
 use anyport_netns::{Namespace, Topology, link};
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -244,16 +245,12 @@ fn answered_and_refused_connections_share_one_count() {
     assert_eq!(report.operations() + report.failed(), 2000, "{report}");
 }
 
-#[test]
-fn who_comes_by_the_clock_waits_for_nobody_and_his_time_counts_from_his_moment() {
-    // Twice as long for each as there is between two.
-    let slow = misbehaving(|mut stream, first| {
-        thread::sleep(Duration::from_millis(20));
-        stream.write_all(&[first]).unwrap();
-    });
+/// A byte there and back, a hundred times a second, for half a second.
+fn by_the_clock(target: SocketAddr, timeout: Duration) -> (Report, Vec<Visit>) {
     let load = Load {
         duration: Duration::from_millis(500),
-        ..Load::on(slow)
+        timeout,
+        ..Load::on(target)
     };
     let plan = paced::Plan {
         load,
@@ -261,7 +258,27 @@ fn who_comes_by_the_clock_waits_for_nobody_and_his_time_counts_from_his_moment()
         request: Request::Echo(number(1)),
         close: Close::Fin,
     };
-    let (report, visits) = paced::run(&plan).unwrap();
+    paced::run(&plan).unwrap()
+}
+
+#[test]
+fn who_comes_by_the_clock_waits_for_nobody() {
+    let silent = serve(Mode::Connect);
+    let timeout = Duration::from_millis(300);
+    let (report, visits) = by_the_clock(silent.addresses()[0], timeout);
+    assert_eq!(report.failures()[&Failure::Timeout], 50, "{report}");
+    let slowest = visits.iter().map(|visit| visit.took).max().unwrap();
+    assert!(slowest < timeout * 3, "{slowest:?}");
+}
+
+#[test]
+fn the_time_of_who_comes_by_the_clock_counts_from_his_moment() {
+    // Twice as long for each as there is between two.
+    let slow = misbehaving(|mut stream, first| {
+        thread::sleep(Duration::from_millis(20));
+        stream.write_all(&[first]).unwrap();
+    });
+    let (report, visits) = by_the_clock(slow, PATIENCE);
     assert_eq!((report.operations(), report.failed()), (50, 0), "{report}");
     assert_eq!(visits.len(), 50);
     let moments = visits.windows(2).map(|pair| pair[1].due - pair[0].due);
