@@ -187,10 +187,9 @@ fn the_near_is_preferred_left_when_it_is_slow_and_tried_again_when_it_is_not() {
         )
     };
     eprintln!("latency: {}\nround_robin: {}", said(near), said(in_turn));
-    assert!(mean(near) * 3 < mean(in_turn) * 2);
-    // Of a hundred a few go to the farthest, while others of them are at the one that is away.
+    assert!(mean(near) * 2 < mean(in_turn));
     assert!(percentile(near, 90) * 2 < percentile(in_turn, 90));
-    assert!(answered_by(near, "near") * 2 > near.len());
+    assert!(answered_by(near, "near") * 10 > near.len() * 8);
 
     // It costs those who come until its first answer does, and hardly anybody later.
     stage.near.set_round_trip(SLOW);

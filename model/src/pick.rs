@@ -211,7 +211,7 @@ impl Wheel {
         equals.get(usize::try_from(nth).ok()?).copied()
     }
 
-    /// The better of two that are drawn by their weights. The first is given up
+    /// The best of a few that are drawn by their weights. The first is given up
     /// only for one that is clearly better: where all are alike, the shares are
     /// those of the weights, and noise moves nothing.
     fn fastest(
@@ -221,38 +221,47 @@ impl Wheel {
         load: impl Fn(usize) -> Load,
         tried: &Positions,
     ) -> Option<usize> {
-        // The second draw needs bits that the first has not used up.
-        let more = mix(random);
-        let (first, second) = if tried.is_empty() {
-            let first = shares.holder(scale(random, shares.total()))?;
-            (first, shares.other(first, more))
-        } else {
-            let first = self.at_random(random, tried)?;
-            let mut others = tried.clone();
-            others.insert(first);
-            (first, self.at_random(more, &others))
-        };
-        let Some(second) = second else {
-            return Some(first);
-        };
-        let pair = f64::from(self.weights[first]) + f64::from(self.weights[second]);
-        let cost = |index: usize| {
-            let part = f64::from(self.weights[index]) * 2.0 / pair;
-            cost(load(index), part)
-        };
-        Some(if cost(second) * CLEARLY < cost(first) {
-            second
-        } else {
-            first
-        })
+        let drawn = self.drawn(shares, random, tried);
+        let weight = |index: usize| f64::from(self.weights[index]);
+        let mean = drawn.iter().map(|index| weight(*index)).sum::<f64>() / drawn.len() as f64;
+        let cost = |index: usize| cost(load(index), weight(index) / mean);
+        let costs: Vec<f64> = drawn.iter().map(|index| cost(*index)).collect();
+        let best = costs.iter().copied().reduce(f64::min)?;
+        let good = costs.iter().position(|cost| best * CLEARLY >= *cost)?;
+        Some(drawn[good])
+    }
+
+    /// Up to [`DRAWN`] that were not tried, each once, in the order of their draw.
+    fn drawn(&self, shares: &Shares, mut random: u64, tried: &Positions) -> Vec<usize> {
+        let mut drawn = Vec::with_capacity(DRAWN);
+        let mut passed = (!tried.is_empty()).then(|| tried.clone());
+        while drawn.len() < DRAWN {
+            let next = match &passed {
+                Some(passed) => self.at_random(random, passed),
+                None => shares.another(&drawn, random),
+            };
+            let Some(index) = next else { break };
+            drawn.push(index);
+            if let Some(passed) = &mut passed {
+                passed.insert(index);
+            }
+            // Each draw needs bits that those before it have not used up.
+            random = mix(random);
+        }
+        drawn
     }
 }
 
-/// How many times the cost of the other makes an origin clearly worse.
+/// How many origins `latency` compares. With two of three, a third of all
+/// connections would not see the best; with all of many, edges that know as much
+/// would all choose the same.
+const DRAWN: usize = 3;
+
+/// How many times the cost of the best makes an origin clearly worse.
 const CLEARLY: f64 = 1.25;
 
 /// What one more connection to an origin is thought to cost: its latency, times
-/// the connections open there as its weight's `part` of a pair bears them, and
+/// the connections open there as its `part` of an average weight bears them, and
 /// this one. One that was never asked is worth a try, but only one at a time.
 fn cost(load: Load, part: f64) -> f64 {
     let latency = match (load.answers.value(load.now), load.open) {
@@ -344,18 +353,24 @@ impl Shares {
         (index < self.ends.len()).then_some(index)
     }
 
-    /// At random, of all but one.
-    fn other(&self, one: usize, random: u64) -> Option<usize> {
-        let end = self.ends.get(one)?;
-        let start = one.checked_sub(1).map_or(0, |before| self.ends[before]);
-        let others = self.total() - (end - start);
-        let slot = scale(random, others);
-        let passed = if slot < start {
-            slot
-        } else {
-            slot + end - start
-        };
-        (others > 0).then(|| self.holder(passed)).flatten()
+    /// The first slot of an origin, and the first after its own.
+    fn slots(&self, index: usize) -> (u64, u64) {
+        let start = index.checked_sub(1).map_or(0, |before| self.ends[before]);
+        (start, self.ends[index])
+    }
+
+    /// At random, of all but these.
+    fn another(&self, others: &[usize], random: u64) -> Option<usize> {
+        let mut passed: Vec<_> = others.iter().map(|index| self.slots(*index)).collect();
+        passed.sort_unstable();
+        let taken: u64 = passed.iter().map(|(start, end)| end - start).sum();
+        let mut slot = scale(random, self.total() - taken);
+        for (start, end) in passed {
+            if slot >= start {
+                slot += end - start;
+            }
+        }
+        self.holder(slot)
     }
 }
 
@@ -602,6 +617,32 @@ mod tests {
         );
     }
 
+    /// With two of three drawn it would be two thirds.
+    #[test]
+    fn the_best_of_three_gets_all_that_it_bears() {
+        let wheel = wheel(Policy::Latency, &[1.0, 2.0, 1.0]);
+        let ms = |millis| Some(Duration::from_millis(millis));
+        let chosen = |load: [Load; 3]| {
+            let mut counts = [0; 3];
+            for step in 0..3000u64 {
+                let random = mix(step);
+                counts[wheel.choose(draw(0, random), |at| load[at], &NONE).unwrap()] += 1;
+            }
+            counts
+        };
+        let idle = [load(0, ms(2)), load(0, ms(10)), load(0, ms(40))];
+        assert_eq!(chosen(idle), [3000, 0, 0]);
+        // As dear as the next one: whichever of the two is drawn first.
+        let busy = [load(3, ms(2)), load(0, ms(10)), load(0, ms(40))];
+        let [first, _, third] = chosen(busy);
+        assert!(
+            (900..1100).contains(&first) && third == 0,
+            "{first}, {third}"
+        );
+        let full = [load(9, ms(2)), load(0, ms(10)), load(0, ms(40))];
+        assert_eq!(chosen(full), [0, 3000, 0]);
+    }
+
     /// A run of connections against servers that take as long as they take.
     #[test]
     fn in_a_run_the_slow_origin_gets_markedly_less_and_recovers() {
@@ -742,6 +783,28 @@ mod tests {
                 tried.insert(index);
             }
             prop_assert_eq!(tried.len(), weights.iter().filter(|w| **w > 0.0).count());
+        }
+
+        #[test]
+        fn what_is_drawn_is_drawn_by_the_weights_of_the_others(
+            weights in prop::collection::vec(0u32..9, 1..12),
+            drawn in prop::collection::btree_set(0usize..12, 0..3),
+        ) {
+            let shares = Shares::new(&weights);
+            let drawn: Vec<usize> = drawn.into_iter().filter(|at| *at < weights.len()).rev().collect();
+            let left = |at: usize| if drawn.contains(&at) { 0 } else { weights[at] };
+            let due: Vec<u64> = (0..weights.len()).map(|at| left(at).into()).collect();
+            let all: u64 = due.iter().sum();
+            let mut counts = vec![0; weights.len()];
+            // The middle of each of as many equal parts of all bits.
+            for part in 0..all {
+                let random = ((u128::from(part) * 2 + 1) << 63) / u128::from(all);
+                counts[shares.another(&drawn, random as u64).unwrap()] += 1u64;
+            }
+            prop_assert_eq!(counts, due);
+            if all == 0 {
+                prop_assert_eq!(shares.another(&drawn, u64::MAX), None);
+            }
         }
 
         /// Over one round of as many turns as there is weight, and at any time on
