@@ -16,7 +16,7 @@ use std::{
 use anyport_model::{
     evidence::Accusation,
     health::{Health, Now, Verdict},
-    load,
+    load::{self, Balance},
     names::{NodeName, OriginName, PoolName, Revision},
     resource::{Pool, Weight},
     slow_start,
@@ -95,6 +95,7 @@ pub(crate) struct Engine {
     fades: Schedule<OriginKey>,
     /// Pools of which edges report load and latency.
     measures: Schedule<PoolName>,
+    balances: BTreeMap<PoolName, Balance>,
     /// When each edge last reported.
     edges: BTreeMap<NodeName, Instant>,
     only_edge: Option<OnlyEdge>,
@@ -117,6 +118,7 @@ impl Engine {
             first_beat: None,
             fades: Schedule::new(),
             measures: Schedule::new(),
+            balances: BTreeMap::new(),
             edges: BTreeMap::new(),
             only_edge: None,
             vantage: Vantage::default(),
@@ -132,6 +134,7 @@ impl Engine {
         self.pools = members.pools;
         let pools = &self.pools;
         self.weights.retain(|name, _| pools.contains_key(name));
+        self.balances.retain(|name, _| pools.contains_key(name));
         self.unweighed = pools.keys().cloned().collect();
         self.weigh(now);
         self.weights_version += 1;
@@ -454,7 +457,8 @@ impl Engine {
             counts.then_some((origin.weight, measured))
         });
         let measured: Vec<_> = measured.collect();
-        let wanted = load::wanted(pool.policy, &measured);
+        let balance = self.balances.entry(name.clone()).or_default();
+        let wanted = balance.wanted(pool.policy, &measured);
         let mut all_at_rest = true;
         for (origin, wanted) in pool.origins.iter().zip(wanted) {
             if let Some(watched) = self.origins.get_mut(&key_of(name, &origin.name)) {

@@ -8,7 +8,8 @@
 //!   more slowly; one that holds less, since it was away, may take more. The
 //!   root of the relation is asked for, so that the answer to a factor, which
 //!   comes only as fast as connections end, never overshoots it by much. Where
-//!   an origin has [`OPEN_MIN`] on average, chance moves it little.
+//!   an origin has [`OPEN_MIN`] on average, chance moves it little; from then on
+//!   it counts while there are half as many.
 //! - **latency** is how many times longer than at its best an origin takes to
 //!   accept (of UDP: to answer first), against the median of the pool: distance
 //!   cancels out, and so does a network that slows down for all. It only ever
@@ -26,8 +27,13 @@ use crate::resource::{Policy, Weight};
 
 /// Between two steps of a factor.
 pub const STEP: Duration = Duration::from_secs(5);
-/// Open connections that an origin of the pool has on average, for load to count.
+/// Open connections that origins of the pool have on average when load begins to
+/// count.
 pub const OPEN_MIN: f64 = 1000.0;
+/// And when it ends to. Those who keep theirs for long get fewer, which makes all
+/// fewer, but by the bounds of the factor never less than half: so load that
+/// counts does not end itself.
+const OPEN_LEAST: f64 = OPEN_MIN * LOAD.0 / LOAD.1;
 /// Bounds of the two, so that their product stays within about half and
 /// one and a half.
 const LOAD: (f64, f64) = (0.7, 1.4);
@@ -147,38 +153,50 @@ fn seconds(took: Duration) -> f64 {
     (took + NOISE).as_secs_f64()
 }
 
-/// For each origin: its declared weight, and what was measured of it; `None`:
-/// it is not to be compared, as it takes no connections or not all of its own.
-pub fn wanted(policy: Policy, origins: &[Option<(Weight, Measured)>]) -> Vec<Wanted> {
-    let (by_load, by_latency) = match policy {
-        Policy::Weighted | Policy::RoundRobin => (true, true),
-        Policy::LeastConnections => (false, true),
-        Policy::Latency | Policy::Hash => (false, false),
-    };
-    let loads = values(origins, |weight, measured| {
-        Some(measured.open / weight.as_f64()).filter(|load| by_load && load.is_finite())
-    });
-    let stretches = values(origins, |_, measured| {
-        measured.stretch.filter(|_| by_latency)
-    });
-    let compared = loads.iter().flatten().count();
-    let open: f64 = origins
-        .iter()
-        .flatten()
-        .map(|(_, measured)| measured.open)
-        .sum();
-    let enough = open >= OPEN_MIN * compared as f64;
-    let load = median(&loads).filter(|median| enough && *median > 0.0);
-    let stretch = median(&stretches);
-    let of = |index: usize| Wanted {
-        load: load
-            .zip(loads[index])
-            .map(|(median, load)| (median / load).sqrt().clamp(LOAD.0, LOAD.1)),
-        latency: stretch
-            .zip(stretches[index])
-            .map(|(median, stretch)| (median / stretch).clamp(LATENCY_MIN, 1.0)),
-    };
-    (0..origins.len()).map(of).collect()
+/// What is asked of the weights of one pool, time after time.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Balance {
+    /// There are, or were, connections enough for load to count.
+    loaded: bool,
+}
+
+impl Balance {
+    /// For each origin: its declared weight, and what was measured of it; `None`:
+    /// it is not to be compared, as it takes no connections or not all of its own.
+    pub fn wanted(
+        &mut self,
+        policy: Policy,
+        origins: &[Option<(Weight, Measured)>],
+    ) -> Vec<Wanted> {
+        let (by_load, by_latency) = match policy {
+            Policy::Weighted | Policy::RoundRobin => (true, true),
+            Policy::LeastConnections => (false, true),
+            Policy::Latency | Policy::Hash => (false, false),
+        };
+        let loads = values(origins, |weight, measured| {
+            Some(measured.open / weight.as_f64()).filter(|load| by_load && load.is_finite())
+        });
+        let stretches = values(origins, |_, measured| {
+            measured.stretch.filter(|_| by_latency)
+        });
+        let open = origins.iter().flatten().map(|(_, measured)| measured.open);
+        let load = median(&loads);
+        self.loaded = load.is_some() && {
+            let least = if self.loaded { OPEN_LEAST } else { OPEN_MIN };
+            open.sum::<f64>() >= least * loads.iter().flatten().count() as f64
+        };
+        let load = load.filter(|median| self.loaded && *median > 0.0);
+        let stretch = median(&stretches);
+        let of = |index: usize| Wanted {
+            load: load
+                .zip(loads[index])
+                .map(|(median, load)| (median / load).sqrt().clamp(LOAD.0, LOAD.1)),
+            latency: stretch
+                .zip(stretches[index])
+                .map(|(median, stretch)| (median / stretch).clamp(LATENCY_MIN, 1.0)),
+        };
+        (0..origins.len()).map(of).collect()
+    }
 }
 
 fn values(
@@ -219,6 +237,10 @@ mod tests {
         Some((Weight::ONE, Measured { open: 0.0, stretch }))
     }
 
+    fn wanted(policy: Policy, origins: &[Option<(Weight, Measured)>]) -> Vec<Wanted> {
+        Balance::default().wanted(policy, origins)
+    }
+
     fn loads(policy: Policy, origins: &[Option<(Weight, Measured)>]) -> Vec<Option<f64>> {
         let wanted = wanted(policy, origins);
         wanted.iter().map(|wanted| wanted.load).collect()
@@ -249,6 +271,20 @@ mod tests {
         );
         assert_eq!(loads(Policy::Weighted, &[open(9000.0), None]), [None; 2]);
         assert_eq!(loads(Policy::Weighted, &[]), []);
+    }
+
+    #[test]
+    fn load_that_counts_goes_on_to_until_there_are_half_as_many_connections() {
+        let mut balance = Balance::default();
+        let mut counts = |average: f64| {
+            let two = [open(average + 100.0), open(average - 100.0)];
+            balance.wanted(Policy::Weighted, &two)[0].load.is_some()
+        };
+        let seen = [999.0, 1000.0, 999.0, 501.0, 499.0, 999.0, 1001.0].map(&mut counts);
+        assert_eq!(seen, [false, true, true, true, false, false, true]);
+        balance.wanted(Policy::Weighted, &[None, None]);
+        let two = [open(900.0), open(900.0)];
+        assert_eq!(balance.wanted(Policy::Weighted, &two)[0].load, None, "anew");
     }
 
     #[test]
@@ -306,9 +342,10 @@ mod tests {
         assert!(observed.edges.is_empty());
     }
 
-    /// Origins whose connections last so long, in seconds, under new connections at
-    /// a constant rate: the weights after every step of the factors.
-    fn run(lasts: &[f64], steps: usize) -> Vec<Vec<u32>> {
+    /// Origins whose connections last so long, in seconds, under so many new ones a
+    /// second: the weights after every step of the factors.
+    fn run(lasts: &[f64], rate: f64, steps: usize) -> Vec<Vec<u32>> {
+        let mut balance = Balance::default();
         let mut open = vec![0.0; lasts.len()];
         let mut factors = vec![Damped::default(); lasts.len()];
         let mut seen = Vec::new();
@@ -316,14 +353,14 @@ mod tests {
             let weights: Vec<f64> = factors.iter().map(|f| f.factor().as_f64()).collect();
             let total: f64 = weights.iter().sum();
             for (index, open) in open.iter_mut().enumerate() {
-                let settled = 10_000.0 * lasts[index] * weights[index] / total;
+                let settled = rate * lasts[index] * weights[index] / total;
                 *open += (settled - *open) * (1.0 - (-STEP.as_secs_f64() / lasts[index]).exp());
             }
             let measured = open.iter().map(|&open| {
                 let stretch = None;
                 Some((Weight::ONE, Measured { open, stretch }))
             });
-            let wanted = wanted(Policy::Weighted, &measured.collect::<Vec<_>>());
+            let wanted = balance.wanted(Policy::Weighted, &measured.collect::<Vec<_>>());
             for (factor, wanted) in factors.iter_mut().zip(wanted) {
                 factor.step(wanted.load);
             }
@@ -341,7 +378,7 @@ mod tests {
         ) {
             // Connections may last half an hour, which are 400 steps, and it takes some of these until
             // what is open is so near to where it goes that no rounding turns on it.
-            let seen = run(&lasts, 4000);
+            let seen = run(&lasts, 10_000.0, 4000);
             let last = seen.last().unwrap();
             prop_assert!(seen[3600..].iter().all(|weights| weights == last), "{lasts:?}: {last:?}");
             for index in 0..lasts.len() {
@@ -349,6 +386,19 @@ mod tests {
                 let turns = turns(&path);
                 prop_assert!(turns <= 3, "{turns} turns: {path:?}");
             }
+        }
+
+        /// As many as make load count come to fewer by that, where those who keep them for
+        /// long get less.
+        #[test]
+        fn load_that_only_just_counts_comes_to_rest(
+            lasts in prop::collection::vec(1.0f64..2000.0, 2..6), average in 900.0f64..2100.0,
+        ) {
+            let rate = average * (lasts.len().pow(2) as f64) / lasts.iter().sum::<f64>();
+            // Between the borders, all of it may be undone once before it rests.
+            let seen = run(&lasts, rate, 6000);
+            let last = seen.last().unwrap();
+            prop_assert!(seen[5600..].iter().all(|weights| weights == last), "{lasts:?}: {last:?}");
         }
 
         #[test]
