@@ -23,10 +23,10 @@ const PER_SECOND: u32 = 500;
 const LOAD: Duration = Duration::from_secs(9);
 const HEALTHY: Duration = Duration::from_secs(2);
 
-/// The app's `timeouts.connect`, which the pool's three origins share: what a first dial may take of
-/// it while two others could follow.
+/// The app's `timeouts.connect`, which the pool's three origins share: a first dial may take a third
+/// of it, and is waited for as long as a SYN that is sent again after a second could be answered.
 const CONNECT: Duration = Duration::from_secs(5);
-const FIRST_DIAL: Duration = Duration::from_millis(5000 / 3);
+const FIRST_DIAL: Duration = Duration::from_millis(1200);
 /// The monitor's interval and timeout, twice, and an interval more for jitter.
 const FOUND_OUT: Duration = Duration::from_secs(4);
 /// Of a machine that has other things to do.

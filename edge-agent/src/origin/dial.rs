@@ -75,6 +75,15 @@ pub struct NoOrigin {
 /// (sent again after 1 s, RFC 6298) would cost a healthy origin the connection.
 const ATTEMPT_MIN: Duration = Duration::from_millis(1200);
 
+/// How much of `part` a dial is waited for where others could follow. A lost SYN
+/// is sent again after 1 s, and at other whole seconds (RFC 6298; Linux after each
+/// one), so that who waits on after the last of them waits for nothing.
+fn worth_waiting(part: Duration) -> Duration {
+    let answer = ATTEMPT_MIN - Duration::from_secs(1);
+    let seconds = part.saturating_sub(answer).as_secs().max(1);
+    Duration::from_secs(seconds) + answer
+}
+
 /// Handshakes that are begun with origins for one client, which may have sent no
 /// more than a ClientHello.
 const BEGUN_MOST: u32 = 3;
@@ -128,7 +137,10 @@ impl<'a> Dialling<'a> {
             };
             self.attempts += 1;
             let left = self.left();
-            let patience = self.part().max(ATTEMPT_MIN).min(left);
+            let patience = match self.candidates.left() {
+                0 => left,
+                _ => worth_waiting(self.part()).min(left),
+            };
             match self.attempt(candidate, patience).await {
                 Ok(dialled) => return Ok(dialled),
                 Err(error) => {
@@ -354,6 +366,22 @@ mod tests {
         let dialled = Dialling::new(target, incoming, &edge.stats)?.next().await?;
         dialled.seen.succeeded();
         Ok(dialled)
+    }
+
+    #[test]
+    fn a_dial_is_waited_for_as_long_as_a_syn_that_is_sent_again_could_be_answered() {
+        for (part, worth) in [
+            (0, 1200),
+            (1200, 1200),
+            (1667, 1200),
+            (2199, 1200),
+            (2200, 2200),
+            (2500, 2200),
+            (5000, 4200),
+        ] {
+            let part = Duration::from_millis(part);
+            assert_eq!(worth_waiting(part), Duration::from_millis(worth));
+        }
     }
 
     #[tokio::test]
