@@ -1,9 +1,6 @@
 //! Puts the parts together.
 
-use std::{
-    net::SocketAddr,
-    time::{SystemTime, UNIX_EPOCH},
-};
+use std::net::SocketAddr;
 
 use anyport_node::{
     access::Role,
@@ -23,6 +20,7 @@ use crate::{
     driver::{Driver, Reports},
     membership::Subscriber,
     metrics::Metrics,
+    peers,
     probe::Opener,
     serve::Service,
 };
@@ -119,12 +117,11 @@ impl Balancer {
     /// See [`BalancerError`].
     pub async fn run(self, drain: Drain) -> Result<(), BalancerError> {
         let readiness = Readiness::new();
-        let (driver, handle, tables, reports) = Driver::new(self.opener, self.metrics, &readiness);
+        let (driver, handle, published) = Driver::new(self.opener, self.metrics, &readiness);
         let service = Service::new(
             self.config.name.clone(),
-            epoch(SystemTime::now()),
             handle.clone(),
-            tables,
+            published.clone(),
             drain.clone(),
         );
         let who = sync::Identity {
@@ -139,7 +136,7 @@ impl Balancer {
                 &self.config.identity,
             ),
         };
-        let subscriber = Subscriber::new(handle);
+        let subscriber = Subscriber::new(handle.clone());
         let expiry = Expiry::register(&self.config.identity, &self.registry)?;
         let remark = readiness.remark("identity");
 
@@ -160,6 +157,13 @@ impl Balancer {
         });
         let files = identity::follow(self.config.identity.clone(), expiry, remark);
         tasks.spawn(async move { match files.await {} });
+        tasks.spawn(peers::follow(
+            self.replicas.clone(),
+            self.config.name.clone(),
+            self.config.identity.clone(),
+            handle,
+        ));
+        let reports = published.reports;
         tasks.spawn(follow(self.replicas, who, reports, subscriber));
         let serve = self
             .server
@@ -187,11 +191,4 @@ async fn follow(
     let replicas = replicas.into_iter().map(Endpoint::into_dial).collect();
     sync::follow(replicas, identity, reports, &mut subscriber, rand::random).await;
     "the subscription"
-}
-
-/// In microseconds: two runs of a balancer never share one, and a later one has
-/// the greater.
-fn epoch(start: SystemTime) -> u64 {
-    let since = start.duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
 }

@@ -29,6 +29,7 @@ use crate::{
     membership::{Members, OriginKey},
     metrics::Metrics,
     pace::{Pace, Rate},
+    peers::{Heard, Set, Verdicts},
     probe::{
         Opener, Outcome,
         failure::{Blame, Failure},
@@ -65,6 +66,18 @@ pub(crate) type Tables = watch::Receiver<Option<Arc<Table>>>;
 /// The latest report for the config service.
 pub(crate) type Reports = watch::Receiver<Option<v1::Report>>;
 
+/// What a driver publishes.
+#[derive(Clone)]
+pub(crate) struct Publications {
+    pub(crate) tables: Tables,
+    pub(crate) reports: Reports,
+    /// What other balancers are told; `None` until there are some.
+    pub(crate) verdicts: watch::Receiver<Option<Arc<Verdicts>>>,
+    /// The epoch that other balancers go by already, where that is a later one: edges
+    /// are better off with them.
+    pub(crate) superseded: watch::Receiver<Option<u64>>,
+}
+
 enum Command {
     Configure {
         revision: Revision,
@@ -74,6 +87,17 @@ enum Command {
     Reported {
         edge: NodeName,
         reports: Vec<DialReport>,
+    },
+    TakePart {
+        me: NodeName,
+        set: Set,
+    },
+    Heard {
+        peer: NodeName,
+        heard: Heard,
+    },
+    Unheard {
+        peer: NodeName,
     },
     Health {
         pool: Option<PoolName>,
@@ -128,6 +152,26 @@ impl Handle {
         self.commands.send(command).await.map_err(|_| Stopped)
     }
 
+    /// These take part from now on, `me` among them.
+    pub(crate) async fn take_part(&self, me: NodeName, set: Set) {
+        self.tell(Command::TakePart { me, set }).await;
+    }
+
+    /// Another balancer said something.
+    pub(crate) async fn heard(&self, peer: NodeName, heard: Heard) {
+        self.tell(Command::Heard { peer, heard }).await;
+    }
+
+    /// Another balancer says nothing any more.
+    pub(crate) async fn unheard(&self, peer: NodeName) {
+        self.tell(Command::Unheard { peer }).await;
+    }
+
+    /// To a process that stops, nothing matters any more.
+    async fn tell(&self, command: Command) {
+        let _ = self.commands.send(command).await;
+    }
+
     /// Of one pool, or of all.
     pub(crate) async fn health(&self, pool: Option<PoolName>) -> Result<Holdings, Stopped> {
         let (answer, holdings) = oneshot::channel();
@@ -153,6 +197,9 @@ pub(crate) struct Driver {
     table_pace: Pace,
     reports: watch::Sender<Option<v1::Report>>,
     report_pace: Pace,
+    verdicts: watch::Sender<Option<Arc<Verdicts>>>,
+    verdicts_pace: Pace,
+    superseded: watch::Sender<Option<u64>>,
     metrics: Metrics,
     configured: Condition,
     has_configuration: watch::Sender<bool>,
@@ -168,10 +215,12 @@ impl Driver {
         opener: Opener,
         metrics: Metrics,
         readiness: &Readiness,
-    ) -> (Self, Handle, Tables, Reports) {
+    ) -> (Self, Handle, Publications) {
         let (commands, obeyed) = mpsc::channel(COMMANDS);
         let (tables, latest_table) = watch::channel(None);
         let (reports, latest_report) = watch::channel(None);
+        let (verdicts, latest_verdicts) = watch::channel(None);
+        let (superseded, is_superseded) = watch::channel(None);
         let (configured_once, has_configuration) = watch::channel(false);
         let configured = readiness.condition("config", "no configuration received yet");
         let network = readiness.condition("network", "starting");
@@ -189,6 +238,9 @@ impl Driver {
             table_pace: Pace::new(TABLE_GAP),
             reports,
             report_pace: Pace::new(REPORT_GAP),
+            verdicts,
+            verdicts_pace: Pace::new(TABLE_GAP),
+            superseded,
             metrics,
             configured,
             has_configuration: configured_once,
@@ -201,7 +253,13 @@ impl Driver {
             commands,
             has_configuration,
         };
-        (driver, handle, latest_table, latest_report)
+        let publications = Publications {
+            tables: latest_table,
+            reports: latest_report,
+            verdicts: latest_verdicts,
+            superseded: is_superseded,
+        };
+        (driver, handle, publications)
     }
 
     /// Runs until every [`Handle`] is gone.
@@ -210,10 +268,12 @@ impl Driver {
             let now = now();
             self.start_probes(now);
             self.engine.step(now);
+            self.watch_epoch(now);
             let wake = [
                 self.weigh(now),
                 self.publish_table(now),
                 self.publish_report(now),
+                self.publish_verdicts(now),
                 self.next_start(now),
                 self.engine.next_step(),
             ];
@@ -286,12 +346,30 @@ impl Driver {
                     log_turn(&turn);
                 }
             }
+            Command::TakePart { me, set } => {
+                let (epoch, members) = (set.epoch, set.members.len());
+                for turn in self.engine.take_part(now(), &me, set) {
+                    log_turn(&turn);
+                }
+                self.metrics.takes_part(epoch, members);
+                tracing::info!(epoch, members, "takes part with the balancers of this set");
+            }
+            Command::Heard { peer, heard } => {
+                for turn in self.engine.heard(now(), &peer, heard) {
+                    log_turn(&turn);
+                }
+            }
+            Command::Unheard { peer } => {
+                for turn in self.engine.unheard(now(), &peer) {
+                    log_turn(&turn);
+                }
+            }
             Command::Health { pool, answer } => {
                 let now = now();
                 self.engine.weigh(now);
                 let _ = answer.send(Holdings {
                     revision: self.engine.revision(),
-                    pools: pool_health(now, &self.engine, pool.as_ref()),
+                    pools: pool_health(&self.engine, pool.as_ref()),
                 });
             }
         }
@@ -359,6 +437,37 @@ impl Driver {
         None
     }
 
+    /// Other balancers say at least once a second that they are there, so that this
+    /// is looked at as often.
+    fn watch_epoch(&mut self, now: Now) {
+        let later = self.engine.superseded_by(now.instant);
+        self.superseded.send_if_modified(|held| {
+            let changed = held.is_some() != later.is_some();
+            if let Some(epoch) = later.filter(|_| changed) {
+                tracing::warn!(
+                    epoch,
+                    "other balancers go by a later set, of which this one was not told: \
+                     edges are sent to them"
+                );
+            }
+            *held = later;
+            changed
+        });
+    }
+
+    /// As [`publish_table`](Self::publish_table).
+    fn publish_verdicts(&mut self, now: Now) -> Option<Instant> {
+        let version = self.engine.verdicts_version();
+        let due = self.verdicts_pace.due(version, now.instant)?;
+        if due > now.instant {
+            return Some(due);
+        }
+        self.verdicts_pace.acted(version, now.instant);
+        self.verdicts
+            .send_replace(self.engine.verdicts().map(Arc::new));
+        None
+    }
+
     /// Publishes what is due; returns when to look again.
     fn publish_table(&mut self, now: Now) -> Option<Instant> {
         if !self.engine.settle(now) {
@@ -392,7 +501,7 @@ impl Driver {
         self.report_pace
             .acted(self.engine.health_version(), now.instant);
         let report = v1::Report {
-            pools: pool_health(now, &self.engine, None),
+            pools: pool_health(&self.engine, None),
             ..v1::Report::default()
         };
         self.reports.send_if_modified(|held| {
@@ -410,13 +519,13 @@ fn room(descriptors: u64) -> usize {
     usize::try_from(part).unwrap_or(usize::MAX)
 }
 
-fn pool_health(now: Now, engine: &Engine, only: Option<&PoolName>) -> Vec<v1::PoolHealth> {
+fn pool_health(engine: &Engine, only: Option<&PoolName>) -> Vec<v1::PoolHealth> {
     let wanted = |pool: &PoolName| only.is_none_or(|only| only == pool);
     let pools = engine.pools().filter(|(pool, _)| wanted(&pool.name));
     pools
         .map(|(pool, weights)| {
-            write_pool_health(now.instant, pool, weights, |origin| {
-                engine.health(&OriginKey {
+            write_pool_health(pool, weights, |origin| {
+                engine.opinion(&OriginKey {
                     pool: pool.name.clone(),
                     origin: origin.clone(),
                 })

@@ -15,17 +15,19 @@ use std::{
 
 use anyport_model::{
     evidence::Accusation,
-    health::{Health, Now, Verdict},
+    health::{Now, Verdict},
     load::{self, Balance},
     names::{NodeName, OriginName, PoolName, Revision},
+    opinion::{Opinion, majority},
     resource::{Pool, Weight},
     slow_start,
     weights::{Known, PoolWeights},
 };
 
 use crate::{
-    health::{DialReport, Generation, Origins, Turn, Watched},
+    health::{DialReport, Generation, Judged, Origins, Turn, Watched},
     membership::{Members, OriginKey, Target},
+    peers::{Heard, Peers, Set, Verdicts},
     probe::{
         Outcome,
         schedule::{Schedule, first_pause, pause},
@@ -100,8 +102,10 @@ pub(crate) struct Engine {
     edges: BTreeMap<NodeName, Instant>,
     only_edge: Option<OnlyEdge>,
     vantage: Vantage,
+    peers: Peers,
     weights_version: u64,
     health_version: u64,
+    verdicts_version: u64,
 }
 
 impl Engine {
@@ -122,8 +126,10 @@ impl Engine {
             edges: BTreeMap::new(),
             only_edge: None,
             vantage: Vantage::default(),
+            peers: Peers::default(),
             weights_version: 0,
             health_version: 0,
+            verdicts_version: 0,
         }
     }
 
@@ -167,27 +173,116 @@ impl Engine {
             self.fades.remove(key);
             self.vantage.remove(key);
             self.decided(key);
+            self.verdicts_version += 1;
         }
-        let count = changes.fresh.len();
         let missed = self.missed(&changes.fresh);
         let beat = self.next_beat(now.instant);
-        for (index, key) in changes.fresh.into_iter().enumerate() {
-            if let Some(watched) = self.origins.get_mut(&key) {
-                let wait = first_pause(index, count, watched.target.monitor.interval);
-                if missed.contains(&key) {
-                    watched.starts_slowly(beat);
-                }
-                let ip = watched.target.origin.ip();
-                self.vantage.add(key.clone(), ip);
-                self.fades.remove(&key);
-                self.schedule.put(key, now.instant + wait);
+        for key in &changes.fresh {
+            self.schedule.remove(key);
+            self.vantage.remove(key);
+            self.fades.remove(key);
+            if let Some(watched) = self.origins.get_mut(key).filter(|_| missed.contains(key)) {
+                watched.starts_slowly(beat);
             }
         }
+        self.share_out(now, changes.fresh);
         // One that was to wait for a long interval does not wait for it.
         for key in changes.repaced {
             if let Some(watched) = self.origins.get(&key) {
                 let interval = watched.target.monitor.interval;
                 self.schedule.hasten(&key, now.instant + interval);
+            }
+        }
+    }
+
+    /// Probes of `keys` those that are this balancer's to probe, and no others.
+    fn share_out(&mut self, now: Now, keys: Vec<OriginKey>) -> Vec<Turn> {
+        let mut fresh = Vec::new();
+        let mut turns = Vec::new();
+        for key in keys {
+            let mine = self.peers.is_mine(&key);
+            if self.origins.assign(now, &key, mine) {
+                self.verdicts_version += 1;
+                if mine {
+                    fresh.push(key.clone());
+                } else {
+                    self.schedule.remove(&key);
+                    self.vantage.remove(&key);
+                }
+            }
+            turns.extend(self.judge(now, &key));
+        }
+        let count = fresh.len();
+        for (index, key) in fresh.into_iter().enumerate() {
+            if let Some(watched) = self.origins.get(&key) {
+                let wait = first_pause(index, count, watched.target.monitor.interval);
+                self.vantage.add(key.clone(), watched.target.origin.ip());
+                self.schedule.put(key, now.instant + wait);
+            }
+        }
+        turns
+    }
+
+    /// Takes the set of balancers that take part into use; returns the verdicts that
+    /// it turned.
+    pub(crate) fn take_part(&mut self, now: Now, me: &NodeName, set: Set) -> Vec<Turn> {
+        if self.peers.take_part(now.instant, me, set) {
+            self.weights_version += 1;
+            self.verdicts_version += 1;
+        }
+        let all = self.origins.iter().map(|(key, _)| key).collect();
+        self.share_out(now, all)
+    }
+
+    /// Takes in what another balancer says; returns the verdicts that it turned.
+    pub(crate) fn heard(&mut self, now: Now, peer: &NodeName, heard: Heard) -> Vec<Turn> {
+        let touched = self.peers.heard(now.instant, peer, heard);
+        self.judge_all(now, touched)
+    }
+
+    /// Another balancer says nothing any more.
+    pub(crate) fn unheard(&mut self, now: Now, peer: &NodeName) -> Vec<Turn> {
+        let touched = self.peers.unheard(peer);
+        self.judge_all(now, touched)
+    }
+
+    fn judge_all(&mut self, now: Now, keys: impl IntoIterator<Item = OriginKey>) -> Vec<Turn> {
+        let turns = keys.into_iter().filter_map(|key| self.judge(now, &key));
+        turns.collect()
+    }
+
+    /// Puts together what all balancers hold of an origin. Where nobody knows
+    /// anything, what was held stays.
+    fn judge(&mut self, now: Now, key: &OriginKey) -> Option<Turn> {
+        let isolated = self.vantage.isolated().is_some();
+        let watched = self.origins.get_mut(key)?;
+        let own = watched.own.clone();
+        let others = || self.peers.of(key, watched.asked);
+        let joint = match majority(others()) {
+            // Others see more than who has lost its own network.
+            Some(joint) if isolated => Some(joint),
+            _ => majority(own.as_deref().into_iter().chain(others())),
+        };
+        let unknown = || match watched.joint.verdict {
+            Verdict::Unknown => own.as_deref().cloned(),
+            Verdict::Up | Verdict::Down => None,
+        };
+        let joint = joint.or_else(unknown)?;
+        match watched.judge(now, key, joint) {
+            Judged::Same => None,
+            Judged::SaysOther => {
+                self.health_version += 1;
+                None
+            }
+            Judged::Passes => {
+                self.health_version += 1;
+                self.mark(&key.pool);
+                None
+            }
+            Judged::Turned(turn) => {
+                self.health_version += 1;
+                self.turned(now, &turn);
+                Some(turn)
             }
         }
     }
@@ -218,7 +313,8 @@ impl Engine {
         if current.is_none_or(|watched| watched.generation != ticket.generation) {
             return Vec::new();
         }
-        if self.vantage.isolated().is_some() {
+        let was_isolated = self.vantage.isolated().is_some();
+        if was_isolated {
             self.settle_later(now);
         }
         let sighting = self.vantage.observe(Probed {
@@ -230,6 +326,11 @@ impl Engine {
         let mut turns = Vec::new();
         for (key, evidence) in sighting.evidence {
             turns.extend(self.observe(now, &key, evidence));
+        }
+        if was_isolated != self.vantage.isolated().is_some() {
+            self.verdicts_version += 1;
+            let all: Vec<_> = self.origins.iter().map(|(key, _)| key).collect();
+            turns.extend(self.judge_all(now, all));
         }
         self.schedule_next(now, &ticket, random);
         if let Some(witness) = sighting.witness {
@@ -255,25 +356,11 @@ impl Engine {
         key: &OriginKey,
         evidence: Result<Duration, String>,
     ) -> Option<Turn> {
-        let seen = |origins: &Origins| {
-            let watched = origins.get(key)?;
-            let reason = watched.health.reason().to_owned();
-            Some((reason, watched.health.passes_while_held()))
-        };
-        let before = seen(&self.origins);
-        let turn = self.origins.observe(now, key, evidence);
-        let after = seen(&self.origins);
-        if turn.is_some() || before != after {
-            self.health_version += 1;
+        if self.origins.observe(now, key, evidence) {
+            self.verdicts_version += 1;
+            self.fade_later(now, key);
         }
-        match &turn {
-            Some(turn) => self.turned(now, turn),
-            None if before.map(|seen| seen.1) != after.map(|seen| seen.1) => {
-                self.mark(&key.pool);
-            }
-            None => {}
-        }
-        turn
+        self.judge(now, key)
     }
 
     fn turned(&mut self, now: Now, turn: &Turn) {
@@ -284,7 +371,6 @@ impl Engine {
         }
         self.decided(&turn.key);
         self.mark(&turn.key.pool);
-        self.fade_later(now, &turn.key);
     }
 
     fn fade_later(&mut self, now: Now, key: &OriginKey) {
@@ -420,10 +506,11 @@ impl Engine {
         let watched = self.origins.get(&report.key)?;
         let accusation = watched.accuse(now.instant, self.accusers_least(now))?;
         let why = accused_of(accusation, &report.last_failure);
-        let turn = self.origins.eject(now, &report.key, &why)?;
-        self.health_version += 1;
-        self.turned(now, &turn);
-        Some(turn)
+        if self.origins.eject(now, &report.key, &why) {
+            self.verdicts_version += 1;
+            self.fade_later(now, &report.key);
+        }
+        self.judge(now, &report.key)
     }
 
     /// When the next probe is due.
@@ -437,8 +524,11 @@ impl Engine {
             self.measure(now.instant, &pool);
         }
         while let Some(key) = self.fades.take_due(now.instant) {
-            self.health_version += 1;
+            if self.origins.fade(now, &key) {
+                self.verdicts_version += 1;
+            }
             self.fade_later(now, &key);
+            self.judge(now, &key);
         }
         while let Some(pool) = self.steps.take_due(now.instant) {
             self.mark(&pool);
@@ -533,9 +623,33 @@ impl Engine {
 
     pub(crate) fn table(&self) -> Table {
         Table {
+            epoch: self.peers.epoch(),
             revision: self.revision,
             pools: self.weights.clone(),
         }
+    }
+
+    /// Grows with every change of [`verdicts`](Self::verdicts).
+    pub(crate) fn verdicts_version(&self) -> u64 {
+        self.verdicts_version
+    }
+
+    /// What other balancers are told; `None` where there are none.
+    pub(crate) fn verdicts(&self) -> Option<Verdicts> {
+        let own = |watched: &Watched| Some((watched.asked, Arc::clone(watched.own.as_ref()?)));
+        let origins = self.origins.iter();
+        let own = origins.filter_map(|(key, watched)| Some((key, own(watched)?)));
+        self.peers.are_there().then(|| Verdicts {
+            epoch: self.peers.epoch(),
+            isolated: self.vantage.isolated().is_some(),
+            own: own.collect(),
+        })
+    }
+
+    /// Others go by a later set of balancers for some time already: what this one
+    /// says is out of date.
+    pub(crate) fn superseded_by(&self, now: Instant) -> Option<u64> {
+        self.peers.superseded_by(now)
     }
 
     pub(crate) fn revision(&self) -> Revision {
@@ -549,8 +663,8 @@ impl Engine {
         })
     }
 
-    pub(crate) fn health(&self, key: &OriginKey) -> Option<&Health> {
-        self.origins.get(key).map(|watched| &watched.health)
+    pub(crate) fn opinion(&self, key: &OriginKey) -> Option<&Opinion> {
+        self.origins.get(key).map(|watched| &watched.joint)
     }
 
     fn decided(&mut self, key: &OriginKey) {
@@ -602,6 +716,8 @@ fn key_of(pool: &PoolName, origin: &OriginName) -> OriginKey {
     }
 }
 
+#[cfg(test)]
+mod fleet;
 #[cfg(test)]
 mod simulation;
 #[cfg(test)]

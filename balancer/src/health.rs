@@ -1,5 +1,5 @@
-//! What is held of each probed origin, and which reports of edges ask for a
-//! closer look.
+//! What is held of each probed origin, here and by all balancers together, and which
+//! reports of edges ask for a closer look.
 //!
 //! A verdict belongs to one server that is asked one thing. When the address or
 //! the question changes, what was known is void and the origin is unknown again;
@@ -8,6 +8,7 @@
 
 use std::{
     collections::BTreeMap,
+    sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
 
@@ -17,6 +18,7 @@ use anyport_model::{
     health::{Evidence, Health, Now, Verdict},
     load::{Measured, Observed, Wanted},
     names::{NodeName, OriginName, PoolName},
+    opinion::Opinion,
     resource::Pool,
     slow_start,
     weights::{Factor, Factors, Known},
@@ -60,7 +62,14 @@ pub(crate) struct Generation(u64);
 #[derive(Debug)]
 pub(crate) struct Watched {
     pub(crate) target: Target,
+    /// Tells targets apart, alike on every balancer.
+    pub(crate) asked: u64,
+    /// What probes from here showed.
     pub(crate) health: Health,
+    /// What of that counts; `None`: others probe it, and not this balancer.
+    pub(crate) own: Option<Arc<Opinion>>,
+    /// What all balancers together hold of it.
+    pub(crate) joint: Opinion,
     pub(crate) generation: Generation,
     /// When its latest probe began.
     pub(crate) started: Option<Instant>,
@@ -77,8 +86,11 @@ pub(crate) struct Watched {
 impl Watched {
     fn new(target: Target, now: SystemTime, generation: Generation) -> Self {
         Self {
+            asked: target.fingerprint(),
             target,
             health: Health::new(now),
+            own: None,
+            joint: Opinion::none(now),
             generation,
             started: None,
             returned: None,
@@ -110,7 +122,7 @@ impl Watched {
         let measured = self.observed.measure(now);
         let factors = self.known(now).factors;
         let takes_all = factors.slow_start == Factor::ONE;
-        (takes_all && self.health.verdict() != Verdict::Down).then_some(measured)
+        (takes_all && self.joint.verdict != Verdict::Down).then_some(measured)
     }
 
     /// Moves what load and latency make of its weight; whether that is nothing.
@@ -120,9 +132,48 @@ impl Watched {
         self.load.is_at_rest() && self.latency.is_at_rest()
     }
 
+    /// From now on it is this balancer's to probe, or not any more; whether that is
+    /// a change.
+    fn assign(&mut self, now: Now, generation: Generation, mine: bool) -> bool {
+        if mine == self.own.is_some() {
+            return false;
+        }
+        self.health = Health::new(now.wall);
+        self.generation = generation;
+        self.own = mine.then(|| Arc::new(Opinion::of(&self.health, now.instant)));
+        true
+    }
+
+    /// After the machine moved; whether it says anything else now.
+    fn form_opinion(&mut self, now: Instant) -> bool {
+        let opinion = Opinion::of(&self.health, now);
+        let Some(own) = &mut self.own else {
+            return false;
+        };
+        let says_other = !own.says_as(&opinion);
+        *own = Arc::new(opinion);
+        says_other
+    }
+
+    /// Takes what all balancers together hold of it now.
+    pub(crate) fn judge(&mut self, now: Now, key: &OriginKey, joint: Opinion) -> Judged {
+        let before = std::mem::replace(&mut self.joint, joint);
+        if self.joint.verdict != before.verdict {
+            return Judged::Turned(self.turn(now, key));
+        }
+        if self.joint.passes_while_held != before.passes_while_held {
+            return Judged::Passes;
+        }
+        match self.joint.says_as(&before) {
+            true => Judged::Same,
+            false => Judged::SaysOther,
+        }
+    }
+
     /// What was seen before says nothing of what it is now. One that was added has
     /// not taken up its load with its first pass.
-    fn turn(&mut self, now: Now, key: &OriginKey, verdict: Verdict) -> Turn {
+    fn turn(&mut self, now: Now, key: &OriginKey) -> Turn {
+        let verdict = self.joint.verdict;
         self.turned = Some(now.instant);
         if verdict == Verdict::Down {
             self.returned = None;
@@ -133,7 +184,7 @@ impl Watched {
         Turn {
             key: key.clone(),
             verdict,
-            reason: self.health.reason().to_owned(),
+            reason: self.joint.reason.clone(),
         }
     }
 
@@ -146,8 +197,8 @@ impl Watched {
         let passed = |at| now.saturating_duration_since(at);
         let slow_start = self.returned.map(|at| slow_start::part(passed(at)));
         Known {
-            verdict: Some(self.health.verdict()),
-            passes_while_held: self.health.passes_while_held(),
+            verdict: Some(self.joint.verdict),
+            passes_while_held: self.joint.passes_while_held,
             factors: Factors {
                 slow_start: slow_start.unwrap_or(Factor::ONE),
                 load: self.load.factor(),
@@ -160,8 +211,19 @@ impl Watched {
     pub(crate) fn next_step(&self, now: Instant) -> Option<Instant> {
         let at = self.returned?;
         let next = slow_start::next_step(now.saturating_duration_since(at))?;
-        (self.health.verdict() != Verdict::Down).then(|| at + next)
+        (self.joint.verdict != Verdict::Down).then(|| at + next)
     }
+}
+
+/// What became of an origin when all opinions were put together again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Judged {
+    Same,
+    /// Only why it is so, and since when.
+    SaysOther,
+    /// It is held down as before, and its probes pass now, or no more.
+    Passes,
+    Turned(Turn),
 }
 
 /// A verdict that changed.
@@ -267,24 +329,43 @@ impl Origins {
         }
     }
 
-    /// Takes evidence of one origin in.
-    pub(crate) fn observe(
-        &mut self,
-        now: Now,
-        key: &OriginKey,
-        evidence: Evidence,
-    ) -> Option<Turn> {
-        let watched = self.get_mut(key)?;
-        let thresholds = watched.target.monitor.thresholds;
-        let verdict = watched.health.observe(now, thresholds, evidence)?;
-        Some(watched.turn(now, key, verdict))
+    /// See [`Watched::assign`].
+    pub(crate) fn assign(&mut self, now: Now, key: &OriginKey, mine: bool) -> bool {
+        let generation = Generation(self.last_generation.0 + 1);
+        let watched = self.get_mut(key);
+        let changed = watched.is_some_and(|watched| watched.assign(now, generation, mine));
+        if changed {
+            self.last_generation = generation;
+        }
+        changed
     }
 
-    /// Takes an origin from all edges for a while.
-    pub(crate) fn eject(&mut self, now: Now, key: &OriginKey, why: &str) -> Option<Turn> {
-        let watched = self.get_mut(key)?;
-        let verdict = watched.health.eject(now, why)?;
-        Some(watched.turn(now, key, verdict))
+    /// Takes evidence of one origin in; whether this balancer says anything else of
+    /// it now.
+    pub(crate) fn observe(&mut self, now: Now, key: &OriginKey, evidence: Evidence) -> bool {
+        let Some(watched) = self.get_mut(key) else {
+            return false;
+        };
+        let thresholds = watched.target.monitor.thresholds;
+        watched.health.observe(now, thresholds, evidence);
+        watched.form_opinion(now.instant)
+    }
+
+    /// What was held against an origin is over or forgiven by now; as
+    /// [`observe`](Self::observe).
+    pub(crate) fn fade(&mut self, now: Now, key: &OriginKey) -> bool {
+        let watched = self.get_mut(key);
+        watched.is_some_and(|watched| watched.form_opinion(now.instant))
+    }
+
+    /// Takes an origin from all edges for a while, if others see it so; as
+    /// [`observe`](Self::observe).
+    pub(crate) fn eject(&mut self, now: Now, key: &OriginKey, why: &str) -> bool {
+        let Some(watched) = self.get_mut(key) else {
+            return false;
+        };
+        watched.health.eject(now, why);
+        watched.form_opinion(now.instant)
     }
 }
 
@@ -316,8 +397,10 @@ mod tests {
             instant: Instant::now(),
             wall: SystemTime::UNIX_EPOCH,
         };
-        let turn = origins.observe(now, &key("game", "a"), Err("dead".into()));
-        assert_eq!(turn.map(|turn| turn.verdict), Some(Verdict::Down));
+        let a = key("game", "a");
+        origins.assign(now, &a, true);
+        assert!(origins.observe(now, &a, Err("dead".into())));
+        assert_eq!(verdict(&origins), Verdict::Down);
         origins
     }
 

@@ -6,7 +6,8 @@
 //! ```text
 //! config service ─► membership ─┐
 //!                    probe ─────┼─► engine (health, schedule, weights) ─► weights::Table ─► serve ─► edges
-//! edges' reports ─► serve ──────┘
+//! edges' reports ─► serve ──────┤                         └─► peers::Verdicts ─► serve ─► other balancers
+//! other balancers ─► peers ─────┘
 //! ```
 //!
 //! `engine` decides and is pure: time, randomness and outcomes are arguments.
@@ -15,9 +16,8 @@
 //! What always holds:
 //!
 //! - Losing the config service changes nothing: probing goes on with what is known.
-//! - An origin's verdict comes from probes alone. What an edge reports only
-//!   brings the next probe forward, so that one edge with a bad network cannot
-//!   take an origin from the others.
+//! - One edge with a bad network cannot take an origin from the others, and one
+//!   balancer of three neither.
 //! - A failure that is the balancer's own counts against nobody.
 
 #![forbid(unsafe_code)]
@@ -30,6 +30,7 @@ mod health;
 mod membership;
 mod metrics;
 mod pace;
+mod peers;
 mod probe;
 mod serve;
 mod weights;

@@ -8,10 +8,16 @@ use std::{collections::BTreeMap, fmt, net::SocketAddr, sync::Arc};
 use anyport_model::{
     names::{OriginName, PoolName},
     resource::{Monitor, Pool, Resource, ResourceRef},
+    sip::Sip,
     state::Resources,
 };
+use anyport_proto::{convert::write_resource, v1};
+use prost::Message;
 
 pub(crate) use subscriber::Subscriber;
+
+/// Any number would do, as long as all balancers have the same.
+const FINGERPRINT: Sip = Sip::new(0x616e_7970_6f72_7421, 0x6173_6b65_6421_2121);
 
 /// An origin in its pool. The same server in two pools is two origins: each
 /// pool has its own monitor, hence its own verdict.
@@ -43,6 +49,25 @@ impl Target {
     pub(crate) fn address(&self) -> SocketAddr {
         let port = self.monitor.port.unwrap_or(self.origin.port());
         SocketAddr::new(self.origin.ip(), port)
+    }
+
+    /// The same on every balancer for targets that ask the same.
+    pub(crate) fn fingerprint(&self) -> u64 {
+        let mut wire = write_resource(&Resource::Monitor(Arc::clone(&self.monitor)));
+        if let Some(v1::resource::Kind::Monitor(monitor)) = &mut wire.kind {
+            let asked_only = v1::Monitor {
+                name: String::new(),
+                interval: None,
+                timeout: None,
+                retries: 0,
+                consecutive_up: 0,
+                consecutive_down: 0,
+                ..std::mem::take(monitor)
+            };
+            *monitor = asked_only;
+        }
+        let asked = wire.encode_to_vec();
+        FINGERPRINT.hash(&[self.origin.to_string().as_bytes(), &asked].concat())
     }
 
     /// Whether what is known from probing `other` says something of this one:
@@ -203,6 +228,31 @@ mod tests {
         let (reference, reason) = &members.unprobed[0];
         assert_eq!(reference.to_string(), "pool \"game\"");
         assert!(reason.contains("\"gone\" is not known here"), "{reason}");
+    }
+
+    #[test]
+    fn targets_have_one_fingerprint_where_they_ask_the_same() {
+        let target = |monitor: Monitor, address: &str| Target {
+            origin: address.parse().unwrap(),
+            place: 0,
+            monitor: Arc::new(monitor),
+        };
+        let one = target(monitor("quick", 1, 1), "10.0.2.2:7000");
+        let mut patient = monitor("slow", 5, 5);
+        patient.timeout *= 2;
+        patient.retries = 3;
+        let elsewhere = Monitor {
+            port: Some(9000),
+            ..monitor("quick", 1, 1)
+        };
+        for other in [
+            target(patient, "10.0.2.2:7000"),
+            target(monitor("quick", 1, 1), "10.0.2.3:7000"),
+            target(elsewhere, "10.0.2.2:7000"),
+        ] {
+            let alike = other.fingerprint() == one.fingerprint();
+            assert_eq!(alike, other.asks_the_same(&one), "{other:?}");
+        }
     }
 
     #[test]

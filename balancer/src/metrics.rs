@@ -28,6 +28,8 @@ pub(crate) struct Metrics {
     probes: HistogramVec,
     revision: IntGauge,
     isolated: IntGauge,
+    epoch: IntGauge,
+    members: IntGauge,
 }
 
 impl Metrics {
@@ -92,6 +94,20 @@ impl Metrics {
                     .const_label("service", "balancer"),
                 ),
             )?,
+            epoch: registered(
+                registry,
+                IntGauge::new(
+                    "anyport_balancer_set_epoch",
+                    "Rises with every change of the set of balancers. 0: none was told.",
+                ),
+            )?,
+            members: registered(
+                registry,
+                IntGauge::new(
+                    "anyport_balancer_set_members",
+                    "Balancers that take part, this one among them.",
+                ),
+            )?,
             isolated: registered(
                 registry,
                 IntGauge::new(
@@ -113,6 +129,11 @@ impl Metrics {
 
     pub(crate) fn isolated(&self, isolated: bool) {
         self.isolated.set(i64::from(isolated));
+    }
+
+    pub(crate) fn takes_part(&self, epoch: u64, members: usize) {
+        self.epoch.set(i64::try_from(epoch).unwrap_or(i64::MAX));
+        self.members.set(i64::try_from(members).unwrap_or(i64::MAX));
     }
 
     pub(crate) fn configured(&self, revision: Revision) {
@@ -191,6 +212,7 @@ mod tests {
             })
         });
         Table {
+            epoch: 0,
             revision: Revision(revision),
             pools: [(pool.name, Arc::new(weights))].into(),
         }

@@ -11,12 +11,12 @@ use anyport_node::{
     drain::Drain,
 };
 use anyport_proto::{convert::write_duration, v1};
-use futures_util::{Stream, StreamExt};
+use futures_util::{Stream, StreamExt, stream};
 use tonic::{Request, Response, Status, async_trait};
 
 use crate::{
-    driver::{Handle, Stopped, Tables},
-    serve::watch::{Speaker, updates},
+    driver::{Handle, Publications, Stopped},
+    serve::watch::{Speaker, updates, verdicts},
 };
 
 /// How long an edge waits before its next report.
@@ -24,28 +24,37 @@ const NEXT_REPORT: Duration = Duration::from_secs(1);
 
 type Updates = Pin<Box<dyn Stream<Item = Result<v1::WeightsUpdate, Status>> + Send>>;
 
+/// A balancer says at least so often to others that it is there.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
+
+type Verdicts = Pin<Box<dyn Stream<Item = Result<v1::VerdictsUpdate, Status>> + Send>>;
+
 pub(crate) struct Service {
     speaker: Speaker,
     driver: Handle,
-    tables: Tables,
+    published: Publications,
     drain: Drain,
 }
 
 impl Service {
-    /// `epoch` tells this run of the balancer from every other.
     pub(crate) fn new(
         balancer: NodeName,
-        epoch: u64,
         driver: Handle,
-        tables: Tables,
+        published: Publications,
         drain: Drain,
     ) -> Self {
         Self {
-            speaker: Speaker { balancer, epoch },
+            speaker: Speaker { balancer },
             driver,
-            tables,
+            published,
             drain,
         }
+    }
+
+    fn superseded(epoch: u64) -> Status {
+        Status::unavailable(format!(
+            "other balancers go by set {epoch}, of which this one has not been told"
+        ))
     }
 }
 
@@ -65,12 +74,41 @@ impl v1::balancer_service_server::BalancerService for Service {
                 "this balancer has no configuration: it has not reached its config service yet",
             ));
         }
+        let superseded = self.published.superseded.clone();
+        if let Some(epoch) = *superseded.borrow() {
+            return Err(Self::superseded(epoch));
+        }
         tracing::debug!(%edge, "watches weights");
         let drain = self.drain.clone();
         // Ends well when the balancer is asked to stop: the edge turns to another
         // one without an error.
         let stopped = async move { drain.started().await };
-        let updates = updates(self.speaker.clone(), self.tables.clone());
+        let superseded_meanwhile = {
+            let mut superseded = superseded.clone();
+            async move { superseded.wait_for(Option::is_some).await.is_ok() }
+        };
+        let last_word = stream::once(async move { *superseded.borrow() })
+            .filter_map(async |epoch| epoch.map(Self::superseded).map(Err));
+        let updates = updates(self.speaker.clone(), self.published.tables.clone())
+            .map(Ok)
+            .take_until(superseded_meanwhile)
+            .chain(last_word);
+        Ok(Response::new(Box::pin(updates.take_until(stopped))))
+    }
+
+    type WatchVerdictsStream = Verdicts;
+
+    async fn watch_verdicts(
+        &self,
+        request: Request<v1::WatchVerdictsRequest>,
+    ) -> Result<Response<Verdicts>, Status> {
+        let balancer: NodeName = request::field("balancer", &request.get_ref().balancer)?;
+        Caller::of(request.extensions()).check_is(Role::Balancer, balancer.as_str())?;
+        tracing::debug!(%balancer, "watches verdicts");
+        let drain = self.drain.clone();
+        let stopped = async move { drain.started().await };
+        let speaker = self.speaker.clone();
+        let updates = verdicts(speaker, self.published.verdicts.clone(), SIGN_OF_LIFE);
         Ok(Response::new(Box::pin(updates.map(Ok).take_until(stopped))))
     }
 

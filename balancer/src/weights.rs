@@ -14,6 +14,8 @@ pub(crate) type Pools = BTreeMap<PoolName, Arc<PoolWeights>>;
 /// The weights of all pools at one time.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Table {
+    /// Of the set of balancers that it was computed with.
+    pub(crate) epoch: u64,
     /// The configuration that it was computed from.
     pub(crate) revision: Revision,
     pub(crate) pools: Pools,
@@ -67,6 +69,7 @@ mod tests {
             (pool.name, Arc::new(weights))
         };
         Table {
+            epoch: 0,
             revision: Revision(1),
             pools: pools.iter().map(weights).collect(),
         }

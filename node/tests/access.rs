@@ -73,7 +73,10 @@ fn each_role_may_what_it_is_meant_to() {
         "EdgeService/Drain",
     ];
     let sync = ["DiscoveryService/Sync"];
-    let members = ["DiscoveryService/WatchBalancers"];
+    let members = [
+        "BalancerService/WatchVerdicts",
+        "DiscoveryService/WatchBalancers",
+    ];
     let weights = [
         "BalancerService/ReportOrigins",
         "BalancerService/WatchWeights",

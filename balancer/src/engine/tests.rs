@@ -532,10 +532,7 @@ fn what_is_forgiven_is_told_though_nothing_else_happens() {
     scene.pass(INTERVAL);
     (0..3).for_each(|_| scene.restart("b"));
     let b = key("game", "b");
-    let told = |scene: &Scene| {
-        let health = scene.engine.health(&b).unwrap();
-        health.recent_downs(scene.now.instant)
-    };
+    let told = |scene: &Scene| scene.engine.opinion(&b).unwrap().recent_downs;
     scene.pass(Duration::from_secs(60));
     let mut seen = vec![(told(&scene), scene.engine.health_version())];
     for _ in 0..200 {
@@ -852,7 +849,7 @@ proptest! {
                 for origin in &pool.origins {
                     let key = OriginKey { pool: pool.name.clone(), origin: origin.name.clone() };
                     let probed = origin.enabled && pool.monitor.is_some();
-                    prop_assert_eq!(engine.health(&key).is_some(), probed);
+                    prop_assert_eq!(engine.opinion(&key).is_some(), probed);
                 }
             }
         }

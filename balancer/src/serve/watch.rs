@@ -1,26 +1,27 @@
-//! The weights as a stream: the whole table, then what changed.
+//! The weights as a stream: the whole table, then what changed. Verdicts for other
+//! balancers likewise, with signs of life between them.
 //!
 //! A reader pulls. What it is told next is the difference between what it was
 //! told last and the latest table, so a slow one skips what is out of date and
 //! nothing ever queues up for it.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use anyport_model::names::NodeName;
 use anyport_proto::{convert::write_pool_weights, v1};
 use futures_util::{Stream, stream};
+use tokio::{sync::watch, time::timeout};
 
 use crate::{
     driver::Tables,
+    peers::Verdicts,
     weights::{Changes, Table},
 };
 
-/// Who tells: a balancer, in one run of it.
+/// Who tells.
 #[derive(Debug, Clone)]
 pub(super) struct Speaker {
     pub(super) balancer: NodeName,
-    /// An edge that meets another epoch takes a full table.
-    pub(super) epoch: u64,
 }
 
 /// Ends when the driver does.
@@ -41,6 +42,34 @@ pub(super) fn updates(speaker: Speaker, tables: Tables) -> impl Stream<Item = v1
     )
 }
 
+/// Each at most `pause` after the one before. Ends when the driver does.
+pub(super) fn verdicts(
+    speaker: Speaker,
+    latest: watch::Receiver<Option<Arc<Verdicts>>>,
+    pause: Duration,
+) -> impl Stream<Item = v1::VerdictsUpdate> {
+    let told: Option<Arc<Verdicts>> = None;
+    stream::unfold(
+        (speaker, latest, told, pause),
+        async |(speaker, mut latest, told, pause)| {
+            if told.is_some()
+                && let Ok(changed) = timeout(pause, latest.changed()).await
+            {
+                changed.ok()?;
+            }
+            loop {
+                let now = latest.borrow_and_update().clone();
+                // Who asks may know of others sooner than this balancer.
+                if let Some(now) = now.or_else(|| told.clone()) {
+                    let update = now.write(speaker.balancer.as_str(), told.as_deref());
+                    return Some((update, (speaker, latest, Some(now), pause)));
+                }
+                latest.changed().await.ok()?;
+            }
+        },
+    )
+}
+
 impl Speaker {
     /// What brings one who was told `told` to `latest`; `None` if that is
     /// nothing.
@@ -49,11 +78,13 @@ impl Speaker {
         let full = told.is_none();
         let told = told.unwrap_or(&nothing);
         let Changes { changed, removed } = latest.changes_since(told);
-        let is_news =
-            full || !changed.is_empty() || !removed.is_empty() || latest.revision != told.revision;
+        let is_news = full
+            || !changed.is_empty()
+            || !removed.is_empty()
+            || (latest.revision, latest.epoch) != (told.revision, told.epoch);
         is_news.then(|| v1::WeightsUpdate {
             balancer: self.balancer.to_string(),
-            epoch: self.epoch,
+            epoch: latest.epoch,
             revision: latest.revision.0,
             full,
             pools: changed

@@ -6,6 +6,7 @@ mod admin;
 mod config_stream;
 mod isolation;
 mod many;
+mod peers;
 mod probing;
 mod rights;
 mod support;

@@ -50,12 +50,14 @@ pub enum Heard {
 pub struct ConfigService {
     pub address: SocketAddr,
     updates: watch::Sender<Option<v1::Update>>,
+    sets: watch::Sender<Option<v1::BalancerSet>>,
     heard: mpsc::UnboundedReceiver<Heard>,
     thread: Option<(oneshot::Sender<()>, thread::JoinHandle<()>)>,
 }
 
 struct Script {
     updates: watch::Receiver<Option<v1::Update>>,
+    sets: watch::Receiver<Option<v1::BalancerSet>>,
     heard: mpsc::UnboundedSender<Heard>,
 }
 
@@ -70,9 +72,11 @@ impl ConfigService {
         listener.set_nonblocking(true).unwrap();
         let address = listener.local_addr().unwrap();
         let (updates, script) = watch::channel(None);
+        let (sets, script_of_sets) = watch::channel(None);
         let (tell, heard) = mpsc::unbounded_channel();
         let script = Script {
             updates: script,
+            sets: script_of_sets,
             heard: tell,
         };
         let (stop, stopped) = oneshot::channel();
@@ -95,6 +99,7 @@ impl ConfigService {
         Self {
             address,
             updates,
+            sets,
             heard,
             thread: Some((stop, thread)),
         }
@@ -102,6 +107,19 @@ impl ConfigService {
 
     pub fn say(&self, update: v1::Update) {
         self.updates.send_replace(Some(update));
+    }
+
+    /// These balancers take part from now on.
+    pub fn say_set(&self, epoch: u64, members: &[(&str, SocketAddr)]) {
+        let member = |(name, address): &(&str, SocketAddr)| v1::BalancerMember {
+            name: (*name).into(),
+            address: format!("http://{address}"),
+        };
+        self.sets.send_replace(Some(v1::BalancerSet {
+            epoch,
+            members: members.iter().map(member).collect(),
+            lease: None,
+        }));
     }
 
     /// Gone with every connection, as by `kill -9`.
@@ -174,7 +192,8 @@ impl discovery::DiscoveryService for Script {
         &self,
         _: Request<v1::WatchBalancersRequest>,
     ) -> Result<Response<Self::WatchBalancersStream>, Status> {
-        Err(Status::unavailable("no set of balancers is known"))
+        let sets = WatchStream::new(self.sets.clone()).filter_map(async |set| set);
+        Ok(Response::new(Box::pin(sets.map(Ok))))
     }
 
     type SyncStream = Pin<Box<dyn Stream<Item = Result<v1::SyncResponse, Status>> + Send>>;

@@ -77,4 +77,13 @@ impl BalancerService for Speaker {
     ) -> Result<Response<v1::GetHealthResponse>, Status> {
         Err(Status::unimplemented("not asked for"))
     }
+
+    type WatchVerdictsStream = tokio_stream::Empty<Result<v1::VerdictsUpdate, Status>>;
+
+    async fn watch_verdicts(
+        &self,
+        _: Request<v1::WatchVerdictsRequest>,
+    ) -> Result<Response<Self::WatchVerdictsStream>, Status> {
+        Err(Status::unimplemented("not asked for"))
+    }
 }

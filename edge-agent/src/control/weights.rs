@@ -1,14 +1,16 @@
 //! Follows the balancer's weights; without a balancer the last ones stay.
 
-mod fence;
-
 use std::{
     collections::BTreeSet,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use anyport_model::{backoff::Backoff, names::PoolName};
+use anyport_model::{
+    backoff::Backoff,
+    fence::{Fence, Older},
+    names::PoolName,
+};
 use anyport_node::rpc::Channel;
 use anyport_proto::{
     convert::read_pool_weights,
@@ -17,7 +19,6 @@ use anyport_proto::{
 use tokio::sync::watch;
 use tonic::Status;
 
-use self::fence::{Fence, Older};
 use super::configuration::SharedTable;
 use crate::stats::Stats;
 

@@ -36,6 +36,7 @@ pub const TABLE: &[(&str, &[Role])] = &[
     ("/anyport.v1.DiscoveryService/WatchBalancers", BALANCERS),
     ("/anyport.v1.BalancerService/GetHealth", READ),
     ("/anyport.v1.BalancerService/ReportOrigins", EDGES),
+    ("/anyport.v1.BalancerService/WatchVerdicts", BALANCERS),
     ("/anyport.v1.BalancerService/WatchWeights", EDGES),
     ("/anyport.v1.EdgeService/Drain", WRITE),
     ("/anyport.v1.EdgeService/GetStatus", READ),

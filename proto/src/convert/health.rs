@@ -1,9 +1,9 @@
-use std::time::{Instant, SystemTime};
+use std::time::SystemTime;
 
 use anyport_model::{
     fault::Fault,
-    health::Health,
     names::{OriginName, PoolName},
+    opinion::Opinion,
     resource::{Pool, Weight},
     weights::{Factors, OriginHealth, OriginWeight, PoolState, PoolWeights},
 };
@@ -56,12 +56,11 @@ pub fn read_pool_weights(wire: v1::PoolWeights) -> Result<(PoolName, PoolWeights
 }
 
 /// What `status` shows of a pool: its weights with addresses and reasons.
-/// `health` gives the machine of an origin that is probed.
+/// `opinion` gives what is held of an origin that is probed.
 pub fn write_pool_health<'a>(
-    now: Instant,
     pool: &Pool,
     weights: &PoolWeights,
-    health: impl Fn(&OriginName) -> Option<&'a Health>,
+    opinion: impl Fn(&OriginName) -> Option<&'a Opinion>,
 ) -> v1::PoolHealth {
     let places = weights.origins.iter().zip(weights.shares()).enumerate();
     let origins = places.map(|(place, (weight, share))| {
@@ -78,8 +77,8 @@ pub fn write_pool_health<'a>(
             factors: origin.map(|origin| write_factors(origin.weight, weight.factors)),
             ..v1::OriginHealth::default()
         };
-        match health(&weight.name) {
-            Some(machine) => with_machine(now, shown, machine),
+        match opinion(&weight.name) {
+            Some(opinion) => with_opinion(shown, opinion),
             None => shown,
         }
     });
@@ -91,13 +90,13 @@ pub fn write_pool_health<'a>(
     }
 }
 
-fn with_machine(now: Instant, shown: v1::OriginHealth, machine: &Health) -> v1::OriginHealth {
+fn with_opinion(shown: v1::OriginHealth, opinion: &Opinion) -> v1::OriginHealth {
     v1::OriginHealth {
-        reason: machine.reason().to_owned(),
-        since: Some(machine.since().into()),
-        probe_seconds: machine.last_pass().map(|took| took.as_secs_f64()),
-        held_until: machine.held_until(now).map(SystemTime::into),
-        recent_downs: machine.recent_downs(now),
+        reason: opinion.reason.clone(),
+        since: Some(opinion.since.into()),
+        probe_seconds: opinion.last_pass.map(|took| took.as_secs_f64()),
+        held_until: opinion.held_until.map(SystemTime::into),
+        recent_downs: opinion.recent_downs,
         ..shown
     }
 }

@@ -1,18 +1,19 @@
-//! Weights of a balancer that was left behind are not taken.
+//! Sets of balancers have a number, the *epoch*, that rises with every change. What is of
+//! an older set than was seen is not taken: weights of a balancer that was left behind,
+//! the word of a config service that is cut off.
 
 use std::time::{Duration, Instant};
 
-/// Where nobody has offered weights of the highest epoch for so long, nobody
-/// has it any more: all who had are gone, or the store was begun anew.
+/// Where nobody has offered the highest epoch for so long, nobody has it any more: all
+/// who had are gone, or the store was begun anew.
 const FORGOTTEN: Duration = Duration::from_secs(30);
 
-/// The highest epoch of the balancers' set that weights were taken of. A
-/// balancer that goes by an older set, as one that is cut off from the others
-/// does, may hold what is long since different.
+/// The highest epoch that something was taken of. Who goes by an older set, as one that
+/// is cut off from the others does, may hold what is long since different.
 #[derive(Debug, Default)]
-pub(super) struct Fence {
+pub struct Fence {
     highest: u64,
-    /// When a balancer last offered weights of that epoch or a higher one.
+    /// When that epoch or a higher one was last offered.
     offered: Option<Instant>,
     /// Since then, an older one was refused.
     refused: bool,
@@ -20,22 +21,20 @@ pub(super) struct Fence {
 
 /// An epoch that is not taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "its weights are of epoch {epoch} of the balancers' set, and weights of epoch {highest} were taken before"
-)]
-pub(super) struct Older {
+#[error("this is of epoch {epoch} of the balancers' set, and epoch {highest} was taken before")]
+pub struct Older {
     epoch: u64,
     highest: u64,
-    /// The first one since weights were taken.
-    pub(super) is_news: bool,
+    /// The first one since something was taken.
+    pub is_news: bool,
 }
 
 impl Fence {
-    /// A balancer offers weights of `epoch`; 0: it knows of no set.
+    /// Something of `epoch` is offered; 0: who offers it knows of no set.
     ///
     /// # Errors
-    /// They are not to be taken.
-    pub(super) fn offer(&mut self, epoch: u64, now: Instant) -> Result<(), Older> {
+    /// It is not to be taken.
+    pub fn offer(&mut self, epoch: u64, now: Instant) -> Result<(), Older> {
         let highest = self.highest;
         if epoch < highest && !self.is_forgotten(now) {
             return Err(Older {
@@ -52,8 +51,8 @@ impl Fence {
         Ok(())
     }
 
-    /// The balancer whose weights were taken has stood by them until now.
-    pub(super) fn left(&mut self, now: Instant) {
+    /// Who offered what was taken last has stood by it until now.
+    pub fn left(&mut self, now: Instant) {
         self.offered = Some(now);
     }
 

@@ -1,0 +1,259 @@
+//! The other balancers: which there are, which of them probes what, and what they
+//! say of it.
+
+mod follow;
+mod set;
+mod wire;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyport_model::{names::NodeName, opinion::Opinion};
+
+use crate::membership::OriginKey;
+
+pub(crate) use follow::follow;
+pub(crate) use set::Set;
+
+/// All balancers are told of a new set at about the same time. One that still has
+/// the old one after this long is not told any more.
+const BEHIND_MAX: Duration = Duration::from_secs(3);
+
+/// What this balancer's own probes come to, for others.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct Verdicts {
+    pub(crate) epoch: u64,
+    /// They are held, since nothing can be said of any origin from here.
+    pub(crate) isolated: bool,
+    pub(crate) own: Own,
+}
+
+/// By origin: what is asked, see [`Target::fingerprint`], and what is held.
+///
+/// [`Target::fingerprint`]: crate::membership::Target::fingerprint
+pub(crate) type Own = BTreeMap<OriginKey, Spoken>;
+type Spoken = (u64, Arc<Opinion>);
+
+/// What another balancer says now.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct Heard {
+    pub(crate) epoch: u64,
+    pub(crate) isolated: bool,
+    /// `said` is all there is.
+    pub(crate) full: bool,
+    pub(crate) said: Own,
+    pub(crate) withdrawn: BTreeSet<OriginKey>,
+}
+
+#[derive(Debug, Default)]
+struct Peer {
+    epoch: u64,
+    isolated: bool,
+    said: Own,
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(crate) struct Peers {
+    /// This balancer and all that take part; `None`: nobody said.
+    part: Option<(NodeName, Set)>,
+    heard: BTreeMap<NodeName, Peer>,
+    /// Since when another one goes by a later set.
+    behind: Option<Instant>,
+}
+
+impl Peers {
+    /// `me` and all that take part from now on; whether that is news. Who is not of
+    /// them is not believed any more, and to be judged without by the caller.
+    pub(crate) fn take_part(&mut self, now: Instant, me: &NodeName, set: Set) -> bool {
+        self.heard.retain(|name, _| set.members.contains_key(name));
+        let part = Some((me.clone(), set));
+        let is_news = self.part != part;
+        self.part = part;
+        self.compare(now);
+        is_news
+    }
+
+    pub(crate) fn epoch(&self) -> u64 {
+        self.part.as_ref().map_or(0, |(_, set)| set.epoch)
+    }
+
+    pub(crate) fn are_there(&self) -> bool {
+        let part = self.part.as_ref();
+        part.is_some_and(|(me, set)| set.members.keys().any(|name| name != me))
+    }
+
+    /// Is the origin this balancer's to probe?
+    pub(crate) fn is_mine(&self, key: &OriginKey) -> bool {
+        let part = self.part.as_ref();
+        part.is_none_or(|(me, set)| set.has_probe(me, key))
+    }
+
+    /// What those of the others say of an origin that see their own network, where
+    /// they ask the same as is asked here.
+    pub(crate) fn of(&self, key: &OriginKey, asked: u64) -> impl Iterator<Item = &Opinion> + Clone {
+        let see = self.heard.values().filter(|peer| !peer.isolated);
+        let said = see.filter_map(move |peer| peer.said.get(key));
+        said.filter(move |(of, _)| *of == asked)
+            .map(|(_, opinion)| &**opinion)
+    }
+
+    /// Takes in what one says. Returns the origins to be judged anew.
+    pub(crate) fn heard(
+        &mut self,
+        now: Instant,
+        name: &NodeName,
+        heard: Heard,
+    ) -> BTreeSet<OriginKey> {
+        let is_member = |(_, set): &(NodeName, Set)| set.members.contains_key(name);
+        if !self.part.as_ref().is_some_and(is_member) {
+            return BTreeSet::new();
+        }
+        let peer = self.heard.entry(name.clone()).or_default();
+        let mut touched = heard.withdrawn.clone();
+        touched.extend(heard.said.keys().cloned());
+        if heard.full || heard.isolated != peer.isolated {
+            touched.extend(peer.said.keys().cloned());
+        }
+        if heard.full {
+            peer.said.clear();
+        }
+        for key in &heard.withdrawn {
+            peer.said.remove(key);
+        }
+        peer.said.extend(heard.said);
+        peer.isolated = heard.isolated;
+        peer.epoch = heard.epoch;
+        self.compare(now);
+        touched
+    }
+
+    /// One says nothing any more. Returns as [`heard`](Self::heard).
+    pub(crate) fn unheard(&mut self, name: &NodeName) -> BTreeSet<OriginKey> {
+        let gone = self.heard.remove(name).unwrap_or_default();
+        gone.said.into_keys().collect()
+    }
+
+    fn compare(&mut self, now: Instant) {
+        let latest = self.heard.values().map(|peer| peer.epoch).max();
+        self.behind = match latest {
+            Some(latest) if latest > self.epoch() => self.behind.or(Some(now)),
+            _ => None,
+        };
+    }
+
+    /// The epoch that others go by for some time already, if it is a later one.
+    pub(crate) fn superseded_by(&self, now: Instant) -> Option<u64> {
+        let behind = self.behind?;
+        let late = now.saturating_duration_since(behind) >= BEHIND_MAX;
+        let latest = self.heard.values().map(|peer| peer.epoch).max();
+        latest.filter(|_| late)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::time::SystemTime;
+
+    use anyport_model::health::Verdict;
+
+    use super::*;
+    use crate::membership::fixtures::key;
+
+    fn name(name: &str) -> NodeName {
+        name.parse().unwrap()
+    }
+
+    fn set(epoch: u64, members: &[&str]) -> Set {
+        let member = |it: &&str| (name(it), format!("http://{it}:7410"));
+        Set {
+            epoch,
+            members: members.iter().map(member).collect(),
+        }
+    }
+
+    fn says(epoch: u64, origins: &[&str]) -> Heard {
+        let up = Opinion {
+            verdict: Verdict::Up,
+            ..Opinion::none(SystemTime::UNIX_EPOCH)
+        };
+        let said = |origin: &&str| (key("game", origin), (7, Arc::new(up.clone())));
+        Heard {
+            epoch,
+            said: origins.iter().map(said).collect(),
+            ..Heard::default()
+        }
+    }
+
+    fn keys(origins: &[&str]) -> BTreeSet<OriginKey> {
+        origins.iter().map(|origin| key("game", origin)).collect()
+    }
+
+    #[test]
+    fn what_is_said_counts_until_it_is_withdrawn_or_its_speaker_is_gone() {
+        let now = Instant::now();
+        let mut peers = Peers::default();
+        assert_eq!(peers.heard(now, &name("b"), says(1, &["o"])), keys(&[]));
+        assert!(peers.take_part(now, &name("a"), set(1, &["a", "b", "c"])));
+        assert!(!peers.take_part(now, &name("a"), set(1, &["a", "b", "c"])));
+        let count = |peers: &Peers, origin| peers.of(&key("game", origin), 7).count();
+
+        let touched = peers.heard(now, &name("b"), says(1, &["o", "p"]));
+        assert_eq!((touched, count(&peers, "o")), (keys(&["o", "p"]), 1));
+        assert_eq!(
+            peers.of(&key("game", "o"), 8).count(),
+            0,
+            "asked something else"
+        );
+        peers.heard(now, &name("c"), says(1, &["o"]));
+        assert_eq!(count(&peers, "o"), 2);
+
+        let withdrawn = Heard {
+            withdrawn: keys(&["o"]),
+            ..says(1, &[])
+        };
+        assert_eq!(peers.heard(now, &name("c"), withdrawn), keys(&["o"]));
+        let full = Heard {
+            full: true,
+            ..says(1, &["q"])
+        };
+        assert_eq!(peers.heard(now, &name("b"), full), keys(&["o", "p", "q"]));
+        assert_eq!(
+            ["o", "p", "q"].map(|origin| count(&peers, origin)),
+            [0, 0, 1]
+        );
+        let isolated = Heard {
+            isolated: true,
+            ..says(1, &[])
+        };
+        assert_eq!(peers.heard(now, &name("b"), isolated), keys(&["q"]));
+        assert_eq!(count(&peers, "q"), 0);
+        peers.heard(now, &name("b"), says(1, &[]));
+        assert_eq!(count(&peers, "q"), 1);
+        assert_eq!(peers.unheard(&name("b")), keys(&["q"]));
+        assert_eq!(count(&peers, "q"), 0);
+
+        peers.heard(now, &name("c"), says(1, &["o"]));
+        peers.take_part(now, &name("a"), set(2, &["a", "b"]));
+        assert_eq!(count(&peers, "o"), 0, "it takes no part any more");
+    }
+
+    #[test]
+    fn who_misses_a_set_is_superseded_when_others_have_gone_by_it_for_a_while() {
+        let start = Instant::now();
+        let later = start + BEHIND_MAX;
+        let mut peers = Peers::default();
+        peers.take_part(start, &name("a"), set(1, &["a", "b"]));
+        peers.heard(start, &name("b"), says(1, &[]));
+        assert_eq!(peers.superseded_by(later), None);
+        peers.heard(start, &name("b"), says(2, &[]));
+        assert_eq!(peers.superseded_by(start), None, "it comes any moment");
+        assert_eq!(peers.superseded_by(later), Some(2));
+        peers.take_part(later, &name("a"), set(2, &["a", "b"]));
+        assert_eq!(peers.superseded_by(later + BEHIND_MAX), None);
+    }
+}

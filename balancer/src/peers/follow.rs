@@ -1,0 +1,231 @@
+//! Asks the config service which balancers there are, and each of them what it says.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use anyport_model::{backoff::Backoff, fence::Fence, names::NodeName};
+use anyport_node::{
+    access::Role,
+    identity::Identity,
+    rpc::{Endpoint, ServerUrl},
+};
+use anyport_proto::v1::{
+    self, balancer_service_client::BalancerServiceClient,
+    discovery_service_client::DiscoveryServiceClient,
+};
+use tokio::{
+    task::{AbortHandle, JoinSet},
+    time::timeout,
+};
+use tonic::Status;
+
+use super::{Heard, Set};
+use crate::driver::Handle;
+
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// A balancer says at least once a second that it is there. One that has not for
+/// so long may have been stopped, and what it said last is not believed any more.
+const SILENT_MAX: Duration = Duration::from_secs(5);
+/// To be connected and to say the first thing.
+const FIRST_WORD: Duration = Duration::from_secs(10);
+/// 100,000 origins.
+const UPDATE_MAX: usize = 64 << 20;
+
+/// Keeps the driver told of who takes part, and of what they say. Without end, and
+/// without a config service with what it said last.
+pub(crate) async fn follow(
+    replicas: Vec<Endpoint>,
+    me: NodeName,
+    identity: Identity,
+    driver: Handle,
+) -> &'static str {
+    let mut following = Following {
+        me,
+        identity,
+        driver,
+        fence: Fence::default(),
+        tasks: JoinSet::new(),
+        followed: BTreeMap::new(),
+    };
+    let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
+    for replica in replicas.iter().cycle() {
+        let mut was_told = false;
+        let status = following.ask(replica, &mut was_told).await;
+        tracing::debug!(
+            reason = status.message(),
+            "not told any more which balancers there are"
+        );
+        if was_told {
+            following.fence.left(Instant::now());
+            backoff.reset();
+        }
+        tokio::time::sleep(backoff.pause(rand::random())).await;
+    }
+    "the list of balancers"
+}
+
+/// One whose name cannot be read takes no part here.
+fn read(wire: v1::BalancerSet) -> Set {
+    let members = wire.members.into_iter().filter_map(|member| {
+        let name = member.name.parse();
+        let name = name.inspect_err(|error| tracing::warn!(%error, "a balancer is left out"));
+        Some((name.ok()?, member.address))
+    });
+    Set {
+        epoch: wire.epoch,
+        members: members.collect(),
+    }
+}
+
+struct Following {
+    me: NodeName,
+    identity: Identity,
+    driver: Handle,
+    /// A replica that is cut off from its store knows an older set only.
+    fence: Fence,
+    /// Tasks end with this.
+    tasks: JoinSet<()>,
+    followed: BTreeMap<NodeName, (String, AbortHandle)>,
+}
+
+impl Following {
+    /// Why it ended: a list of balancers has no end of its own.
+    async fn ask(&mut self, replica: &Endpoint, was_told: &mut bool) -> Status {
+        let request = v1::WatchBalancersRequest {
+            name: self.me.to_string(),
+        };
+        let asked = timeout(FIRST_WORD, async {
+            let mut client = DiscoveryServiceClient::new(replica.connect().await?);
+            Ok::<_, Status>(client.watch_balancers(request).await?.into_inner())
+        });
+        let mut sets = match asked.await {
+            Ok(Ok(sets)) => sets,
+            Ok(Err(status)) => return status,
+            Err(_) => return Status::deadline_exceeded("it does not answer"),
+        };
+        loop {
+            match sets.message().await {
+                Ok(Some(set)) => {
+                    if let Err(older) = self.fence.offer(set.epoch, Instant::now()) {
+                        return Status::failed_precondition(older.to_string());
+                    }
+                    *was_told = true;
+                    let set = read(set);
+                    self.driver.take_part(self.me.clone(), set.clone()).await;
+                    self.follow(&set);
+                }
+                Ok(None) => return Status::unavailable("the stream ended"),
+                Err(status) => return status,
+            }
+        }
+    }
+
+    /// Follows exactly the others of the set.
+    fn follow(&mut self, set: &Set) {
+        let wanted: BTreeMap<_, _> = set.peers(&self.me).collect();
+        self.followed.retain(|name, (url, task)| {
+            let stays = wanted.get(name) == Some(&url.as_str());
+            if !stays {
+                task.abort();
+            }
+            stays
+        });
+        while self.tasks.try_join_next().is_some() {}
+        for (name, url) in wanted {
+            if self.followed.contains_key(name) {
+                continue;
+            }
+            let endpoint = url.parse::<ServerUrl>().map_err(|error| error.to_string());
+            let endpoint = endpoint.and_then(|url| {
+                let endpoint = Endpoint::new(&url, &self.identity, Role::Balancer);
+                endpoint.map_err(|error| error.to_string())
+            });
+            let peer = match endpoint {
+                Ok(endpoint) => Peer {
+                    name: name.clone(),
+                    me: self.me.clone(),
+                    endpoint,
+                    driver: self.driver.clone(),
+                },
+                Err(error) => {
+                    tracing::warn!(balancer = %name, "cannot be asked what it sees: {error}");
+                    continue;
+                }
+            };
+            let task = self.tasks.spawn(peer.follow());
+            self.followed.insert(name.clone(), (url.to_owned(), task));
+        }
+    }
+}
+
+struct Peer {
+    name: NodeName,
+    me: NodeName,
+    endpoint: Endpoint,
+    driver: Handle,
+}
+
+impl Peer {
+    async fn follow(self) {
+        let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
+        let mut is_known_gone = false;
+        loop {
+            let mut was_heard = false;
+            let status = self.hear(&mut was_heard).await;
+            if was_heard {
+                backoff.reset();
+                self.driver.unheard(self.name.clone()).await;
+            }
+            if was_heard || !is_known_gone {
+                let reason = status.message();
+                tracing::warn!(balancer = %self.name, reason, "does not say what it sees");
+            }
+            is_known_gone = true;
+            tokio::time::sleep(backoff.pause(rand::random())).await;
+        }
+    }
+
+    /// Why it ended.
+    async fn hear(&self, was_heard: &mut bool) -> Status {
+        let request = v1::WatchVerdictsRequest {
+            balancer: self.me.to_string(),
+        };
+        let asked = timeout(FIRST_WORD, async {
+            let channel = self.endpoint.connect().await?;
+            let client = BalancerServiceClient::new(channel);
+            let mut client = client.max_decoding_message_size(UPDATE_MAX);
+            Ok::<_, Status>(client.watch_verdicts(request).await?.into_inner())
+        });
+        let mut updates = match asked.await {
+            Ok(Ok(updates)) => updates,
+            Ok(Err(status)) => return status,
+            Err(_) => return Status::deadline_exceeded("it does not answer"),
+        };
+        loop {
+            let next = timeout(
+                if *was_heard { SILENT_MAX } else { FIRST_WORD },
+                updates.message(),
+            );
+            let update = match next.await {
+                Ok(Ok(Some(update))) => update,
+                Ok(Ok(None)) => return Status::unavailable("the stream ended"),
+                Ok(Err(status)) => return status,
+                Err(_) => return Status::deadline_exceeded("it is silent"),
+            };
+            if update.balancer != self.name.as_str() {
+                let other = update.balancer;
+                return Status::failed_precondition(format!("another one is there: {other:?}"));
+            }
+            match Heard::read(update) {
+                Ok(heard) => self.driver.heard(self.name.clone(), heard).await,
+                Err(fault) => return Status::internal(format!("it is unreadable: {fault}")),
+            }
+            if !std::mem::replace(was_heard, true) {
+                tracing::info!(balancer = %self.name, "says what it sees");
+            }
+        }
+    }
+}
