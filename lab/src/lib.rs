@@ -2,6 +2,7 @@
 //! only; nothing else depends on it.
 
 pub mod bench;
+pub mod chance;
 pub mod cluster;
 pub mod control_plane;
 pub mod delay;

@@ -2,13 +2,17 @@
 //! table of slots, each of which names an origin. Two edges with the same
 //! origins have the same table, and a change of one origin moves little else.
 
-use crate::sip::Sip;
+use crate::sip::{Sip, mix};
 
 /// Sizes of tables, primes, as the permutations need: the smallest that has a
 /// hundred slots per origin, so that shares are right to a percent. The largest
 /// is that of the paper.
 const SIZES: [usize; 3] = [4099, 16_411, 65_537];
 const SLOTS_PER_ORIGIN: usize = 100;
+
+/// Slots that are looked at for a client: where one origin of a hundred is left,
+/// half of the clients have found it by then.
+const ELSEWHERE: usize = 64;
 
 /// The keys are no secret: every edge has to have the same ones.
 const OFFSET: Sip = Sip::new(0x616e_7970_6f72_7420, 0x6f66_6673_6574_2031);
@@ -41,11 +45,16 @@ impl Maglev {
     }
 
     /// The origins for `hash` in the order of preference, some of them more
-    /// than once: its slot's, then those of the slots after it.
+    /// than once: its slot's, then those of slots elsewhere, so that the clients
+    /// of one that is passed over are spread by weight. (Walks have steps of one
+    /// length, so a slot's neighbours are of few origins.) In the end, those of all
+    /// slots.
     pub fn preferred(&self, hash: u64) -> impl Iterator<Item = usize> {
-        let start = (hash % self.slots.len().max(1) as u64) as usize;
-        let (before, after) = self.slots.split_at(start.min(self.slots.len()));
-        after.iter().chain(before).map(|&at| usize::from(at))
+        let slot = |hash: u64| (hash % self.slots.len().max(1) as u64) as usize;
+        let hashes = std::iter::successors(Some(hash), |hash| Some(mix(*hash)));
+        let elsewhere = hashes.take(ELSEWHERE).map(slot);
+        let elsewhere = elsewhere.filter_map(|slot| self.slots.get(slot));
+        elsewhere.chain(&self.slots).map(|&at| usize::from(at))
     }
 }
 

@@ -15,7 +15,7 @@ use crate::{
     maglev::Maglev,
     positions::Positions,
     resource::{Policy, Weight},
-    sip::Sip,
+    sip::{Sip, mix},
 };
 
 /// Origins of a pool with their weights, ready to be chosen from. An origin is
@@ -309,13 +309,6 @@ fn client_hash(client: IpAddr) -> u64 {
         IpAddr::V4(ip) => CLIENT.hash(&ip.octets()),
         IpAddr::V6(ip) => CLIENT.hash(&ip.octets()),
     }
-}
-
-/// Other bits, one for one: the finalizer of SplitMix64.
-fn mix(bits: u64) -> u64 {
-    let bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    bits ^ (bits >> 31)
 }
 
 /// `random` of 64 bits to a number below `below` (0 for 0).
@@ -715,6 +708,25 @@ mod tests {
             [0, 2, 3].iter().all(|&at| took_over[at] > 100),
             "{took_over:?}"
         );
+    }
+
+    #[test]
+    fn the_clients_of_one_that_is_down_are_spread_over_the_others_by_weight() {
+        let declared = [1.0, 2.0, 3.0, 2.0];
+        let whole = wheel(Policy::Hash, &declared);
+        for down in 0..4 {
+            let mut now = declared;
+            now[down] = 0.0;
+            let without = moved(Policy::Hash, &now, &declared);
+            let mut took_over = [0; 4];
+            for client in 0..40_000 {
+                if whole.choose(from_client(client), IDLE, &NONE) == Some(down) {
+                    took_over[without.choose(from_client(client), IDLE, &NONE).unwrap()] += 1;
+                }
+            }
+            let chi_square = chi_square(&took_over, &now);
+            assert!(chi_square < CHI_SQUARE_3, "{took_over:?}: {chi_square}");
+        }
     }
 
     #[test]
