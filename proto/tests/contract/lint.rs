@@ -8,8 +8,9 @@ use prost_types::{
 };
 
 /// Streams of what has a name of its own, where the rule asks for another one.
-const EXCEPTIONS: [(&str, &str); 2] = [
+const EXCEPTIONS: [(&str, &str); 3] = [
     ("anyport.v1.BalancerService.WatchWeights", "WeightsUpdate"),
+    ("anyport.v1.BalancerService.WatchVerdicts", "VerdictsUpdate"),
     ("anyport.v1.DiscoveryService.WatchBalancers", "BalancerSet"),
 ];
 
