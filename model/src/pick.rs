@@ -583,18 +583,24 @@ mod tests {
         }
     }
 
+    fn ms(millis: u64) -> Option<Duration> {
+        Some(Duration::from_millis(millis))
+    }
+
+    /// How many of 3,000 each gets while nothing changes.
+    fn of_3000(wheel: &Wheel, load: [Load; 3]) -> [u32; 3] {
+        let mut counts = [0; 3];
+        for step in 0..3000u64 {
+            let random = mix(step);
+            counts[wheel.choose(draw(0, random), |at| load[at], &NONE).unwrap()] += 1;
+        }
+        counts
+    }
+
     #[test]
     fn the_slow_and_the_loaded_are_left_for_the_better() {
         let wheel = wheel(Policy::Latency, &[1.0, 1.0, 1.0]);
-        let ms = |millis| Some(Duration::from_millis(millis));
-        let chosen = |load: [Load; 3]| {
-            let mut counts = [0; 3];
-            for step in 0..3000u64 {
-                let random = mix(step);
-                counts[wheel.choose(draw(0, random), |at| load[at], &NONE).unwrap()] += 1;
-            }
-            counts
-        };
+        let chosen = |load| of_3000(&wheel, load);
         let [slow, ..] = chosen([load(0, ms(50)), load(0, ms(2)), load(0, ms(2))]);
         assert_eq!(slow, 0, "there is always a better one beside it");
         let [busy, ..] = chosen([load(30, ms(2)), load(0, ms(2)), load(0, ms(2))]);
@@ -614,15 +620,7 @@ mod tests {
     #[test]
     fn the_best_of_three_gets_all_that_it_bears() {
         let wheel = wheel(Policy::Latency, &[1.0, 2.0, 1.0]);
-        let ms = |millis| Some(Duration::from_millis(millis));
-        let chosen = |load: [Load; 3]| {
-            let mut counts = [0; 3];
-            for step in 0..3000u64 {
-                let random = mix(step);
-                counts[wheel.choose(draw(0, random), |at| load[at], &NONE).unwrap()] += 1;
-            }
-            counts
-        };
+        let chosen = |load| of_3000(&wheel, load);
         let idle = [load(0, ms(2)), load(0, ms(10)), load(0, ms(40))];
         assert_eq!(chosen(idle), [3000, 0, 0]);
         // As dear as the next one: whichever of the two is drawn first.

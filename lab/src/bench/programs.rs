@@ -65,7 +65,7 @@ impl Programs {
 /// # Errors
 ///
 /// Where the system does not tell.
-pub fn own_directory() -> io::Result<PathBuf> {
+pub(super) fn own_directory() -> io::Result<PathBuf> {
     let own = std::env::current_exe()?;
     let directory = own.parent().map(PathBuf::from);
     directory.ok_or_else(|| io::Error::other(format!("{} has no directory", own.display())))

@@ -1,12 +1,10 @@
 //! The comparison as a command.
 
-use std::fs::File;
 use std::io::{self, IsTerminal, Write};
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context;
-use anyport_lab::bench::{self, Document, Part, Plan, Programs, Setting, Step};
+use anyport_lab::bench::{self, Document, Options, Part, Plan, Prepared, Step};
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
@@ -17,33 +15,20 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 #[derive(Parser)]
 #[command(name = "anyport-bench", version)]
 struct Cli {
-    /// One short round: shows that all of it works, and says nothing about speed
-    #[arg(long)]
-    quick: bool,
-    /// Write everything that was measured to this file, as JSON
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
-    /// Where Anyport's programs are [default: beside this one]
-    #[arg(long, value_name = "DIR")]
-    bin_dir: Option<PathBuf>,
+    #[command(flatten)]
+    options: Options,
 }
 
 fn main() -> anyhow::Result<ExitCode> {
-    let cli = Cli::parse();
-    let directory = match cli.bin_dir {
-        Some(directory) => directory,
-        None => bench::own_directory().context("finding Anyport's programs; say --bin-dir")?,
-    };
-    let programs = Programs::find(&directory)?;
-    // Before the run, so that a path that cannot be written does not cost minutes.
-    let json = cli.json.map(|path| {
-        let file = File::create(&path);
-        file.with_context(|| format!("--json {}", path.display()))
-    });
-    let json = json.transpose()?;
-    let plan = if cli.quick { Plan::QUICK } else { Plan::FULL };
+    let Cli { options } = Cli::parse();
+    let quick = options.quick;
+    let plan = if quick { Plan::QUICK } else { Plan::FULL };
+    let Prepared {
+        programs,
+        setting,
+        json,
+    } = options.prepare()?;
     bench::allow_descriptors(&plan)?;
-    let setting = Setting::of(&programs, &directory);
 
     let progress = Progress::new();
     let stop = bench::interrupted().context("waiting for Ctrl-C")?;
@@ -63,7 +48,7 @@ fn main() -> anyhow::Result<ExitCode> {
         many => format!("Medians of {many} rounds, in brackets the worst and the best of them"),
     };
     writeln!(out, "{rounds}.")?;
-    if cli.quick {
+    if quick {
         writeln!(out, "A quick run: the figures mean nothing.")?;
     }
     let failures = results.failures();

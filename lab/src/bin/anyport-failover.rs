@@ -1,12 +1,10 @@
 //! The comparison where origins fail, as a command.
 
-use std::fs::File;
 use std::io::{self, Write};
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context;
-use anyport_lab::bench::{self, Programs, Setting};
+use anyport_lab::bench::{self, Options, Prepared};
 use anyport_lab::failover::{self, Plan};
 use clap::Parser;
 
@@ -18,32 +16,19 @@ use clap::Parser;
 #[derive(Parser)]
 #[command(name = "anyport-failover", version)]
 struct Cli {
-    /// One short round: shows that all of it works, and says nothing about failures
-    #[arg(long)]
-    quick: bool,
-    /// Write everything that was measured to this file, as JSON
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
-    /// Where Anyport's programs are [default: beside this one]
-    #[arg(long, value_name = "DIR")]
-    bin_dir: Option<PathBuf>,
+    #[command(flatten)]
+    options: Options,
 }
 
 fn main() -> anyhow::Result<ExitCode> {
-    let cli = Cli::parse();
-    let directory = match cli.bin_dir {
-        Some(directory) => directory,
-        None => bench::own_directory().context("finding Anyport's programs; say --bin-dir")?,
-    };
-    let programs = Programs::find(&directory)?;
-    // Before the run, so that a path that cannot be written does not cost minutes.
-    let json = cli.json.map(|path| {
-        let file = File::create(&path);
-        file.with_context(|| format!("--json {}", path.display()))
-    });
-    let json = json.transpose()?;
-    let plan = if cli.quick { Plan::QUICK } else { Plan::FULL };
-    let setting = Setting::of(&programs, &directory);
+    let Cli { options } = Cli::parse();
+    let quick = options.quick;
+    let plan = if quick { Plan::QUICK } else { Plan::FULL };
+    let Prepared {
+        programs,
+        setting,
+        json,
+    } = options.prepare()?;
     let stop = bench::interrupted().context("waiting for Ctrl-C")?;
     let results = failover::run(&plan, &programs, &stop, &mut |step| eprintln!("{step}"))?;
     if let Some(mut file) = json {
@@ -58,7 +43,7 @@ fn main() -> anyhow::Result<ExitCode> {
         "{}",
         failover::distances(&results.distances).trim_fmt()
     )?;
-    if cli.quick {
+    if quick {
         writeln!(out, "A quick run: the figures mean nothing.")?;
     }
     Ok(match results.failed_with_anyport() {

@@ -6,9 +6,8 @@
 //! other one profits from; a round is one turn of each. HAProxy checks as Anyport probes, every second
 //! and twice before an origin is down, and has as long for a connection in all.
 //!
-//! HAProxy is there twice where origins die: with `option redispatch` as its manual has it, by which the
-//! last of the tries goes to another server, and with what it offers for this, a try elsewhere at once
-//! and a server that is down by its clients' errors.
+//! HAProxy is there twice where origins die: with `option redispatch`, and eager, where a client's error
+//! alone takes a server down.
 
 mod distance;
 mod outage;
