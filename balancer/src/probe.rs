@@ -1,6 +1,7 @@
 //! Asking an origin whether it serves.
 
 mod attempt;
+mod connection;
 mod converse;
 mod datagram;
 pub(crate) mod failure;

@@ -4,7 +4,6 @@ use std::net::SocketAddr;
 
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::net::TcpStream;
 use tonic::{Code, Status, body::Body};
 use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
@@ -13,6 +12,7 @@ use tonic_health::pb::{
 use super::{
     ANSWER_MAX,
     attempt::Progress,
+    connection::Connection,
     failure::{Failure, Quote, Waiting},
 };
 
@@ -20,7 +20,7 @@ use super::{
 const UNREAD_MAX: u32 = ANSWER_MAX as u32;
 
 pub(super) async fn check(
-    stream: TcpStream,
+    stream: Connection,
     address: SocketAddr,
     service: &str,
     progress: &mut Progress,

@@ -1,18 +1,19 @@
 //! Connections to origins, in clear text and in TLS.
 //!
-//! They are closed in the ordinary way rather than reset: that costs a TIME_WAIT
-//! here, but leaves no error in the origin's log.
+//! They are closed in the ordinary way rather than reset ([`Connection`]): that
+//! costs a TIME_WAIT here, but leaves no error in the origin's log.
 
 use std::{net::SocketAddr, sync::Arc};
 
 use anyport_model::any_certificate::AnyCertificate;
 use futures_util::FutureExt;
 use rustls::{ClientConfig, client::Resumption, crypto::aws_lc_rs, pki_types::ServerName};
-use tokio::{io::AsyncWriteExt, net::TcpStream};
+use tokio::io::AsyncWriteExt;
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use super::{
     attempt::Progress,
+    connection::{Closing, Connection},
     failure::{Failure, Waiting},
 };
 
@@ -21,6 +22,7 @@ use super::{
 pub(crate) struct Opener {
     tls: Arc<ClientConfig>,
     https: Arc<ClientConfig>,
+    closing: Closing,
 }
 
 impl Opener {
@@ -44,22 +46,26 @@ impl Opener {
         Ok(Self {
             tls: Arc::new(tls),
             https: Arc::new(https),
+            closing: Closing::default(),
         })
     }
 
-    pub(super) async fn tcp(&self, address: SocketAddr) -> Result<TcpStream, Failure> {
-        let stream = TcpStream::connect(address).await;
-        let stream = stream.map_err(Failure::Connect)?;
-        // What a probe sends is whole: a delay would only be measured.
-        let _ = stream.set_nodelay(true);
-        Ok(stream)
+    /// How many connections are being closed.
+    #[cfg(test)]
+    pub(super) fn closing(&self) -> usize {
+        self.closing.len()
+    }
+
+    pub(super) async fn tcp(&self, address: SocketAddr) -> Result<Connection, Failure> {
+        let opened = Connection::open(address, self.closing.clone()).await;
+        opened.map_err(Failure::Connect)
     }
 
     pub(super) async fn tls(
         &self,
         address: SocketAddr,
         progress: &mut Progress,
-    ) -> Result<TlsStream<TcpStream>, Failure> {
+    ) -> Result<TlsStream<Connection>, Failure> {
         self.handshake(&self.tls, address, progress).await
     }
 
@@ -67,7 +73,7 @@ impl Opener {
         &self,
         address: SocketAddr,
         progress: &mut Progress,
-    ) -> Result<TlsStream<TcpStream>, Failure> {
+    ) -> Result<TlsStream<Connection>, Failure> {
         self.handshake(&self.https, address, progress).await
     }
 
@@ -76,7 +82,7 @@ impl Opener {
         config: &Arc<ClientConfig>,
         address: SocketAddr,
         progress: &mut Progress,
-    ) -> Result<TlsStream<TcpStream>, Failure> {
+    ) -> Result<TlsStream<Connection>, Failure> {
         let stream = self.tcp(address).await?;
         progress.waiting = Waiting::Handshake;
         // An address is no name, so none is sent.
@@ -89,6 +95,6 @@ impl Opener {
 
 /// Sends close_notify if there is room for it, which there is; the verdict does
 /// not wait for it.
-pub(super) fn say_goodbye(mut stream: TlsStream<TcpStream>) {
+pub(super) fn say_goodbye(mut stream: TlsStream<Connection>) {
     let _ = stream.shutdown().now_or_never();
 }

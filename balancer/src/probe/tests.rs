@@ -7,6 +7,7 @@ mod tls;
 mod web;
 
 use std::{
+    io,
     net::{SocketAddr, TcpStream as StdStream},
     sync::Arc,
     time::Duration,
@@ -20,6 +21,7 @@ use socket2::{Domain, Socket, Type};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
+    sync::mpsc,
 };
 
 use super::{
@@ -121,6 +123,86 @@ async fn an_open_port_passes() {
     let (_listener, address) = listen().await;
     let took = probe(&target(address, AMPLE, "", "")).await.unwrap();
     assert!(took < AMPLE);
+}
+
+/// An origin that greets after a while, and what it then finds of the connection:
+/// what was left to read, and the error.
+async fn greeter(
+    pause: Duration,
+    greeting: Vec<u8>,
+) -> (SocketAddr, mpsc::UnboundedReceiver<Seen>) {
+    let (tell, seen) = mpsc::unbounded_channel();
+    let greeting = Arc::new(greeting);
+    let (address, _) = origin(move |_, mut stream: TcpStream| {
+        let (tell, greeting) = (tell.clone(), Arc::clone(&greeting));
+        async move {
+            tokio::time::sleep(pause).await;
+            let said = stream.write_all(&greeting).await;
+            let end = stream.read_to_end(&mut Vec::new()).await;
+            let end = said.and(end).map_err(|error| error.kind());
+            let error = stream.take_error().unwrap().map(|error| error.kind());
+            let _ = tell.send((end, error));
+        }
+    })
+    .await;
+    (address, seen)
+}
+
+type Seen = (Result<usize, io::ErrorKind>, Option<io::ErrorKind>);
+
+#[tokio::test]
+async fn who_greets_is_not_reset_be_it_at_once_or_later() {
+    for pause in [Duration::ZERO, SHORT / 5] {
+        let (address, mut seen) = greeter(pause, b"220 mail.example\r\n".to_vec()).await;
+        for expect in ["", "220"] {
+            probe(&target(address, AMPLE, "", expect)).await.unwrap();
+            assert_eq!(seen.recv().await.unwrap(), (Ok(0), None), "{pause:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn who_never_closes_is_left_alone_after_a_while() {
+    let (listener, address) = listen().await;
+    let opener = Opener::new().unwrap();
+    super::probe(&opener, &target(address, AMPLE, "", ""))
+        .await
+        .unwrap();
+    assert_eq!(opener.closing(), 1);
+    let (_stream, _) = listener.accept().await.unwrap();
+    tokio::time::timeout(AMPLE, async {
+        while opener.closing() > 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await
+    .unwrap();
+}
+
+#[tokio::test]
+async fn who_pours_out_is_not_listened_to_without_end() {
+    let (address, mut seen) = greeter(Duration::ZERO, vec![b'x'; 64 << 20]).await;
+    probe(&target(address, AMPLE, "", "")).await.unwrap();
+    let (end, _) = seen.recv().await.unwrap();
+    assert!(end.is_err(), "{end:?}");
+}
+
+#[tokio::test]
+async fn however_many_do_not_close_few_are_waited_for() {
+    let (listener, address) = listen().await;
+    tokio::spawn(async move {
+        let mut held = Vec::new();
+        while let Ok((stream, _)) = listener.accept().await {
+            held.push(stream);
+        }
+    });
+    let opener = Opener::new().unwrap();
+    for _ in 0..2 * connection::CLOSING_MAX {
+        super::probe(&opener, &target(address, AMPLE, "", ""))
+            .await
+            .unwrap();
+    }
+    assert_eq!(opener.closing(), connection::CLOSING_MAX);
 }
 
 #[tokio::test]

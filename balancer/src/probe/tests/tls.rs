@@ -75,7 +75,9 @@ impl Server {
                 if stream.read_exact(&mut heard).await.is_ok() && &heard == b"PING" {
                     let _ = stream.write_all(b"+PONG").await;
                 }
-                let _ = tell.send(stream.read_to_end(&mut Vec::new()).await);
+                let end = stream.read_to_end(&mut Vec::new()).await;
+                let reset = stream.get_ref().0.take_error().unwrap();
+                let _ = tell.send(reset.map_or(end, Err));
             }
         })
         .await;
@@ -90,8 +92,10 @@ fn tls(address: SocketAddr, timeout: Duration, send: &str, expect: &str) -> Targ
 #[tokio::test]
 async fn a_handshake_passes_whatever_certificate_is_shown() {
     for version in rustls::ALL_VERSIONS {
-        let (address, _ends) = Server::of_versions(&[], &[version]).pong().await;
+        let (address, mut ends) = Server::of_versions(&[], &[version]).pong().await;
         probe(&tls(address, AMPLE, "", "")).await.unwrap();
+        let end = ends.recv().await.unwrap();
+        assert_eq!(end.expect("no reset"), 0, "{version:?}");
     }
 }
 
