@@ -97,9 +97,10 @@ impl Follower {
             if let Err(older) = self.fence.offer(update.epoch, Instant::now()) {
                 return self.refuse(&update.balancer, older);
             }
+            let balancer = update.balancer.clone();
             self.take(update);
             if !self.followed.send_replace(true) {
-                tracing::info!("following the balancer's weights");
+                tracing::info!(balancer, "following the balancer's weights");
             }
             next = match updates.message().await {
                 Ok(next) => next,

@@ -47,8 +47,8 @@ const MAX_HEADERS: u32 = 16 << 10;
 const FIRST_WORDS_TIMEOUT: Duration = Duration::from_secs(10);
 /// As for the client: streams are quiet for hours, and a peer that lost its power
 /// would otherwise hold its place for good.
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 4 << 20;
 /// Calls get this long to end after the drain has begun, where the service says
