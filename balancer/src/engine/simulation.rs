@@ -1,6 +1,8 @@
 //! A few edges and the origins of one pool, second by second, from one seed: origins fail, flap,
-//! get slow and return, edges lose the way to one, and all of it is told to an engine, whose
-//! weights the edges follow. `ANYPORT_SEED=17` tells one story again.
+//! get slow and return, or refuse clients while they answer probes, edges lose the way to one, the
+//! balancer its network, and operators change weights. All of it is told to an engine, whose
+//! weights the edges follow. In the end all is well, or stays as bad as it is then, and the weights
+//! come to rest. `ANYPORT_SEED=17` tells one story again.
 
 #![allow(clippy::unwrap_used)]
 
@@ -20,9 +22,14 @@ const STORIES: u64 = 400;
 const TROUBLE: u64 = 60;
 /// Every so many stories, how it ends is waited for.
 const WAITED_FOR: u64 = 20;
-/// Seconds after which nothing moves any more, when nothing happens: the longest hold, and what
+/// Seconds after which nothing moves any more, when all is well: the longest hold, and what
 /// factors take to go from one end to the other.
 const CALM: u64 = 500;
+/// The same, where who is slow stays so, and it is forgotten that it was ever faster.
+const USED_TO: u64 = 5000;
+/// What is reported wavers by up to so much when nothing happens, which is too little for a factor
+/// to follow.
+const NOISE: f64 = 0.03;
 /// Seconds that an origin is dead before everybody knows.
 const KNOWN_AFTER: u64 = 4;
 
@@ -52,11 +59,14 @@ struct Server {
     /// In seconds; none: it answers.
     dead_for: Option<u64>,
     slow: bool,
+    /// It answers probes, and no client.
+    deaf: bool,
     /// Seconds that a connection lasts.
     lasts: f64,
     /// An edge that has no way to it.
     cut_from: Option<usize>,
     was_ever_dead: bool,
+    was_ever_deaf: bool,
     /// Open at each edge.
     open: Vec<f64>,
 }
@@ -68,6 +78,9 @@ struct World {
     pool: Pool,
     servers: Vec<Server>,
     edges: usize,
+    /// The balancer has no network.
+    isolated: bool,
+    noise: f64,
 }
 
 impl World {
@@ -108,12 +121,33 @@ impl World {
             pool,
             servers,
             edges,
+            isolated: false,
+            noise: 0.0,
         };
+        world.configure();
+        world
+    }
+
+    fn configure(&mut self) {
         let mut monitor = monitor("quick", 1, 1);
         monitor.interval = Duration::from_secs(1);
-        let members = Members::of(&resources([monitor], [world.pool.clone()]));
-        world.engine.configure(world.now, Revision(1), members);
-        world
+        let members = Members::of(&resources([monitor], [self.pool.clone()]));
+        let revision = self.engine.revision().next();
+        self.engine.configure(self.now, revision, members);
+    }
+
+    /// An operator drains an origin, takes it back, or weighs it otherwise; never the first one.
+    fn operate(&mut self) {
+        let index = self.chance.below(self.servers.len() as u64) as usize;
+        if index == 0 {
+            return;
+        }
+        let origin = &mut self.pool.origins[index];
+        match self.chance.one_in(2) {
+            true => origin.enabled = !origin.enabled,
+            false => origin.weight = Weight::of_thousandths(500 * self.chance.below(4) as u32),
+        }
+        self.configure();
     }
 
     fn weights(&self) -> Arc<PoolWeights> {
@@ -121,12 +155,30 @@ impl World {
     }
 
     fn trouble(&mut self) {
+        self.isolated = match self.isolated {
+            true => !self.chance.one_in(4),
+            false => self.chance.one_in(60),
+        };
+        if self.chance.one_in(30) {
+            self.operate();
+        }
+        // With one origin only, there is no telling.
+        let probed = self.pool.origins.iter().filter(|origin| origin.enabled);
+        let nobody_knows = self.isolated && probed.count() < 2;
         for server in &mut self.servers {
+            server.was_ever_dead |= nobody_knows;
             server.dead_for = match server.dead_for {
                 Some(_) if self.chance.one_in(6) => None,
+                // Nobody knows while nobody sees it.
+                Some(_) if self.isolated => Some(0),
                 Some(seconds) => Some(seconds + 1),
                 None => self.chance.one_in(25).then_some(0),
             };
+            server.deaf = match server.deaf {
+                true => !self.chance.one_in(10),
+                false => self.chance.one_in(100),
+            };
+            server.was_ever_deaf |= server.deaf;
             server.was_ever_dead |= server.dead_for.is_some();
             server.slow = match server.slow {
                 true => !self.chance.one_in(20),
@@ -138,6 +190,16 @@ impl World {
             let index = self.chance.below(self.servers.len() as u64) as usize;
             let cut = &mut self.servers[index].cut_from;
             *cut = cut.is_none().then_some(index % self.edges);
+        }
+    }
+
+    /// From now on nothing happens any more, but that edges see a little more or less of it.
+    fn still(&mut self) {
+        self.isolated = false;
+        self.noise = NOISE;
+        for server in &mut self.servers {
+            // It would be tried again, now and then, for ever.
+            server.deaf = false;
         }
     }
 
@@ -155,10 +217,10 @@ impl World {
         self.now.wall += Duration::from_secs(1);
         while let Some(ticket) = self.engine.start_due(self.now) {
             let index = self.index(&ticket.key);
+            let failed = |code| Err(Failure::Connect(io::Error::from_raw_os_error(code)));
             let outcome = match self.servers[index].dead_for {
-                Some(_) => Err(Failure::Connect(io::Error::from_raw_os_error(
-                    libc::ECONNREFUSED,
-                ))),
+                _ if self.isolated => failed(libc::ENETUNREACH),
+                Some(_) => failed(libc::ECONNREFUSED),
                 None => Ok(Duration::from_millis(1)),
             };
             self.engine.finished(self.now, ticket, outcome, 0);
@@ -187,7 +249,10 @@ impl World {
         let weights = self.weights();
         let reports = self.servers.iter_mut().enumerate().map(|(index, server)| {
             let wanted = 100.0 * weights.share(index);
-            let reaches = server.dead_for.is_none() && server.cut_from != Some(edge);
+            let answers = server.dead_for.is_none() && !server.deaf;
+            let reaches = answers && server.cut_from != Some(edge);
+            let part = self.chance.below(2001) as f64 / 1000.0 - 1.0;
+            let noise = 1.0 + self.noise * part;
             let made = if reaches { wanted } else { wanted.min(3.0) };
             let open = &mut server.open[edge];
             *open -= *open / server.lasts;
@@ -198,10 +263,11 @@ impl World {
                 dials: made,
                 failures: if reaches { 0 } else { made },
                 last_failure: String::new(),
-                open: *open as u64,
+                open: (*open * noise) as u64,
                 took: (reaches && made > 0).then(|| {
                     let distance = 1 + 20 * edge as u64;
-                    Duration::from_millis(if server.slow { 400 } else { distance })
+                    let took = Duration::from_millis(if server.slow { 400 } else { distance });
+                    took.mul_f64(noise)
                 }),
             }
         });
@@ -240,8 +306,8 @@ impl World {
             assert!(takes(index) || share == 0.0, "o{index}: {weights:?}");
             let healthy = takes(index) && weights.origins[index].health.usable();
             assert!(!healthy || share > 0.0, "o{index}: {weights:?}");
-            // Never dead, it is never taken from all, whatever edge has no way to it.
-            if self.edges > 1 && !server.was_ever_dead {
+            // Of one that answers, it is never taken from all, whatever edge has no way to it.
+            if self.edges > 1 && !server.was_ever_dead && !server.was_ever_deaf {
                 assert_ne!(
                     weights.origins[index].health,
                     OriginHealth::Down,
@@ -258,11 +324,15 @@ impl World {
             self.pass();
             self.check();
         }
-        self.peace();
+        self.still();
         if !seed.is_multiple_of(WAITED_FOR) {
             return;
         }
-        for _ in 0..CALM {
+        let all_is_well = seed.is_multiple_of(2 * WAITED_FOR);
+        if all_is_well {
+            self.peace();
+        }
+        for _ in 0..if all_is_well { CALM } else { USED_TO } {
             self.pass();
             self.check();
         }
@@ -271,10 +341,12 @@ impl World {
             self.pass();
         }
         assert_eq!(self.engine.weights_version(), version, "{weights:?}");
-        for (origin, weighed) in self.pool.origins.iter().zip(&weights.origins) {
+        for (index, origin) in self.pool.origins.iter().enumerate() {
             let enabled = origin.enabled && origin.weight > Weight::ZERO;
-            let takes = weighed.weight > Weight::ZERO;
-            assert_eq!(takes, enabled, "all are back: {weights:?}");
+            let answers = self.servers[index].dead_for.is_none();
+            let takes = weights.origins[index].weight > Weight::ZERO;
+            let expected = enabled && (answers || weights.panic);
+            assert_eq!(takes, expected, "who answers is back: {weights:?}");
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{
     io::ErrorKind,
-    net::TcpListener as StdListener,
+    net::{SocketAddr, TcpListener as StdListener},
     os::fd::AsRawFd,
     process::Command,
     sync::{
@@ -15,12 +15,15 @@ use std::{
 
 use anyport_netns::{Namespace, link};
 use anyport_proto::v1::{self, HealthState};
-use nix::sys::{
-    resource::{UsageWho, getrusage},
-    socket::{Shutdown, shutdown},
-    time::TimeValLike,
+use nix::{
+    sys::{
+        resource::{UsageWho, getrusage},
+        socket::{Shutdown, shutdown},
+        time::TimeValLike,
+    },
+    time::{ClockId, clock_gettime},
 };
-use nix::time::{ClockId, clock_gettime};
+use socket2::{Domain, Socket, Type};
 
 use crate::support::*;
 
@@ -117,9 +120,7 @@ struct Acceptor {
 
 impl Servers {
     fn listen(&self, which: usize) -> Acceptor {
-        let address = ("0.0.0.0", PORTS[which]);
-        let listener = self.host.run(|| StdListener::bind(address).unwrap());
-        let listener = listener.unwrap();
+        let listener = self.host.run(|| listen_on(PORTS[which])).unwrap();
         let (accepts, counts) = (listener.try_clone().unwrap(), Arc::clone(&self.counts));
         let before = counts.used[which].load(Ordering::Relaxed);
         let thread = thread::spawn(move || {
@@ -145,6 +146,16 @@ impl Servers {
         let used = self.counts.used.iter();
         Duration::from_nanos(used.map(|used| used.load(Ordering::Relaxed)).sum())
     }
+}
+
+/// So many may wait, as all origins have one queue here.
+fn listen_on(port: u16) -> StdListener {
+    let listener = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    let address = SocketAddr::from(([0, 0, 0, 0], port));
+    listener.set_reuse_address(true).unwrap();
+    listener.bind(&address.into()).unwrap();
+    listener.listen(4096).unwrap();
+    listener.into()
 }
 
 impl Acceptor {
@@ -246,6 +257,19 @@ async fn follow(watch: &mut Watch, wanted: impl Fn(&[&v1::OriginWeight]) -> bool
     }
 }
 
+async fn down_with_reasons(balancer: &Running, watch: &Watch) -> Vec<String> {
+    let mut down = Vec::new();
+    for (name, pool) in &watch.pools {
+        let of_pool: Vec<_> = pool.origins.iter().collect();
+        if number(&of_pool, HealthState::Down) > 0 {
+            let origins = balancer.health(name).await.origins;
+            down.extend(origins.into_iter().map(|origin| origin.reason));
+        }
+    }
+    down.retain(|reason| !reason.is_empty());
+    down
+}
+
 fn number(origins: &[&v1::OriginWeight], health: HealthState) -> usize {
     let of = origins.iter().filter(|origin| origin.health() == health);
     of.count()
@@ -279,9 +303,8 @@ async fn scenario(fleet: Fleet, servers: Servers) {
             () = &mut over => break,
             _ = watch.next_within(AT_MOST) => turned += 1,
         }
-        let origins = watch.pools.values().flat_map(|pool| &pool.origins);
-        let down = number(&origins.collect::<Vec<_>>(), HealthState::Down);
-        assert_eq!(down, 0, "a false verdict");
+        let down = down_with_reasons(&balancer, &watch).await;
+        assert!(down.is_empty(), "false verdicts: {down:?}");
     }
     let spent = meter.spent();
     let probes = spent.accepted as f64;
