@@ -40,7 +40,7 @@ bench: ## beside HAProxy and nginx, and beside plain routing, as ratios (5 minut
 	@cargo build --release --locked --quiet --workspace --bins
 	@$(ROOT) $(PROGRAMS)/anyport-bench
 
-failover: ## an origin that refuses, is silent or becomes slow, beside HAProxy, as ratios (12 minutes, once built)
+failover: ## an origin that refuses, is silent or becomes slow, beside HAProxy, as ratios (8 minutes, once built)
 	@scripts/setup build bench failover
 	@echo "building (a few minutes the first time)"
 	@cargo build --release --locked --quiet --workspace --bins

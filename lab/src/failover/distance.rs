@@ -28,8 +28,10 @@ const PER_SECOND: u32 = 200;
 const LEARNT: Duration = Duration::from_secs(1);
 /// Who comes later than so long before something changes may meet the change.
 const UNDER_WAY: Duration = Duration::from_millis(200);
-/// In how long the nearest has to be chosen by at least a third to have its share back.
+/// In how long the nearest has to have [`BACK`] of all clients to be back, which is less than its share
+/// with those who know nothing of distances.
 const WINDOW: Duration = Duration::from_secs(1);
+const BACK: f64 = 0.3;
 
 /// What clients saw, over all rounds.
 #[derive(Debug, Serialize)]
@@ -42,7 +44,7 @@ pub struct Distance {
     pub even: Phase,
     /// While the nearest is slow.
     pub slow: Phase,
-    /// When the nearest had a third of the clients of a second again, in seconds after it had
+    /// When the nearest had three tenths of the clients of a second again, in seconds after it had
     /// recovered; the median over the rounds, and as long as was looked where it had not.
     pub back: f64,
     #[serde(skip)]
@@ -97,7 +99,7 @@ fn back(visits: &[Visit], recovered: Instant, looked: Duration) -> Duration {
     let has_share = |end: &Duration| {
         let from = visits.partition_point(|visit| visit.due < recovered + *end - WINDOW);
         let to = visits.partition_point(|visit| visit.due < recovered + *end);
-        shares(&visits[from..to])[NEAR] >= 1.0 / 3.0
+        shares(&visits[from..to])[NEAR] >= BACK
     };
     steps.find(has_share).unwrap_or(looked)
 }
@@ -149,14 +151,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_nearest_is_back_with_a_third_of_a_second() {
+    fn the_nearest_is_back_with_three_tenths_of_a_second() {
         let recovered = Instant::now();
         let visit = |number: u32| Visit {
             due: recovered + Duration::from_millis(100) * number,
             took: Duration::ZERO,
             outcome: Ok(Some(
-                // Three of ten, then four.
-                match (number % 10 < 3, number % 10 < 4, number < 20) {
+                // Two of ten, then three.
+                match (number % 10 < 2, number % 10 < 3, number < 20) {
                     (true, _, _) | (false, true, false) => "a",
                     _ => "b",
                 }

@@ -22,12 +22,12 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Enough to rely on: about twelve minutes.
+    /// Enough to rely on: about eight minutes.
     pub const FULL: Self = Self {
-        outage_rounds: 5,
+        outage_rounds: 3,
         healthy: Duration::from_secs(3),
         dead: Duration::from_secs(6),
-        distance_rounds: 3,
+        distance_rounds: 2,
         even: Duration::from_secs(6),
         slow: Duration::from_secs(6),
         recovered: Duration::from_secs(20),
