@@ -37,6 +37,8 @@ pub struct Candidates<'a> {
 struct Tried<'a> {
     pool: &'a PoolEntry,
     tried: Positions,
+    /// These, and those that another connection has begun to try.
+    passed: Positions,
     /// One for all choices for this connection, so that those that are made in
     /// vain do not skip anybody's.
     turn: OnceLock<usize>,
@@ -67,6 +69,7 @@ impl<'a> Candidates<'a> {
         let pools = target.pools().map(|pool| Tried {
             pool,
             tried: Positions::default(),
+            passed: Positions::default(),
             turn: OnceLock::new(),
         });
         Self {
@@ -94,7 +97,9 @@ impl<'a> Candidates<'a> {
         for of in &mut self.pools {
             let origins = of.pool.origins.iter().enumerate();
             let tried = origins.filter(|(_, origin)| tried(&origin.stats));
-            of.tried.extend(tried.map(|(index, _)| index));
+            let tried: Positions = tried.map(|(index, _)| index).collect();
+            of.passed.clone_from(&tried);
+            of.tried = tried;
         }
         self
     }
@@ -119,17 +124,19 @@ impl<'a> Candidates<'a> {
     pub fn next(&mut self, now: Instant) -> Option<Candidate<'a>> {
         loop {
             let Chosen { of, index, fresh } = self.choose(now)?;
-            let Tried { pool, tried, .. } = self.pools.get_mut(of)?;
-            let pool = *pool;
+            let of = self.pools.get_mut(of)?;
+            let pool = of.pool;
             let origin = pool.origins.get(index)?;
-            if fresh && !origin.stats.may_try(now, self.patience) {
-                // Another connection was first, and it rests now.
-                continue;
-            }
-            tried.insert(index);
             let target = self.target.with(pool);
             let address = target.address(index, self.edge_port)?;
-            if let Some(client) = self.shown.filter(|client| !same_family(*client, address)) {
+            of.passed.insert(index);
+            // Who cannot dial it does not try it for the others.
+            let is_for_it = self.shown.is_none_or(|client| same_family(client, address));
+            if fresh && is_for_it && !origin.stats.may_try(now, self.patience) {
+                continue;
+            }
+            of.tried.insert(index);
+            if let Some(client) = self.shown.filter(|_| !is_for_it) {
                 self.failed.get_or_insert_with(|| other_family(client));
                 continue;
             }
@@ -180,9 +187,9 @@ impl Tried<'_> {
         self.pool.origins.len().saturating_sub(self.tried.len())
     }
 
-    /// Those that were tried, and those that refused lately.
+    /// Those that were passed, and those that refused lately.
     fn avoided(&self, now: Instant) -> Positions {
-        let mut avoided = self.tried.clone();
+        let mut avoided = self.passed.clone();
         if !self.pool.stats.is_troubled() {
             return avoided;
         }
