@@ -459,6 +459,28 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn who_is_held_to_be_down_comes_after_the_fallback() {
+        let held = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let spare = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let (_dead, dead) = closed();
+        let pools: [&[SocketAddr]; 2] = [
+            &[dead, held.local_addr().unwrap()],
+            &[spare.local_addr().unwrap()],
+        ];
+        let mut edge = edge_of(&pools, Policy::RoundRobin, Duration::from_secs(5));
+        edge.weigh(|at| if at == 0 { 1.0 } else { 0.0 });
+        for _ in 0..5 {
+            assert_eq!(pool_dialled(&edge).await, "pool1");
+        }
+        drop(spare);
+        assert_eq!(
+            pool_dialled(&edge).await,
+            "pool0",
+            "it answers all the same"
+        );
+    }
+
+    #[tokio::test]
     async fn a_fallback_is_not_asked_while_the_pool_has_somebody() {
         let first = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let spare = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
