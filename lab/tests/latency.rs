@@ -199,8 +199,9 @@ fn the_near_is_preferred_left_when_it_is_slow_and_tried_again_when_it_is_not() {
     eprintln!("near is slow: {}\nlater: {}", said(&degraded), said(later));
     let (all, late) = (answered_by(&degraded, "near"), answered_by(later, "near"));
     assert!(all > 0, "else it says nothing");
-    assert!(all < 45, "{all} of {}", degraded.len());
-    assert!(late < 6, "{late} of {}", later.len());
+    // A third would not mind; what few do is that others look slow, too, on a busy machine.
+    assert!(all * 4 < degraded.len(), "{all} of {}", degraded.len());
+    assert!(late * 5 < later.len(), "{late} of {}", later.len());
 
     let (_, distance) = ORIGINS[0];
     stage.near.set_round_trip(distance);
