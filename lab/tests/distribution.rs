@@ -243,7 +243,7 @@ fn a_client_has_one_origin_at_every_edge_and_few_move_when_one_leaves() {
     assert!(p > THE_SAME_EACH_TIME, "{taken:?}: {p:e}");
 
     // It is taken out of the pool: the table is another one, and of the other clients Maglev moves
-    // a few: six of these two thousand.
+    // a few.
     let without = [Some(1.0), None, Some(3.0), Some(2.0)];
     cluster
         .apply(&manifest("hash", &without, monitored))

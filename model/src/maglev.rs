@@ -4,11 +4,11 @@
 
 use crate::sip::{Sip, mix};
 
-/// Sizes of tables, primes, as the permutations need: the smallest that has a
-/// hundred slots per origin, so that shares are right to a percent. The largest
-/// is that of the paper.
-const SIZES: [usize; 3] = [4099, 16_411, 65_537];
-const SLOTS_PER_ORIGIN: usize = 100;
+/// Slots of a table: a prime, as the permutations need, and that of the paper.
+/// One for any number of origins, since in a table of another size nearly all
+/// clients would be elsewhere. With a thousand origins, shares are right to two
+/// percent.
+const SIZE: usize = 65_537;
 
 /// Slots that are looked at for a client: where one origin of a hundred is left,
 /// half of the clients have found it by then.
@@ -48,20 +48,22 @@ impl Maglev {
     /// than once: its slot's, then those of slots elsewhere, so that the clients
     /// of one that is passed over are spread by weight. (Walks have steps of one
     /// length, so a slot's neighbours are of few origins.) In the end, those of all
-    /// slots.
+    /// slots, from one of its own on.
     pub fn preferred(&self, hash: u64) -> impl Iterator<Item = usize> {
-        let slot = |hash: u64| (hash % self.slots.len().max(1) as u64) as usize;
-        let hashes = std::iter::successors(Some(hash), |hash| Some(mix(*hash)));
-        let elsewhere = hashes.take(ELSEWHERE).map(slot);
-        let elsewhere = elsewhere.filter_map(|slot| self.slots.get(slot));
-        elsewhere.chain(&self.slots).map(|&at| usize::from(at))
+        let hashes = move || std::iter::successors(Some(hash), |hash| Some(mix(*hash)));
+        let elsewhere = hashes().take(ELSEWHERE);
+        let elsewhere = elsewhere.filter_map(|hash| self.slots.get(self.slot(hash)));
+        let around = std::iter::once_with(move || {
+            let last = hashes().nth(ELSEWHERE).unwrap_or(hash);
+            let (before, after) = self.slots.split_at(self.slot(last));
+            after.iter().chain(before)
+        });
+        elsewhere.chain(around.flatten()).map(|&at| usize::from(at))
     }
-}
 
-fn size(origins: usize) -> usize {
-    let wanted = origins * SLOTS_PER_ORIGIN;
-    let fits = SIZES.iter().find(|size| **size >= wanted);
-    *fits.unwrap_or(&SIZES[SIZES.len() - 1])
+    fn slot(&self, hash: u64) -> usize {
+        (hash % self.slots.len().max(1) as u64) as usize
+    }
 }
 
 /// An origin's walk over the slots, and how often it may take one: by its
@@ -79,28 +81,27 @@ fn fill(origins: &[(&str, u32, u16)]) -> Box<[u16]> {
     if origins.is_empty() {
         return Box::default();
     }
-    let size = size(origins.len());
     let mut walkers: Vec<Walker> = origins
         .iter()
         .map(|&(name, weight, at)| Walker {
             at,
-            next: (OFFSET.hash(name.as_bytes()) % size as u64) as usize,
-            skip: (SKIP.hash(name.as_bytes()) % (size as u64 - 1)) as usize + 1,
+            next: (OFFSET.hash(name.as_bytes()) % SIZE as u64) as usize,
+            skip: (SKIP.hash(name.as_bytes()) % (SIZE as u64 - 1)) as usize + 1,
             weight: u64::from(weight),
             credit: 0,
         })
         .collect();
     let heaviest = walkers.iter().map(|w| w.weight).max().unwrap_or(1);
-    let mut slots = vec![FREE; size];
-    let mut left = size;
+    let mut slots = vec![FREE; SIZE];
+    let mut left = SIZE;
     let mut take = |walker: &mut Walker| {
         if left == 0 {
             return false;
         }
-        // `skip` and the prime `size` have no common divisor, so the walk comes
+        // `skip` and the prime `SIZE` have no common divisor, so the walk comes
         // to every slot, and one of them is free.
         while slots[walker.next] != FREE {
-            walker.next = (walker.next + walker.skip) % size;
+            walker.next = (walker.next + walker.skip) % SIZE;
         }
         slots[walker.next] = walker.at;
         left -= 1;
@@ -180,9 +181,42 @@ mod tests {
     }
 
     #[test]
-    fn the_table_grows_with_the_origins() {
-        for (origins, size) in [(1, 4099), (40, 4099), (41, 16_411), (1000, 65_537)] {
-            assert_eq!(table(&named(origins)).slots.len(), size, "{origins}");
+    fn of_a_thousand_none_has_much_more_than_its_share() {
+        let maglev = table(&named(1000));
+        let mut slots = [0u32; 1000];
+        for at in &maglev.slots {
+            slots[usize::from(*at)] += 1;
+        }
+        assert!(slots.iter().all(|has| (65..=66).contains(has)), "{slots:?}");
+    }
+
+    /// Most of the clients find none of the few by slots elsewhere.
+    #[test]
+    fn where_few_of_many_are_left_they_share_the_clients() {
+        let (maglev, mut random) = (table(&named(1000)), 1);
+        let mut clients = [0u32; 4];
+        for _ in 0..4000 {
+            random = mix(random);
+            let of_the_few = |at: &usize| at.is_multiple_of(250);
+            clients[maglev.preferred(random).find(of_the_few).unwrap_or(0) / 250] += 1;
+        }
+        assert!(
+            clients.iter().all(|has| (700..1300).contains(has)),
+            "{clients:?}"
+        );
+    }
+
+    /// `cargo test -p anyport-model --lib -- --ignored --nocapture table_costs`
+    #[test]
+    #[ignore = "a measurement"]
+    #[allow(clippy::print_stdout)]
+    fn what_a_table_costs() {
+        for count in [3, 40, 1000] {
+            let origins = named(count);
+            let start = std::time::Instant::now();
+            let slots = table(&origins).slots;
+            let (took, bytes) = (start.elapsed(), size_of_val(&*slots));
+            println!("{count} origins: {took:?}, {bytes} bytes");
         }
     }
 
@@ -204,7 +238,7 @@ mod tests {
             .collect();
         assert_eq!(
             format!("{:016x}", Sip::new(0, 0).hash(&bytes)),
-            "2fbe7f864ebd8d5b"
+            "cc455fb9090379d8"
         );
     }
 
@@ -216,7 +250,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(48))]
+        #![proptest_config(ProptestConfig::with_cases(24))]
 
         #[test]
         fn two_builds_agree_in_any_order(
@@ -238,13 +272,16 @@ mod tests {
         /// One origin less: its own slots have to go elsewhere; of the others,
         /// Maglev moves a few.
         #[test]
-        fn an_origin_that_goes_moves_little_else(count in 2usize..60, gone: prop::sample::Index) {
+        fn an_origin_that_goes_moves_little_else(
+            count in prop_oneof![2usize..60, Just(41), Just(164), Just(400)],
+            gone: prop::sample::Index,
+        ) {
             let before = named(count);
             let gone = gone.index(count);
             let mut after = before.clone();
             after[gone].1 = 0;
             let (one, two) = (table(&before), table(&after));
-            prop_assume!(one.slots.len() == two.slots.len());
+            prop_assert_eq!(one.slots.len(), two.slots.len());
             let stayed = one.slots.iter().zip(&two.slots);
             let moved = stayed.filter(|(old, new)| usize::from(**old) != gone && old != new);
             let moved = moved.count() as f64 / one.slots.len() as f64;
@@ -258,10 +295,9 @@ mod tests {
                 .enumerate()
                 .map(|(index, weight)| (format!("o{index}"), *weight))
                 .collect();
-            let mut seen: Vec<usize> = table(&origins).preferred(hash).collect();
-            seen.sort_unstable();
-            seen.dedup();
-            let with_weight = (0..weights.len()).filter(|&index| weights[index] > 0);
+            let mut seen = vec![false; weights.len()];
+            table(&origins).preferred(hash).for_each(|index| seen[index] = true);
+            let with_weight = weights.iter().map(|weight| *weight > 0);
             prop_assert_eq!(seen, with_weight.collect::<Vec<_>>());
         }
     }
