@@ -43,10 +43,11 @@ impl PeakEwma {
         Self((value.round() as u64).clamp(1, VALUE_MAX) << TIME_BITS | time)
     }
 
-    /// What an answer is thought to take; `None` where nothing is known.
+    /// What an answer is thought to take, 1 µs at least, so that what it is
+    /// multiplied by counts; `None` where nothing is known.
     pub fn value(self, now: Duration) -> Option<Duration> {
         let micros = self.micros() as f64 * self.kept(now);
-        (self.0 != 0).then(|| Duration::from_micros(micros as u64))
+        (self.0 != 0).then(|| Duration::from_micros((micros as u64).max(1)))
     }
 
     fn micros(self) -> u64 {
@@ -100,7 +101,7 @@ mod tests {
         assert!(at(60) < ms(1));
         assert_eq!(
             at(100_000),
-            Duration::ZERO,
+            Duration::from_micros(1),
             "known, and no longer held against it"
         );
     }

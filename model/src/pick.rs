@@ -616,6 +616,20 @@ mod tests {
         );
     }
 
+    #[test]
+    fn of_those_not_heard_of_for_long_none_is_given_all() {
+        let wheel = wheel(Policy::Latency, &[1.0, 1.0, 1.0]);
+        let old = |open| Load {
+            now: Duration::from_secs(3600),
+            ..load(open, Some(Duration::from_millis(2)))
+        };
+        let loads = [old(90), old(0), old(0)];
+        for step in 0..1000u64 {
+            let draw = draw(0, mix(step));
+            assert_ne!(wheel.choose(draw, |at| loads[at], &NONE), Some(0));
+        }
+    }
+
     /// With two of three drawn it would be two thirds.
     #[test]
     fn the_best_of_three_gets_all_that_it_bears() {
