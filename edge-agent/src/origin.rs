@@ -15,4 +15,4 @@ pub use dial::{Dialled, Dialling, Incoming, NoOrigin, Unbegun, nothing_to_try};
 pub use dns::{DnsStats, Failed, Names, Standing, follow_dns, resolved};
 pub use first_byte::Held;
 pub use resolver::{NameServers, Resolver};
-pub use rest::Rest;
+pub use rest::{Rest, Unheard};

@@ -29,7 +29,7 @@ use prometheus::{
 
 use crate::{
     endings::Endings,
-    origin::{DnsStats, Rest},
+    origin::{DnsStats, Rest, Unheard},
     shield::{self, Refusal, Tally},
 };
 
@@ -746,9 +746,9 @@ impl OriginStats {
 
     /// Whether a connection may use it that has found it at rest no longer: see
     /// [`Rest::may_try`].
-    pub fn may_try(&self, now: Instant, patience: Duration) -> bool {
+    pub fn may_try(&self, now: Instant, patience: Duration, unheard: Unheard) -> bool {
         let now = now.saturating_duration_since(self.since);
-        self.rest.may_try(now, patience)
+        self.rest.may_try(now, patience, unheard)
     }
 
     /// What a choice goes by.
@@ -761,12 +761,14 @@ impl OriginStats {
     }
 
     /// It took so long to connect, before any answer: better than to know
-    /// nothing of it.
+    /// nothing of it, or nothing any more.
     pub fn connected_after(&self, took: Duration) {
-        let first = PeakEwma::default().observe(self.since.elapsed(), took);
-        let _ = self
-            .answers
-            .compare_exchange(0, first.to_bits(), Relaxed, Relaxed);
+        let now = self.since.elapsed();
+        let after = |bits| {
+            let after = PeakEwma::from_bits(bits).at_least(now, took).to_bits();
+            (after != bits).then_some(after)
+        };
+        let _ = self.answers.fetch_update(Relaxed, Relaxed, after);
     }
 
     /// It took so long to connect and to answer.
@@ -788,18 +790,25 @@ impl OriginStats {
         OpenGuard(Arc::clone(self))
     }
 
+    /// What an origin showed just now.
     pub fn dialled(&self, outcome: Result<Duration, &dyn std::fmt::Display>) {
+        self.dialled_since(Instant::now(), outcome);
+    }
+
+    /// What became of a dial that `began` then.
+    pub fn dialled_since(&self, began: Instant, outcome: Result<Duration, &dyn std::fmt::Display>) {
         self.dials.fetch_add(1, Relaxed);
         match outcome {
             Ok(took) => {
-                if self.rest.succeeded() {
+                if self.rest.succeeded(self.since.elapsed()) {
                     self.troubled.fetch_sub(1, Relaxed);
                 }
                 let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
                 self.connect_micros.fetch_add(micros, Relaxed);
             }
             Err(why) => {
-                if self.rest.failed(self.since.elapsed()) {
+                let began = began.saturating_duration_since(self.since);
+                if self.rest.failed(began, self.since.elapsed()) {
                     self.troubled.fetch_add(1, Relaxed);
                 }
                 self.failures.fetch_add(1, Relaxed);
@@ -823,7 +832,7 @@ impl OriginStats {
 
 impl Drop for OriginStats {
     fn drop(&mut self) {
-        if self.rest.succeeded() {
+        if self.rest.succeeded(self.since.elapsed()) {
             self.troubled.fetch_sub(1, Relaxed);
         }
     }

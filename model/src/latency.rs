@@ -43,6 +43,15 @@ impl PeakEwma {
         Self((value.round() as u64).clamp(1, VALUE_MAX) << TIME_BITS | time)
     }
 
+    /// The value when an answer takes `least` at least.
+    #[must_use]
+    pub fn at_least(self, now: Duration, least: Duration) -> Self {
+        match self.value(now) {
+            Some(value) if value >= least => self,
+            _ => Self::default().observe(now, least),
+        }
+    }
+
     /// What an answer is thought to take, 1 µs at least, so that what it is
     /// multiplied by counts; `None` where nothing is known.
     pub fn value(self, now: Duration) -> Option<Duration> {
@@ -104,6 +113,16 @@ mod tests {
             Duration::from_micros(1),
             "known, and no longer held against it"
         );
+    }
+
+    #[test]
+    fn what_is_old_does_not_fall_below_what_is_known_anew() {
+        let ewma = PeakEwma::default().at_least(ms(0), ms(4));
+        assert_eq!(ewma.value(ms(0)), Some(ms(4)));
+        let ewma = ewma.observe(ms(0), ms(100));
+        assert_eq!(ewma.at_least(ms(10_000), ms(4)), ewma);
+        let later = ewma.at_least(ms(60_000), ms(4));
+        assert_eq!(later.value(ms(60_000)), Some(ms(4)));
     }
 
     proptest! {

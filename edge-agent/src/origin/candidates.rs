@@ -10,9 +10,10 @@ use anyport_model::{
     outcome::Status,
     pick::{Draw, Wheel},
     positions::Positions,
+    resource::Transport,
 };
 
-use super::{NoOrigin, nothing_to_try};
+use super::{NoOrigin, Unheard, nothing_to_try};
 use crate::{
     stats::OriginStats,
     table::{OriginEntry, PoolEntry, Target},
@@ -25,10 +26,10 @@ pub struct Candidates<'a> {
     target: Target<'a>,
     edge_port: u16,
     client: IpAddr,
-    shown: Option<SocketAddr>,
     /// How long nothing may be heard of a connection that tries an origin for
     /// all.
     patience: Duration,
+    unheard: Unheard,
     pools: Vec<Tried<'a>>,
     failed: Option<NoOrigin>,
 }
@@ -76,8 +77,11 @@ impl<'a> Candidates<'a> {
             target,
             edge_port,
             client,
-            shown: None,
             patience: target.app.app.timeouts.connect + TELLING,
+            unheard: match target.app.app.transport {
+                Transport::Tcp => Unheard::AnotherTries,
+                Transport::Udp => Unheard::AllComeBack,
+            },
             pools: pools.collect(),
             failed: None,
         }
@@ -87,7 +91,18 @@ impl<'a> Candidates<'a> {
     /// only origins of its family then.
     #[must_use]
     pub fn showing(mut self, shown: Option<SocketAddr>) -> Self {
-        self.shown = shown;
+        let Some(client) = shown else {
+            return self;
+        };
+        for of in &mut self.pools {
+            let (target, could) = (self.target.with(of.pool), of.left());
+            let address = |index| target.address(index, self.edge_port);
+            let is_other = |index: &usize| address(*index).is_some_and(|a| !same_family(client, a));
+            of.pass((0..of.pool.origins.len()).filter(is_other));
+            if of.left() < could {
+                self.failed = Some(other_family(client));
+            }
+        }
         self
     }
 
@@ -97,14 +112,12 @@ impl<'a> Candidates<'a> {
         for of in &mut self.pools {
             let origins = of.pool.origins.iter().enumerate();
             let tried = origins.filter(|(_, origin)| tried(&origin.stats));
-            let tried: Positions = tried.map(|(index, _)| index).collect();
-            of.passed.clone_from(&tried);
-            of.tried = tried;
+            of.pass(tried.map(|(index, _)| index));
         }
         self
     }
 
-    /// How many were not tried yet, at most.
+    /// How many could be tried yet, but for those that must not be dialled.
     pub fn left(&self) -> usize {
         self.pools.iter().map(Tried::left).sum()
     }
@@ -130,19 +143,16 @@ impl<'a> Candidates<'a> {
             let target = self.target.with(pool);
             let address = target.address(index, self.edge_port)?;
             of.passed.insert(index);
+            // Asked of the very address that is dialled: what a name stands for
+            // may be another one each time.
+            let forbidden = target.forbidden(address);
             // Who cannot dial it does not try it for the others.
-            let is_for_it = self.shown.is_none_or(|client| same_family(client, address));
-            if fresh && is_for_it && !origin.stats.may_try(now, self.patience) {
+            let may_try = || origin.stats.may_try(now, self.patience, self.unheard);
+            if fresh && forbidden.is_none() && !may_try() {
                 continue;
             }
             of.tried.insert(index);
-            if let Some(client) = self.shown.filter(|_| !is_for_it) {
-                self.failed.get_or_insert_with(|| other_family(client));
-                continue;
-            }
-            // Asked of the very address that is dialled: what a name stands for
-            // may be another one each time.
-            if let Some(why) = target.forbidden(address) {
+            if let Some(why) = forbidden {
                 target.app.stats.blocked(why);
                 self.failed(Status::Blocked, format!("{address} {why}"));
                 continue;
@@ -184,7 +194,15 @@ impl<'a> Candidates<'a> {
 
 impl Tried<'_> {
     fn left(&self) -> usize {
-        self.pool.origins.len().saturating_sub(self.tried.len())
+        self.pool.last_resort.candidates_left(&self.tried)
+    }
+
+    /// Not these.
+    fn pass(&mut self, indices: impl Iterator<Item = usize>) {
+        for index in indices {
+            self.passed.insert(index);
+            self.tried.insert(index);
+        }
     }
 
     /// Those that were passed, and those that refused lately.
@@ -247,10 +265,67 @@ fn other_family(client: SocketAddr) -> NoOrigin {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use anyport_model::resource::Policy;
+    use std::sync::Arc;
+
+    use anyport_model::resource::{Policy, Weight};
 
     use super::*;
-    use crate::origin::fake_edge::{Edge, edge_of};
+    use crate::{
+        origin::fake_edge::{Edge, edge_of},
+        protect::Guarded,
+    };
+
+    #[test]
+    fn what_can_never_be_tried_takes_no_time_from_the_others() {
+        let [v4, v6]: [SocketAddr; 2] = ["10.1.0.1:1", "[fd00::1]:1"].map(|a| a.parse().unwrap());
+        let mut edge = edge_of(
+            &[&[v4, v4, v4, v4, v6], &[v6, v4]],
+            Policy::RoundRobin,
+            Duration::from_secs(5),
+        );
+        edge.declare(|at, origin| {
+            origin.enabled = at != 1;
+            origin.weight = Weight::new(if at == 2 { 0.0 } else { 1.0 }).unwrap();
+        });
+        // Held to be down, and yet a last resort.
+        edge.weigh(|at| if at == 0 { 1.0 } else { 0.0 });
+        let table = edge.table();
+        let client: SocketAddr = "192.168.0.1:1".parse().unwrap();
+        let all = || Candidates::new(Edge::target(&table), 80, client.ip());
+        assert_eq!(all().left(), 5);
+        let mut shown = all().showing(Some(client));
+        assert_eq!(shown.left(), 3);
+        let now = Instant::now();
+        let mut tried = Vec::new();
+        while let Some(candidate) = shown.next(now) {
+            assert_eq!(candidate.address, v4);
+            tried.push((candidate.pool.id.label(), candidate.origin.label.as_ref()));
+            assert_eq!(shown.left(), 3 - tried.len());
+        }
+        assert_eq!(tried, [("pool0", "o0"), ("pool1", "o1"), ("pool0", "o3")]);
+        assert_eq!(shown.why_none().reason, other_family(client).reason);
+    }
+
+    #[test]
+    fn who_must_not_dial_an_origin_does_not_try_it_for_the_others() {
+        let address: SocketAddr = "10.1.0.1:1".parse().unwrap();
+        let mut edge = edge_of(&[&[address]], Policy::RoundRobin, Duration::from_secs(5));
+        let rested = || Instant::now() + Duration::from_secs(1);
+        let stats = {
+            let table = edge.table();
+            Arc::clone(&Edge::target(&table).pool.origins[0].stats)
+        };
+        stats.dialled(Err(&"no"));
+        edge.writer.protect(Guarded {
+            own: vec![address],
+            ..Guarded::default()
+        });
+        edge.publish();
+        let table = edge.table();
+        let mut none = Candidates::new(Edge::target(&table), 80, address.ip());
+        assert!(none.next(rested()).is_none());
+        assert!(!stats.is_resting(rested()), "nobody tries it");
+    }
 
     /// `cargo test -p anyport-edge-agent --lib -- --ignored --nocapture thousand_origins`
     #[test]

@@ -50,6 +50,7 @@ pub struct Dialled {
 /// to its counters.
 pub struct Seen {
     stats: Arc<OriginStats>,
+    began: Instant,
     took: Duration,
 }
 
@@ -82,6 +83,11 @@ fn worth_waiting(part: Duration) -> Duration {
     let answer = ATTEMPT_MIN - Duration::from_secs(1);
     let seconds = part.saturating_sub(answer).as_secs().max(1);
     Duration::from_secs(seconds) + answer
+}
+
+/// Of what is left, an equal part with the others that could follow.
+fn part(left: Duration, others: usize) -> Duration {
+    left / u32::try_from(others + 1).unwrap_or(u32::MAX)
 }
 
 /// Handshakes that are begun with origins for one client, which may have sent no
@@ -127,9 +133,7 @@ impl<'a> Dialling<'a> {
     /// Why there is none: the last failure, or that there was nothing to try.
     pub async fn next(&mut self) -> Result<Dialled, NoOrigin> {
         while self.unbegun < BEGUN_MOST && !self.left().is_zero() {
-            // A pool that lets dials run out of time may not use up what its
-            // fallback needs.
-            if self.attempts > 0 && self.left() < 2 * ATTEMPT_MIN {
+            if self.attempts > 0 && self.is_time_for_the_fallback() {
                 self.candidates.leave_first_pool();
             }
             let Some(candidate) = self.candidates.next(self.incoming.since) else {
@@ -139,7 +143,7 @@ impl<'a> Dialling<'a> {
             let left = self.left();
             let patience = match self.candidates.left() {
                 0 => left,
-                _ => worth_waiting(self.part()).min(left),
+                others => worth_waiting(part(left, others)).min(left),
             };
             match self.attempt(candidate, patience).await {
                 Ok(dialled) => return Ok(dialled),
@@ -160,8 +164,11 @@ impl<'a> Dialling<'a> {
     /// take, so that another origin can be tried after it. None: there is no
     /// other.
     pub fn patience(&self) -> Option<Duration> {
-        let others = self.candidates.left() > 0 && self.unbegun + 1 < BEGUN_MOST;
-        others.then(|| self.part().max(ATTEMPT_MIN))
+        match self.candidates.left() {
+            0 => None,
+            _ if self.unbegun + 1 == BEGUN_MOST => None,
+            others => Some(part(self.left(), others).max(ATTEMPT_MIN)),
+        }
     }
 
     /// Nothing came of the connection that was made last.
@@ -171,7 +178,7 @@ impl<'a> Dialling<'a> {
             true => Err(&why.reason as &dyn fmt::Display),
             false => Ok(seen.took),
         };
-        seen.stats.dialled(outcome);
+        seen.stats.dialled_since(seen.began, outcome);
         let reason = format!("{address}: {}", why.reason);
         self.candidates.failed(why.status, reason);
     }
@@ -180,9 +187,16 @@ impl<'a> Dialling<'a> {
         self.deadline.saturating_duration_since(Instant::now())
     }
 
-    /// Of what is left, an equal part with those that could follow.
-    fn part(&self) -> Duration {
-        self.left() / u32::try_from(self.candidates.left() + 1).unwrap_or(u32::MAX)
+    /// A pool that lets dials run out of time, or of which nothing comes, may not
+    /// use up what its fallback needs.
+    fn is_time_for_the_fallback(&self) -> bool {
+        let needs = (2 * ATTEMPT_MIN).min(self.whole() / 2);
+        self.left() < needs || self.unbegun + 1 == BEGUN_MOST
+    }
+
+    /// The app's connect timeout.
+    fn whole(&self) -> Duration {
+        self.target.app.app.timeouts.connect
     }
 
     async fn attempt(
@@ -228,16 +242,22 @@ impl<'a> Dialling<'a> {
                     pool: pool.id.clone(),
                     origin: Arc::clone(&origin.label),
                     address,
-                    seen: Seen { stats, took },
+                    seen: Seen {
+                        stats,
+                        began: start,
+                        took,
+                    },
                 })
             }
             Err(error) => {
                 let error = DialError(error);
                 // What says nothing of the origin is not held against it: our own
-                // shortage, or a deadline that left it no time to answer.
-                let cut_short = patience < ATTEMPT_MIN && error.0.kind() == io::ErrorKind::TimedOut;
+                // shortage, or a deadline that left it no time to answer. Who has
+                // about all the time that the app gives has had enough.
+                let enough = ATTEMPT_MIN.min(self.whole() * 3 / 4);
+                let cut_short = patience < enough && error.0.kind() == io::ErrorKind::TimedOut;
                 if !error.is_our_own() && !cut_short {
-                    origin.stats.dialled(Err(&error));
+                    origin.stats.dialled_since(start, Err(&error));
                 }
                 span.record("error", tracing::field::display(&error));
                 Err(error)
@@ -435,7 +455,8 @@ mod tests {
         first.dialled(Ok(Duration::ZERO));
         assert_eq!(to_first(rested), 10);
         // Where everything is at rest, there is nothing to avoid.
-        first.dialled(Err(&"no"));
+        let later = rested + Duration::from_secs(9);
+        first.dialled_since(later, Err(&"no"));
         target.pool.origins[1].stats.dialled(Err(&"no"));
         assert_eq!(to_first(Instant::now()), 10);
     }
@@ -494,6 +515,68 @@ mod tests {
         for _ in 0..20 {
             assert_eq!(pool_dialled(&edge).await, "pool0");
         }
+    }
+
+    #[tokio::test]
+    async fn nor_where_the_connect_timeout_is_short() {
+        let first = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let spare = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let (_held, dead) = closed();
+        let (first, spare) = (first.local_addr().unwrap(), spare.local_addr().unwrap());
+        let connect = Duration::from_secs(2);
+        let edge = edge_of(&[&[dead, first], &[spare]], Policy::RoundRobin, connect);
+        for _ in 0..2 {
+            assert_eq!(pool_dialled(&edge).await, "pool0");
+        }
+        let origins = edge.stats.declared_origins();
+        assert_eq!(origins[0].stats.counts().failures, 1, "it was tried");
+    }
+
+    #[tokio::test]
+    async fn the_last_that_something_may_come_of_is_of_the_fallback() {
+        let mut listeners = Vec::new();
+        for _ in 0..5 {
+            listeners.push(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap());
+        }
+        let addresses: Vec<_> = listeners.iter().map(|l| l.local_addr().unwrap()).collect();
+        let (first, spare) = addresses.split_at(4);
+        let edge = edge_of(&[first, spare], Policy::RoundRobin, Duration::from_secs(60));
+        let table = edge.table();
+        let incoming = Incoming {
+            client: Ipv4Addr::LOCALHOST.into(),
+            edge_port: 80,
+            shown: None,
+            since: Instant::now(),
+        };
+        let mut dialling = Dialling::new(Edge::target(&table), incoming, &edge.stats).unwrap();
+        let mut pools = Vec::new();
+        while let Ok(dialled) = dialling.next().await {
+            pools.push(dialled.pool.label().to_owned());
+            let why = Unbegun {
+                status: Status::TlsConfiguration,
+                reason: "no TLS".to_owned(),
+                blames_origin: true,
+            };
+            dialling.failed(dialled.address, &dialled.seen, why);
+        }
+        assert_eq!(pools, ["pool0", "pool0", "pool1"]);
+    }
+
+    #[tokio::test]
+    async fn a_dial_from_before_is_not_held_against_who_has_recovered() {
+        let (_full, address) = full().await;
+        let edge = edge(&[address], Duration::from_secs(1));
+        let table = edge.table();
+        let stats = &Edge::target(&table).pool.origins[0].stats;
+        let recovers = async {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            stats.dialled(Err(&"no"));
+            stats.dialled(Ok(Duration::ZERO));
+        };
+        let (dialled, ()) = tokio::join!(dialled(&edge), recovers);
+        assert!(dialled.is_err());
+        assert_eq!(stats.counts().failures, 2);
+        assert!(!stats.is_resting(Instant::now()));
     }
 
     #[tokio::test]
@@ -627,7 +710,7 @@ mod tests {
     #[tokio::test]
     async fn the_connect_timeout_bounds_all_attempts_together() {
         let (_full, address) = full().await;
-        let edge = edge(&[address, address], Duration::from_millis(600));
+        let edge = edge(&[address, address], Duration::from_secs(1));
         let start = Instant::now();
         let failed = dialled(&edge).await.map(|_| ()).unwrap_err();
         assert_eq!(failed.status, Status::ConnectTimedOut);
@@ -636,5 +719,8 @@ mod tests {
             "{:?}",
             start.elapsed()
         );
+        let origins = edge.stats.declared_origins();
+        let failures = |at: usize| origins[at].stats.counts().failures;
+        assert_eq!(failures(0) + failures(1), 1, "it had all the time");
     }
 }

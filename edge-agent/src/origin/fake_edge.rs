@@ -40,6 +40,20 @@ impl Edge {
         table.target(Transport::Tcp, EDGE.parse().unwrap()).unwrap()
     }
 
+    /// The origins of its first pool are declared so.
+    pub(super) fn declare(&mut self, change: impl Fn(usize, &mut Origin)) {
+        let pool = ResourceRef::Pool("pool0".parse().unwrap());
+        let Some(Resource::Pool(declared)) = self.resources.get(&pool) else {
+            panic!("it is declared");
+        };
+        let mut declared = Pool::clone(declared);
+        let origins = declared.origins.iter_mut().enumerate();
+        origins.for_each(|(at, origin)| change(at, origin));
+        let declared = Resource::Pool(Arc::new(declared));
+        self.resources.insert(pool, declared);
+        self.publish();
+    }
+
     /// Its first pool weighs so by the balancer.
     pub(super) fn weigh(&mut self, weight: impl Fn(usize) -> f64) {
         let pool: PoolName = "pool0".parse().unwrap();

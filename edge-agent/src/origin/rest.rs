@@ -13,11 +13,26 @@ use std::{
 const FIRST: Duration = Duration::from_millis(500);
 const LONGEST: Duration = Duration::from_secs(15);
 
-/// Failures in a row, whether somebody tries the origin, and when the others
-/// come back to it, in one word: 15 bits of count above one bit above 48 bits of
-/// milliseconds (8,900 years). 0: nothing is against it.
 #[derive(Debug, Default)]
-pub struct Rest(AtomicU64);
+pub struct Rest {
+    /// Failures in a row, whether somebody tries the origin, and when the others
+    /// come back to it, in one word: 15 bits of count above one bit above 48 bits
+    /// of milliseconds (8,900 years). 0: nothing is against it.
+    state: AtomicU64,
+    /// When that was changed last, in milliseconds: what dials that were under way
+    /// then show of the origin is older.
+    changed: AtomicU64,
+}
+
+/// What follows when nothing is heard of a connection that tries an origin for
+/// all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unheard {
+    /// Its client may have left: another one tries.
+    AnotherTries,
+    /// Some origins never answer, as of datagrams: all come back.
+    AllComeBack,
+}
 
 const TIME_BITS: u32 = 48;
 const TRIAL: u64 = 1 << TIME_BITS;
@@ -54,11 +69,15 @@ impl State {
 }
 
 impl Rest {
-    /// A dial failed, `now` after any fixed point in time. The rest doubles
-    /// with each failure in a row; dials that were under way when it began say
-    /// nothing new. Whether nothing was against the origin before.
-    pub fn failed(&self, now: Duration) -> bool {
-        let failures = match State::of(self.0.load(Relaxed)) {
+    /// A dial that `began` then failed `now`, both after any fixed point in time.
+    /// The rest doubles with each failure in a row; dials that were under way when
+    /// it, a trial, or a recovery began say nothing new. Whether nothing was
+    /// against the origin before.
+    pub fn failed(&self, began: Duration, now: Duration) -> bool {
+        if millis(began) < self.changed.load(Relaxed) {
+            return false;
+        }
+        let failures = match State::of(self.state.load(Relaxed)) {
             Some(state) if !state.on_trial && millis(now) < state.until => return false,
             Some(state) => state.failures,
             None => 0,
@@ -66,25 +85,29 @@ impl Rest {
         let doubled = FIRST.saturating_mul(1 << failures.min(16));
         // Two failures at once may count as one.
         let state = State::new(failures + 1, false, now + doubled.min(LONGEST));
-        self.0.swap(state.word(), Relaxed) == 0
+        self.changed.fetch_max(millis(now), Relaxed);
+        self.state.swap(state.word(), Relaxed) == 0
     }
 
     /// Whether something was against the origin before.
-    pub fn succeeded(&self) -> bool {
-        self.0.load(Relaxed) != 0 && self.0.swap(0, Relaxed) != 0
+    pub fn succeeded(&self, now: Duration) -> bool {
+        if self.state.load(Relaxed) == 0 {
+            return false;
+        }
+        self.changed.fetch_max(millis(now), Relaxed);
+        self.state.swap(0, Relaxed) != 0
     }
 
     /// It is left alone: it rests, or somebody tries it.
     pub fn is_resting(&self, now: Duration) -> bool {
-        State::of(self.0.load(Relaxed)).is_some_and(|state| millis(now) < state.until)
+        State::of(self.state.load(Relaxed)).is_some_and(|state| millis(now) < state.until)
     }
 
     /// Whether a connection may use it that has found it at rest no longer. After
     /// a rest this is so for one of them, and until that one succeeded or failed
-    /// it rests for all others. Where nothing is heard for `patience`, as from an
-    /// origin of datagrams that never answers, they come back to it.
-    pub fn may_try(&self, now: Duration, patience: Duration) -> bool {
-        let mut word = self.0.load(Relaxed);
+    /// it rests for all others, or until nothing was heard for `patience`.
+    pub fn may_try(&self, now: Duration, patience: Duration, unheard: Unheard) -> bool {
+        let mut word = self.state.load(Relaxed);
         loop {
             let Some(state) = State::of(word) else {
                 return true;
@@ -92,16 +115,20 @@ impl Rest {
             if millis(now) < state.until {
                 return false;
             }
-            if state.on_trial {
+            if state.on_trial && unheard == Unheard::AllComeBack {
                 return true;
             }
             let trial = State::new(state.failures, true, now + patience);
+            let trial = trial.word();
             match self
-                .0
-                .compare_exchange_weak(word, trial.word(), Relaxed, Relaxed)
+                .state
+                .compare_exchange_weak(word, trial, Relaxed, Relaxed)
             {
-                Ok(_) => return true,
-                Err(changed) => word = changed,
+                Ok(_) => {
+                    self.changed.fetch_max(millis(now), Relaxed);
+                    return true;
+                }
+                Err(other) => word = other,
             }
         }
     }
@@ -119,6 +146,15 @@ mod tests {
     const PATIENCE: Duration = Duration::from_secs(5);
     const MS: Duration = Duration::from_millis(1);
 
+    /// At once.
+    fn fail(rest: &Rest, now: Duration) {
+        rest.failed(now, now);
+    }
+
+    fn may_try(rest: &Rest, now: Duration) -> bool {
+        rest.may_try(now, PATIENCE, Unheard::AnotherTries)
+    }
+
     fn rest_after(rest: &Rest, now: Duration) -> Duration {
         let mut length = Duration::ZERO;
         while rest.is_resting(now + length) {
@@ -133,14 +169,14 @@ mod tests {
         let mut now = Duration::from_secs(5);
         assert!(!rest.is_resting(now));
         for expected in [500, 1000, 2000, 4000, 8000, 15_000, 15_000] {
-            rest.failed(now);
+            fail(&rest, now);
             let length = rest_after(&rest, now);
             assert_eq!(length, Duration::from_millis(expected));
             now += length;
         }
-        rest.succeeded();
+        rest.succeeded(now);
         assert!(!rest.is_resting(now));
-        rest.failed(now);
+        fail(&rest, now);
         assert_eq!(rest_after(&rest, now), FIRST);
     }
 
@@ -149,10 +185,10 @@ mod tests {
         let rest = Rest::default();
         let mut now = Duration::ZERO;
         for _ in 0..100_000 {
-            rest.failed(now);
+            fail(&rest, now);
             now += LONGEST;
         }
-        rest.failed(now);
+        fail(&rest, now);
         assert!(rest.is_resting(now));
         assert!(!rest.is_resting(now + LONGEST));
     }
@@ -162,7 +198,7 @@ mod tests {
         let rest = Rest::default();
         let now = Duration::from_secs(1);
         for _ in 0..50 {
-            rest.failed(now);
+            fail(&rest, now);
         }
         assert_eq!(rest_after(&rest, now), FIRST);
     }
@@ -171,22 +207,22 @@ mod tests {
     fn when_a_rest_ends_one_tries_and_the_others_wait_for_it() {
         let rest = Rest::default();
         let mut now = Duration::from_secs(1);
-        assert!((0..9).all(|_| rest.may_try(now, PATIENCE)), "it is well");
-        rest.failed(now);
-        assert!(!rest.may_try(now, PATIENCE));
+        assert!((0..9).all(|_| may_try(&rest, now)), "it is well");
+        fail(&rest, now);
+        assert!(!may_try(&rest, now));
         now += FIRST;
         assert!(!rest.is_resting(now));
-        let tries = |now| (0..9).filter(|_| rest.may_try(now, PATIENCE)).count();
+        let tries = |now| (0..9).filter(|_| may_try(&rest, now)).count();
         assert_eq!(tries(now), 1);
         assert_eq!(rest_after(&rest, now), PATIENCE);
         // It failed: a longer rest, and then one again.
-        rest.failed(now + MS);
+        fail(&rest, now + MS);
         now += MS;
         assert_eq!(rest_after(&rest, now), FIRST * 2);
         now += FIRST * 2;
         assert_eq!(tries(now), 1);
         // It succeeded: all come back.
-        rest.succeeded();
+        rest.succeeded(now);
         assert!(!rest.is_resting(now));
         assert_eq!(tries(now), 9);
     }
@@ -194,22 +230,56 @@ mod tests {
     #[test]
     fn a_trial_of_which_nothing_is_heard_keeps_nobody_for_longer_than_its_time() {
         let rest = Rest::default();
-        rest.failed(Duration::ZERO);
-        assert!(rest.may_try(FIRST, PATIENCE));
+        fail(&rest, Duration::ZERO);
+        assert!(may_try(&rest, FIRST));
         let over = FIRST + PATIENCE;
         assert!(rest.is_resting(over - MS) && !rest.is_resting(over));
-        assert!((0..9).all(|_| rest.may_try(over, PATIENCE)));
-        rest.failed(over);
+        let all = || rest.may_try(over, PATIENCE, Unheard::AllComeBack);
+        assert!((0..9).all(|_| all()));
+        fail(&rest, over);
         assert_eq!(rest_after(&rest, over), FIRST * 2, "the second in a row");
+    }
+
+    #[test]
+    fn where_a_trial_tells_nothing_one_other_tries() {
+        let rest = Rest::default();
+        fail(&rest, Duration::ZERO);
+        for trial in 0..4 {
+            let now = FIRST + PATIENCE * trial;
+            assert_eq!((0..9).filter(|_| may_try(&rest, now)).count(), 1);
+            assert!(rest.is_resting(now + PATIENCE - MS));
+        }
+    }
+
+    #[test]
+    fn dials_from_before_say_nothing_of_a_trial_or_a_recovery() {
+        let (rest, began) = (Rest::default(), Duration::from_secs(1));
+        let failed = began + MS;
+        rest.failed(began, failed);
+        let mut now = failed + FIRST;
+        rest.failed(began, now);
+        assert!(
+            !rest.is_resting(now),
+            "it was under way when the rest began"
+        );
+        assert!(may_try(&rest, now));
+        rest.failed(failed + MS, now + MS);
+        assert_eq!(rest_after(&rest, now), PATIENCE, "the trial goes on");
+        now += MS;
+        rest.succeeded(now);
+        rest.failed(now - MS, now + MS);
+        assert!(!rest.is_resting(now + MS), "it has recovered since");
+        rest.failed(now, now + MS);
+        assert!(rest.is_resting(now + MS));
     }
 
     #[test]
     fn of_many_at_the_same_moment_one_tries() {
         for _ in 0..200 {
             let rest = Rest::default();
-            rest.failed(Duration::ZERO);
+            fail(&rest, Duration::ZERO);
             let tries = std::thread::scope(|scope| {
-                let all = [(); 4].map(|()| scope.spawn(|| rest.may_try(LONGEST, PATIENCE)));
+                let all = [(); 4].map(|()| scope.spawn(|| may_try(&rest, LONGEST)));
                 let tried = all.map(|one| one.join().is_ok_and(|tried| tried));
                 tried.iter().filter(|tried| **tried).count()
             });
@@ -252,11 +322,11 @@ mod tests {
                 now += Duration::from_millis(millis);
                 match event {
                     Event::Succeed => {
-                        rest.succeeded();
+                        rest.succeeded(now);
                         seen = None;
                     }
                     Event::Fail => {
-                        rest.failed(now);
+                        fail(&rest, now);
                         prop_assert!(rest.is_resting(now));
                         let first = match seen {
                             Some(Seen::Failed(first, _)) => first,
@@ -265,14 +335,14 @@ mod tests {
                         seen = Some(Seen::Failed(first, now));
                     }
                     Event::Choose => {
-                        let may = rest.may_try(now, PATIENCE);
+                        let may = may_try(&rest, now);
                         match seen {
                             None => prop_assert!(may),
                             Some(Seen::Failed(first, _)) if may => prop_assert!(now >= first + FIRST),
                             Some(Seen::Failed(_, last)) => prop_assert!(now < last + LONGEST),
                             Some(Seen::Tried(at)) => prop_assert_eq!(may, now >= at + PATIENCE),
                         }
-                        if may && let Some(Seen::Failed(..)) = seen {
+                        if may && seen.is_some() {
                             seen = Some(Seen::Tried(now));
                         }
                     }
