@@ -161,7 +161,7 @@ impl Balancer {
             self.replicas.clone(),
             self.config.name.clone(),
             self.config.identity.clone(),
-            handle,
+            (handle, published.superseded.clone()),
         ));
         let reports = published.reports;
         tasks.spawn(follow(self.replicas, who, reports, subscriber));

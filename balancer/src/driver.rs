@@ -58,6 +58,11 @@ const TABLE_GAP: Duration = Duration::from_millis(50);
 /// worth a report: it goes along with the next one.
 const REPORT_GAP: Duration = Duration::from_secs(1);
 
+/// Between two turns of the driver where there are other balancers, at most.
+const TURN_MAX: Duration = Duration::from_secs(1);
+/// Who has made no turn for so long was stopped.
+const STOPPED: Duration = Duration::from_secs(5);
+
 /// How long it is told that a probe could not be made.
 const HINDERED: Duration = Duration::from_secs(60);
 
@@ -200,6 +205,8 @@ pub(crate) struct Driver {
     verdicts: watch::Sender<Option<Arc<Verdicts>>>,
     verdicts_pace: Pace,
     superseded: watch::Sender<Option<u64>>,
+    /// When the last turn was.
+    turned: Option<Instant>,
     metrics: Metrics,
     configured: Condition,
     has_configuration: watch::Sender<bool>,
@@ -241,6 +248,7 @@ impl Driver {
             verdicts,
             verdicts_pace: Pace::new(TABLE_GAP),
             superseded,
+            turned: None,
             metrics,
             configured,
             has_configuration: configured_once,
@@ -266,8 +274,11 @@ impl Driver {
     pub(crate) async fn run(mut self) {
         loop {
             let now = now();
+            self.watch_time(now);
             self.start_probes(now);
-            self.engine.step(now);
+            for turn in self.engine.step(now) {
+                log_turn(&turn);
+            }
             self.watch_epoch(now);
             let wake = [
                 self.weigh(now),
@@ -276,6 +287,8 @@ impl Driver {
                 self.publish_verdicts(now),
                 self.next_start(now),
                 self.engine.next_step(),
+                // So that a time without a turn is one in which it did not run.
+                self.engine.has_peers().then(|| now.instant + TURN_MAX),
             ];
             let wake = wake.into_iter().flatten().min();
             tokio::select! {
@@ -288,6 +301,21 @@ impl Driver {
                     Err(error) => self.finish(error.id(), Err(Failure::Broken(error.to_string()))),
                 },
                 () = sleep_until(wake) => {}
+            }
+        }
+    }
+
+    /// A process that was stopped has missed what its probes would have shown.
+    fn watch_time(&mut self, now: Now) {
+        let before = self.turned.replace(now.instant);
+        let passed = before.map(|before| now.instant.saturating_duration_since(before));
+        if passed > Some(STOPPED) && self.engine.has_peers() {
+            tracing::warn!(
+                ?passed,
+                "did not run: what it held counts when probes bear it out"
+            );
+            for turn in self.engine.outdate(now) {
+                log_turn(&turn);
             }
         }
     }
@@ -351,18 +379,22 @@ impl Driver {
                 for turn in self.engine.take_part(now(), &me, set) {
                     log_turn(&turn);
                 }
+                self.watch_network();
                 self.metrics.takes_part(epoch, members);
+                self.metrics.hears(self.engine.peers_heard());
                 tracing::info!(epoch, members, "takes part with the balancers of this set");
             }
             Command::Heard { peer, heard } => {
                 for turn in self.engine.heard(now(), &peer, heard) {
                     log_turn(&turn);
                 }
+                self.metrics.hears(self.engine.peers_heard());
             }
             Command::Unheard { peer } => {
                 for turn in self.engine.unheard(now(), &peer) {
                     log_turn(&turn);
                 }
+                self.metrics.hears(self.engine.peers_heard());
             }
             Command::Health { pool, answer } => {
                 let now = now();

@@ -50,6 +50,9 @@ const SETTLE_MAX: Duration = Duration::from_secs(60);
 /// others are suspected.
 const ASKED_GAP: Duration = Duration::from_millis(500);
 
+/// How often it is looked whether all origins are spoken for.
+const LOOK: Duration = Duration::from_secs(5);
+
 /// An edge that has not reported for so long is gone: it does so every second.
 const EDGE_FRESH: Duration = Duration::from_secs(10);
 
@@ -103,6 +106,14 @@ pub(crate) struct Engine {
     only_edge: Option<OnlyEdge>,
     vantage: Vantage,
     peers: Peers,
+    /// Origins that others probe from now on, which this balancer goes on to probe
+    /// until they had the time for a verdict.
+    leaving: Schedule<OriginKey>,
+    /// Origins that none of those who are to probe them speaks of: since the last
+    /// look, and those that this balancer probes for that reason.
+    unspoken: BTreeSet<OriginKey>,
+    adopted: BTreeSet<OriginKey>,
+    next_look: Option<Instant>,
     weights_version: u64,
     health_version: u64,
     verdicts_version: u64,
@@ -127,6 +138,10 @@ impl Engine {
             only_edge: None,
             vantage: Vantage::default(),
             peers: Peers::default(),
+            leaving: Schedule::new(),
+            unspoken: BTreeSet::new(),
+            adopted: BTreeSet::new(),
+            next_look: None,
             weights_version: 0,
             health_version: 0,
             verdicts_version: 0,
@@ -173,6 +188,8 @@ impl Engine {
             self.fades.remove(key);
             self.vantage.remove(key);
             self.decided(key);
+            self.leaving.remove(key);
+            self.adopted.remove(key);
             self.verdicts_version += 1;
         }
         let missed = self.missed(&changes.fresh);
@@ -199,16 +216,23 @@ impl Engine {
     fn share_out(&mut self, now: Now, keys: Vec<OriginKey>) -> Vec<Turn> {
         let mut fresh = Vec::new();
         let mut turns = Vec::new();
+        let mut had_time = None;
         for key in keys {
-            let mine = self.peers.is_mine(&key);
-            if self.origins.assign(now, &key, mine) {
-                self.verdicts_version += 1;
-                if mine {
-                    fresh.push(key.clone());
-                } else {
-                    self.schedule.remove(&key);
-                    self.vantage.remove(&key);
+            let mine = self.is_mine(&key);
+            let was_mine = self.origins.get(&key).is_some_and(|o| o.own.is_some());
+            match (was_mine, mine) {
+                (true, false) if !self.leaving.contains(&key) => {
+                    let had_time =
+                        had_time.get_or_insert_with(|| now.instant + self.time_for_verdicts());
+                    self.leaving.put(key.clone(), *had_time);
                 }
+                (false, true) => {
+                    self.origins.assign(now, &key, true);
+                    self.verdicts_version += 1;
+                    fresh.push(key.clone());
+                }
+                (_, true) => self.leaving.remove(&key),
+                (_, false) => {}
             }
             turns.extend(self.judge(now, &key));
         }
@@ -223,13 +247,26 @@ impl Engine {
         turns
     }
 
+    /// Others have probed it for long enough.
+    fn leave(&mut self, now: Now, key: &OriginKey) -> Option<Turn> {
+        if !self.is_mine(key) && self.origins.assign(now, key, false) {
+            self.verdicts_version += 1;
+            self.schedule.remove(key);
+            self.vantage.remove(key);
+            self.fades.remove(key);
+        }
+        self.judge(now, key)
+    }
+
     /// Takes the set of balancers that take part into use; returns the verdicts that
     /// it turned.
     pub(crate) fn take_part(&mut self, now: Now, me: &NodeName, set: Set) -> Vec<Turn> {
-        if self.peers.take_part(now.instant, me, set) {
-            self.weights_version += 1;
-            self.verdicts_version += 1;
+        if !self.peers.take_part(now.instant, me, set) {
+            return Vec::new();
         }
+        self.weights_version += 1;
+        self.verdicts_version += 1;
+        self.next_look = self.peers.share_work().then(|| now.instant + LOOK);
         let all = self.origins.iter().map(|(key, _)| key).collect();
         self.share_out(now, all)
     }
@@ -242,8 +279,58 @@ impl Engine {
 
     /// Another balancer says nothing any more.
     pub(crate) fn unheard(&mut self, now: Now, peer: &NodeName) -> Vec<Turn> {
-        let touched = self.peers.unheard(peer);
+        let touched = self.peers.unheard(now.instant, peer);
         self.judge_all(now, touched)
+    }
+
+    fn is_mine(&self, key: &OriginKey) -> bool {
+        self.peers.is_mine(key) || self.adopted.contains(key)
+    }
+
+    /// Those who are to probe an origin may all be out of this balancer's hearing: it
+    /// probes for itself then, until one of them is heard.
+    fn look_who_is_spoken_for(&mut self, now: Now) -> Vec<Turn> {
+        self.next_look = Some(now.instant + LOOK);
+        let of_others = self
+            .origins
+            .iter()
+            .filter(|(key, _)| !self.peers.is_mine(key));
+        let (spoken, unspoken): (Vec<_>, Vec<_>) =
+            of_others.partition(|(key, watched)| self.peers.is_spoken_for(key, watched.asked));
+        let mut changed = Vec::new();
+        for (key, _) in spoken {
+            if self.adopted.contains(&key) {
+                changed.push((key, false));
+            }
+        }
+        let mut still_unspoken = BTreeSet::new();
+        for (key, _) in unspoken {
+            if self.unspoken.contains(&key) && !self.adopted.contains(&key) {
+                changed.push((key.clone(), true));
+            }
+            still_unspoken.insert(key);
+        }
+        self.unspoken = still_unspoken;
+        let keys = changed.into_iter().map(|(key, adopts)| {
+            match adopts {
+                true => self.adopted.insert(key.clone()),
+                false => self.adopted.remove(&key),
+            };
+            key
+        });
+        let keys = keys.collect();
+        self.share_out(now, keys)
+    }
+
+    /// This balancer did not run, or saw nothing, for a while: what it held is of
+    /// before, and counts again when a probe bears it out.
+    pub(crate) fn outdate(&mut self, now: Now) -> Vec<Turn> {
+        let all: Vec<_> = self.origins.iter().map(|(key, _)| key).collect();
+        for key in &all {
+            self.origins.outdate(now, key);
+        }
+        self.verdicts_version += 1;
+        self.judge_all(now, all)
     }
 
     fn judge_all(&mut self, now: Now, keys: impl IntoIterator<Item = OriginKey>) -> Vec<Turn> {
@@ -258,11 +345,10 @@ impl Engine {
         let watched = self.origins.get_mut(key)?;
         let own = watched.own.clone();
         let others = || self.peers.of(key, watched.asked);
-        let joint = match majority(others()) {
-            // Others see more than who has lost its own network.
-            Some(joint) if isolated => Some(joint),
-            _ => majority(own.as_deref().into_iter().chain(others())),
-        };
+        // Others see more than who has lost its own network.
+        let by_others = isolated.then(|| majority(others())).flatten();
+        let all = || majority(own.as_deref().into_iter().chain(others()));
+        let joint = by_others.or_else(all);
         let unknown = || match watched.joint.verdict {
             Verdict::Unknown => own.as_deref().cloned(),
             Verdict::Up | Verdict::Down => None,
@@ -328,9 +414,14 @@ impl Engine {
             turns.extend(self.observe(now, &key, evidence));
         }
         if was_isolated != self.vantage.isolated().is_some() {
-            self.verdicts_version += 1;
-            let all: Vec<_> = self.origins.iter().map(|(key, _)| key).collect();
-            turns.extend(self.judge_all(now, all));
+            turns.extend(match was_isolated {
+                true => self.outdate(now),
+                false => {
+                    self.verdicts_version += 1;
+                    let all: Vec<_> = self.origins.iter().map(|(key, _)| key).collect();
+                    self.judge_all(now, all)
+                }
+            });
         }
         self.schedule_next(now, &ticket, random);
         if let Some(witness) = sighting.witness {
@@ -518,21 +609,29 @@ impl Engine {
         self.schedule.next()
     }
 
-    /// Moves what the passing of time moves.
-    pub(crate) fn step(&mut self, now: Now) {
+    /// Moves what the passing of time moves; returns the verdicts that it turned.
+    pub(crate) fn step(&mut self, now: Now) -> Vec<Turn> {
         while let Some(pool) = self.measures.take_due(now.instant) {
             self.measure(now.instant, &pool);
+        }
+        let mut turns = Vec::new();
+        while let Some(key) = self.leaving.take_due(now.instant) {
+            turns.extend(self.leave(now, &key));
+        }
+        if self.next_look.is_some_and(|at| at <= now.instant) {
+            turns.extend(self.look_who_is_spoken_for(now));
         }
         while let Some(key) = self.fades.take_due(now.instant) {
             if self.origins.fade(now, &key) {
                 self.verdicts_version += 1;
             }
             self.fade_later(now, &key);
-            self.judge(now, &key);
+            turns.extend(self.judge(now, &key));
         }
         while let Some(pool) = self.steps.take_due(now.instant) {
             self.mark(&pool);
         }
+        turns
     }
 
     /// Moves what load and latency make of weights by one step.
@@ -563,7 +662,13 @@ impl Engine {
 
     /// When [`step`](Self::step) has something to do.
     pub(crate) fn next_step(&self) -> Option<Instant> {
-        let next = [self.steps.next(), self.measures.next(), self.fades.next()];
+        let next = [
+            self.steps.next(),
+            self.measures.next(),
+            self.fades.next(),
+            self.leaving.next(),
+            self.next_look,
+        ];
         next.into_iter().flatten().min()
     }
 
@@ -582,6 +687,7 @@ impl Engine {
             && (undecided.is_empty() || (now.instant >= *until && self.isolated().is_none()))
         {
             self.phase = Phase::Settled;
+            self.verdicts_version += 1;
         }
         matches!(self.phase, Phase::Settled)
     }
@@ -634,16 +740,27 @@ impl Engine {
         self.verdicts_version
     }
 
-    /// What other balancers are told; `None` where there are none.
+    /// What other balancers are told; `None` while no set is known.
     pub(crate) fn verdicts(&self) -> Option<Verdicts> {
         let own = |watched: &Watched| Some((watched.asked, Arc::clone(watched.own.as_ref()?)));
-        let origins = self.origins.iter();
+        // Who is alone still says by which set, to who is left behind.
+        let origins = self.peers.are_there().then(|| self.origins.iter());
+        let origins = origins.into_iter().flatten();
         let own = origins.filter_map(|(key, watched)| Some((key, own(watched)?)));
-        self.peers.are_there().then(|| Verdicts {
+        self.peers.are_known().then(|| Verdicts {
             epoch: self.peers.epoch(),
             isolated: self.vantage.isolated().is_some(),
+            serves: matches!(self.phase, Phase::Settled),
             own: own.collect(),
         })
+    }
+
+    pub(crate) fn has_peers(&self) -> bool {
+        self.peers.are_there()
+    }
+
+    pub(crate) fn peers_heard(&self) -> usize {
+        self.peers.heard_of()
     }
 
     /// Others go by a later set of balancers for some time already: what this one

@@ -68,6 +68,8 @@ pub(crate) struct Watched {
     pub(crate) health: Health,
     /// What of that counts; `None`: others probe it, and not this balancer.
     pub(crate) own: Option<Arc<Opinion>>,
+    /// What it says was true before this balancer could not look for a while.
+    is_stale: bool,
     /// What all balancers together hold of it.
     pub(crate) joint: Opinion,
     pub(crate) generation: Generation,
@@ -90,6 +92,7 @@ impl Watched {
             target,
             health: Health::new(now),
             own: None,
+            is_stale: false,
             joint: Opinion::none(now),
             generation,
             started: None,
@@ -140,13 +143,17 @@ impl Watched {
         }
         self.health = Health::new(now.wall);
         self.generation = generation;
+        self.is_stale = false;
         self.own = mine.then(|| Arc::new(Opinion::of(&self.health, now.instant)));
         true
     }
 
     /// After the machine moved; whether it says anything else now.
     fn form_opinion(&mut self, now: Instant) -> bool {
-        let opinion = Opinion::of(&self.health, now);
+        let mut opinion = Opinion::of(&self.health, now);
+        if self.is_stale {
+            opinion.verdict = Verdict::Unknown;
+        }
         let Some(own) = &mut self.own else {
             return false;
         };
@@ -347,7 +354,23 @@ impl Origins {
             return false;
         };
         let thresholds = watched.target.monitor.thresholds;
-        watched.health.observe(now, thresholds, evidence);
+        let confirms = match watched.health.verdict() {
+            Verdict::Up => evidence.is_ok(),
+            Verdict::Down => evidence.is_err(),
+            Verdict::Unknown => true,
+        };
+        let turned = watched.health.observe(now, thresholds, evidence).is_some();
+        watched.is_stale &= !confirms && !turned;
+        watched.form_opinion(now.instant)
+    }
+
+    /// This balancer could not look for a while: until a probe bears out what it
+    /// held, that does not count. As [`observe`](Self::observe).
+    pub(crate) fn outdate(&mut self, now: Now, key: &OriginKey) -> bool {
+        let Some(watched) = self.get_mut(key) else {
+            return false;
+        };
+        watched.is_stale = true;
         watched.form_opinion(now.instant)
     }
 

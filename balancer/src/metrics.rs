@@ -30,6 +30,7 @@ pub(crate) struct Metrics {
     isolated: IntGauge,
     epoch: IntGauge,
     members: IntGauge,
+    heard: IntGauge,
 }
 
 impl Metrics {
@@ -108,6 +109,13 @@ impl Metrics {
                     "Balancers that take part, this one among them.",
                 ),
             )?,
+            heard: registered(
+                registry,
+                IntGauge::new(
+                    "anyport_balancer_peers_heard",
+                    "Other balancers that say what their probes show.",
+                ),
+            )?,
             isolated: registered(
                 registry,
                 IntGauge::new(
@@ -134,6 +142,10 @@ impl Metrics {
     pub(crate) fn takes_part(&self, epoch: u64, members: usize) {
         self.epoch.set(i64::try_from(epoch).unwrap_or(i64::MAX));
         self.members.set(i64::try_from(members).unwrap_or(i64::MAX));
+    }
+
+    pub(crate) fn hears(&self, peers: usize) {
+        self.heard.set(i64::try_from(peers).unwrap_or(i64::MAX));
     }
 
     pub(crate) fn configured(&self, revision: Revision) {

@@ -16,7 +16,7 @@ use anyport_model::{names::NodeName, opinion::Opinion};
 use crate::membership::OriginKey;
 
 pub(crate) use follow::follow;
-pub(crate) use set::Set;
+pub(crate) use set::{PROBERS, Set};
 
 /// All balancers are told of a new set at about the same time. One that still has
 /// the old one after this long is not told any more.
@@ -28,6 +28,8 @@ pub(crate) struct Verdicts {
     pub(crate) epoch: u64,
     /// They are held, since nothing can be said of any origin from here.
     pub(crate) isolated: bool,
+    /// It has weights for edges.
+    pub(crate) serves: bool,
     pub(crate) own: Own,
 }
 
@@ -42,6 +44,7 @@ type Spoken = (u64, Arc<Opinion>);
 pub(crate) struct Heard {
     pub(crate) epoch: u64,
     pub(crate) isolated: bool,
+    pub(crate) serves: bool,
     /// `said` is all there is.
     pub(crate) full: bool,
     pub(crate) said: Own,
@@ -52,7 +55,15 @@ pub(crate) struct Heard {
 struct Peer {
     epoch: u64,
     isolated: bool,
+    serves: bool,
     said: Own,
+}
+
+impl Peer {
+    /// The epoch by which edges are better off there.
+    fn serves_by(&self) -> Option<u64> {
+        (self.serves && !self.isolated).then_some(self.epoch)
+    }
 }
 
 /// See the module.
@@ -81,9 +92,36 @@ impl Peers {
         self.part.as_ref().map_or(0, |(_, set)| set.epoch)
     }
 
+    /// Was a set ever told?
+    pub(crate) fn are_known(&self) -> bool {
+        self.part.is_some()
+    }
+
     pub(crate) fn are_there(&self) -> bool {
         let part = self.part.as_ref();
         part.is_some_and(|(me, set)| set.members.keys().any(|name| name != me))
+    }
+
+    /// Are there more than probe one origin?
+    pub(crate) fn share_work(&self) -> bool {
+        let part = self.part.as_ref();
+        part.is_some_and(|(_, set)| set.members.len() > PROBERS)
+    }
+
+    /// How many are heard.
+    pub(crate) fn heard_of(&self) -> usize {
+        self.heard.len()
+    }
+
+    /// Does one of those that are to probe the origin say anything of it?
+    pub(crate) fn is_spoken_for(&self, key: &OriginKey, asked: u64) -> bool {
+        let Some((_, set)) = &self.part else {
+            return false;
+        };
+        self.heard.iter().any(|(name, peer)| {
+            let says = peer.said.get(key).is_some_and(|(of, _)| *of == asked);
+            says && set.has_probe(name, key)
+        })
     }
 
     /// Is the origin this balancer's to probe?
@@ -126,19 +164,21 @@ impl Peers {
         }
         peer.said.extend(heard.said);
         peer.isolated = heard.isolated;
+        peer.serves = heard.serves;
         peer.epoch = heard.epoch;
         self.compare(now);
         touched
     }
 
     /// One says nothing any more. Returns as [`heard`](Self::heard).
-    pub(crate) fn unheard(&mut self, name: &NodeName) -> BTreeSet<OriginKey> {
+    pub(crate) fn unheard(&mut self, now: Instant, name: &NodeName) -> BTreeSet<OriginKey> {
         let gone = self.heard.remove(name).unwrap_or_default();
+        self.compare(now);
         gone.said.into_keys().collect()
     }
 
     fn compare(&mut self, now: Instant) {
-        let latest = self.heard.values().map(|peer| peer.epoch).max();
+        let latest = self.heard.values().filter_map(Peer::serves_by).max();
         self.behind = match latest {
             Some(latest) if latest > self.epoch() => self.behind.or(Some(now)),
             _ => None,
@@ -149,7 +189,7 @@ impl Peers {
     pub(crate) fn superseded_by(&self, now: Instant) -> Option<u64> {
         let behind = self.behind?;
         let late = now.saturating_duration_since(behind) >= BEHIND_MAX;
-        let latest = self.heard.values().map(|peer| peer.epoch).max();
+        let latest = self.heard.values().filter_map(Peer::serves_by).max();
         latest.filter(|_| late)
     }
 }
@@ -184,6 +224,7 @@ mod tests {
         let said = |origin: &&str| (key("game", origin), (7, Arc::new(up.clone())));
         Heard {
             epoch,
+            serves: true,
             said: origins.iter().map(said).collect(),
             ..Heard::default()
         }
@@ -234,7 +275,7 @@ mod tests {
         assert_eq!(count(&peers, "q"), 0);
         peers.heard(now, &name("b"), says(1, &[]));
         assert_eq!(count(&peers, "q"), 1);
-        assert_eq!(peers.unheard(&name("b")), keys(&["q"]));
+        assert_eq!(peers.unheard(now, &name("b")), keys(&["q"]));
         assert_eq!(count(&peers, "q"), 0);
 
         peers.heard(now, &name("c"), says(1, &["o"]));
@@ -253,6 +294,25 @@ mod tests {
         peers.heard(start, &name("b"), says(2, &[]));
         assert_eq!(peers.superseded_by(start), None, "it comes any moment");
         assert_eq!(peers.superseded_by(later), Some(2));
+        let isolated = Heard {
+            isolated: true,
+            ..says(2, &[])
+        };
+        peers.heard(later, &name("b"), isolated);
+        assert_eq!(
+            peers.superseded_by(later + BEHIND_MAX),
+            None,
+            "it knows no better"
+        );
+        peers.heard(later, &name("b"), says(2, &[]));
+        assert_eq!(peers.superseded_by(later + BEHIND_MAX), Some(2));
+        peers.unheard(later, &name("b"));
+        assert_eq!(
+            peers.superseded_by(later + BEHIND_MAX),
+            None,
+            "nobody else is there"
+        );
+        peers.heard(later, &name("b"), says(2, &[]));
         peers.take_part(later, &name("a"), set(2, &["a", "b"]));
         assert_eq!(peers.superseded_by(later + BEHIND_MAX), None);
     }

@@ -79,10 +79,13 @@ impl Opinion {
 
 /// What those come to that know something; `None` where nobody does. The first that
 /// is of the majority is the one who speaks for it.
-pub fn majority<'a>(opinions: impl Iterator<Item = &'a Opinion> + Clone) -> Option<Opinion> {
-    let known = opinions.filter(|opinion| opinion.verdict != Verdict::Unknown);
+pub fn majority<'a>(opinions: impl Iterator<Item = &'a Opinion>) -> Option<Opinion> {
+    let known: Vec<&Opinion> = opinions
+        .filter(|opinion| opinion.verdict != Verdict::Unknown)
+        .collect();
+    let known = known.iter().copied();
     let count = |counts: &dyn Fn(&Opinion) -> bool| known.clone().filter(|o| counts(o)).count();
-    let all = known.clone().count();
+    let all = known.len();
     let down = count(&|opinion| opinion.verdict == Verdict::Down);
     let verdict = match down * 2 > all {
         true => Verdict::Down,

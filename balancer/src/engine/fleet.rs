@@ -84,8 +84,8 @@ struct Fleet {
     unprobed: Vec<u64>,
     /// Seconds since the balancer in trouble changed.
     quiet: u64,
-    /// What edges take.
-    highest: u64,
+    /// The epoch that each edge took weights of.
+    highest: Vec<u64>,
 }
 
 impl Fleet {
@@ -123,7 +123,7 @@ impl Fleet {
             was_ever_dead: vec![false; origins.len()],
             unprobed: vec![0; origins.len()],
             quiet: 0,
-            highest: 0,
+            highest: vec![0; count],
             pool,
         };
         fleet.tell_set();
@@ -176,6 +176,9 @@ impl Fleet {
                     balancer.told.clear();
                     balancer.silent.clear();
                     balancer.set = Set::default();
+                }
+                if balancer.trouble == Trouble::Stopped {
+                    balancer.engine.outdate(self.now);
                 }
                 balancer.trouble = Trouble::None;
                 self.quiet = 0;
@@ -276,37 +279,52 @@ impl Fleet {
             .heard(now, &name, Heard::read(update).unwrap());
     }
 
+    /// There are as many edges as balancers, and each likes another one best.
     fn check(&mut self) {
-        let calm = self.quiet > SILENT;
-        for index in 0..self.balancers.len() {
-            let now = self.now;
-            let balancer = &mut self.balancers[index];
-            if !balancer.runs() || !balancer.engine.settle(now) {
-                continue;
-            }
-            let table = balancer.engine.table();
-            if balancer.engine.superseded_by(now.instant).is_some() || table.epoch < self.highest {
-                continue;
-            }
-            self.highest = table.epoch;
-            let weights = &table.pools[&self.pool.name];
-            for (origin, weight) in weights.origins.iter().enumerate() {
-                let who = format!(
-                    "{} of {}: {weights:?}",
-                    self.balancers[index].name, weight.name
-                );
-                // Whatever becomes of one balancer.
-                if !self.was_ever_dead[origin] {
-                    assert!(weight.weight > Weight::ZERO, "wrongly down: {who}");
-                }
-                let known = self.dead_for[origin].is_some_and(|seconds| seconds >= KNOWN_AFTER);
-                if known && calm {
-                    assert_eq!(weight.weight, Weight::ZERO, "not known to be dead: {who}");
-                }
+        let now = self.now;
+        for balancer in self.balancers.iter_mut().filter(|balancer| balancer.runs()) {
+            balancer.engine.settle(now);
+        }
+        for edge in 0..self.balancers.len() {
+            let table = self.followed_by(edge);
+            if let Some((name, table)) = table {
+                self.highest[edge] = table.epoch;
+                self.check_table(&name, &table);
             }
         }
         for unprobed in &self.unprobed {
             assert!(*unprobed <= LEASE + 2, "unprobed for {unprobed} s");
+        }
+    }
+
+    /// Whom an edge follows, of those that have weights for it.
+    fn followed_by(&mut self, edge: usize) -> Option<(NodeName, Table)> {
+        let now = self.now;
+        let count = self.balancers.len();
+        (0..count).find_map(|next| {
+            let balancer = &mut self.balancers[(edge + next) % count];
+            let serves = balancer.runs()
+                && balancer.engine.settle(now)
+                && balancer.engine.superseded_by(now.instant).is_none();
+            let table = serves.then(|| balancer.engine.table())?;
+            let taken = table.epoch >= self.highest[edge];
+            taken.then(|| (balancer.name.clone(), table))
+        })
+    }
+
+    fn check_table(&self, name: &NodeName, table: &Table) {
+        let calm = self.quiet > SILENT;
+        let weights = &table.pools[&self.pool.name];
+        for (origin, weight) in weights.origins.iter().enumerate() {
+            let who = format!("{name} of {}: {weights:?}", weight.name);
+            // Whatever becomes of one balancer.
+            if !self.was_ever_dead[origin] {
+                assert!(weight.weight > Weight::ZERO, "wrongly down: {who}");
+            }
+            let known = self.dead_for[origin].is_some_and(|seconds| seconds >= KNOWN_AFTER);
+            if known && calm {
+                assert_eq!(weight.weight, Weight::ZERO, "not known to be dead: {who}");
+            }
         }
     }
 

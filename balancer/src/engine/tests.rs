@@ -855,3 +855,118 @@ proptest! {
         }
     }
 }
+
+/// This balancer, called `me`, and so many others.
+fn set_of(others: usize) -> Set {
+    let others = (0..others).map(|number| format!("b{number}"));
+    let members = others.chain(["me".to_owned()]);
+    let url = |name: &String| format!("http://{name}:7410");
+    Set {
+        epoch: 1,
+        members: members
+            .map(|name| (name.parse().unwrap(), url(&name)))
+            .collect(),
+    }
+}
+
+impl Scene {
+    fn take_part(&mut self, others: usize) {
+        let me = "me".parse().unwrap();
+        self.engine.take_part(self.now, &me, set_of(others));
+    }
+
+    /// Another one says this of an origin.
+    fn hear(&mut self, peer: &str, key: &OriginKey, verdict: Verdict) {
+        let asked = self.engine.origins.get(key).unwrap().asked;
+        let opinion = Opinion {
+            verdict,
+            ..Opinion::none(SystemTime::UNIX_EPOCH)
+        };
+        let heard = Heard {
+            epoch: 1,
+            said: [(key.clone(), (asked, Arc::new(opinion)))].into(),
+            ..Heard::default()
+        };
+        self.engine.heard(self.now, &peer.parse().unwrap(), heard);
+    }
+
+    fn verdict(&self, key: &OriginKey) -> Verdict {
+        self.engine.opinion(key).unwrap().verdict
+    }
+
+    /// How often each was probed within `time`.
+    fn probed_within(&mut self, time: Duration) -> BTreeMap<OriginName, usize> {
+        let before = self.started.len();
+        self.pass(time);
+        let mut counts = BTreeMap::new();
+        for (key, _) in &self.started[before..] {
+            *counts.entry(key.origin.clone()).or_insert(0) += 1;
+        }
+        counts
+    }
+}
+
+#[test]
+fn what_was_held_before_a_stop_counts_when_probes_bear_it_out() {
+    let mut scene = Scene::configured(monitor("quick", 2, 2), vec![game()]);
+    let a = key("game", "a");
+    scene.take_part(1);
+    scene.pass(INTERVAL);
+    scene.hear("b0", &a, Verdict::Down);
+    assert_eq!(scene.verdict(&a), Verdict::Up, "a tie is up");
+    // It was stopped, and the origin died meanwhile, which the other one has seen.
+    scene.failing.insert(a.clone(), libc::ECONNREFUSED);
+    scene.engine.outdate(scene.now);
+    assert_eq!(scene.verdict(&a), Verdict::Down);
+    scene.pass(5 * INTERVAL);
+    assert_eq!(scene.verdict(&a), Verdict::Down);
+    // Of another one it was right.
+    let b = key("game", "b");
+    scene.hear("b0", &b, Verdict::Down);
+    assert_eq!(scene.verdict(&b), Verdict::Up);
+    scene.engine.outdate(scene.now);
+    assert_eq!(scene.verdict(&b), Verdict::Down);
+    scene.pass(2 * INTERVAL);
+    assert_eq!(scene.verdict(&b), Verdict::Up);
+    // Alone it holds what it held.
+    scene.take_part(0);
+    let mut alone = Scene::configured(monitor("quick", 2, 2), vec![game()]);
+    alone.pass(INTERVAL);
+    alone.engine.outdate(alone.now);
+    assert_eq!(alone.verdict(&a), Verdict::Up);
+}
+
+#[test]
+fn an_origin_of_which_no_prober_is_heard_is_probed_all_the_same() {
+    let names: Vec<_> = (0..20).map(|number| format!("o{number}")).collect();
+    let origins: Vec<_> = names
+        .iter()
+        .map(|name| (&**name, "10.0.2.2:7000"))
+        .collect();
+    let pool = pool("game", Some("quick"), &origins);
+    let mut scene = Scene::configured(monitor("quick", 2, 2), vec![pool]);
+    scene.take_part(5);
+    scene.pass(3 * INTERVAL);
+    let all = scene.probed_within(3 * INTERVAL);
+    assert_eq!(all.len(), 20, "nobody is heard: {all:?}");
+    // All are heard, and others' origins are left to them, not before they had the
+    // time for a verdict.
+    let set = set_of(5);
+    let me: NodeName = "me".parse().unwrap();
+    let keys = || names.iter().map(|name| key("game", name));
+    for key in keys() {
+        for peer in set.members.keys().filter(|peer| **peer != me) {
+            if set.has_probe(peer, &key) {
+                scene.hear(peer.as_str(), &key, Verdict::Up);
+            }
+        }
+    }
+    scene.pass(LOOK);
+    let begun = scene.probed_within(2 * INTERVAL);
+    assert!(begun.len() > 10, "{begun:?}");
+    scene.pass(scene.engine.time_for_verdicts());
+    let mine: BTreeSet<_> = keys().filter(|key| set.has_probe(&me, key)).collect();
+    let left: BTreeSet<_> = scene.probed_within(3 * INTERVAL).into_keys().collect();
+    assert_eq!(left, mine.into_iter().map(|key| key.origin).collect());
+    assert!(keys().all(|key| scene.verdict(&key) == Verdict::Up));
+}

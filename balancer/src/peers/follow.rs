@@ -16,6 +16,7 @@ use anyport_proto::v1::{
     discovery_service_client::DiscoveryServiceClient,
 };
 use tokio::{
+    sync::watch,
     task::{AbortHandle, JoinSet},
     time::timeout,
 };
@@ -40,12 +41,13 @@ pub(crate) async fn follow(
     replicas: Vec<Endpoint>,
     me: NodeName,
     identity: Identity,
-    driver: Handle,
+    (driver, superseded): (Handle, watch::Receiver<Option<u64>>),
 ) -> &'static str {
     let mut following = Following {
         me,
         identity,
         driver,
+        superseded,
         fence: Fence::default(),
         tasks: JoinSet::new(),
         followed: BTreeMap::new(),
@@ -60,6 +62,8 @@ pub(crate) async fn follow(
         );
         if was_told {
             following.fence.left(Instant::now());
+        }
+        if was_told && following.superseded.borrow().is_none() {
             backoff.reset();
         }
         tokio::time::sleep(backoff.pause(rand::random())).await;
@@ -84,6 +88,7 @@ struct Following {
     me: NodeName,
     identity: Identity,
     driver: Handle,
+    superseded: watch::Receiver<Option<u64>>,
     /// A replica that is cut off from its store knows an older set only.
     fence: Fence,
     /// Tasks end with this.
@@ -107,7 +112,13 @@ impl Following {
             Err(_) => return Status::deadline_exceeded("it does not answer"),
         };
         loop {
-            match sets.message().await {
+            let next = tokio::select! {
+                next = sets.message() => next,
+                () = left_behind(&mut self.superseded) => {
+                    return Status::unavailable("other balancers were told of a later set");
+                }
+            };
+            match next {
                 Ok(Some(set)) => {
                     if let Err(older) = self.fence.offer(set.epoch, Instant::now()) {
                         return Status::failed_precondition(older.to_string());
@@ -115,7 +126,7 @@ impl Following {
                     *was_told = true;
                     let set = read(set);
                     self.driver.take_part(self.me.clone(), set.clone()).await;
-                    self.follow(&set);
+                    self.follow(&set).await;
                 }
                 Ok(None) => return Status::unavailable("the stream ended"),
                 Err(status) => return status,
@@ -124,15 +135,16 @@ impl Following {
     }
 
     /// Follows exactly the others of the set.
-    fn follow(&mut self, set: &Set) {
+    async fn follow(&mut self, set: &Set) {
         let wanted: BTreeMap<_, _> = set.peers(&self.me).collect();
-        self.followed.retain(|name, (url, task)| {
-            let stays = wanted.get(name) == Some(&url.as_str());
-            if !stays {
-                task.abort();
-            }
-            stays
-        });
+        let left = self
+            .followed
+            .extract_if(.., |name, (url, _)| wanted.get(name) != Some(&url.as_str()));
+        for (name, (_, task)) in left {
+            task.abort();
+            // What it said elsewhere counts no more; the task cannot say so.
+            self.driver.unheard(name).await;
+        }
         while self.tasks.try_join_next().is_some() {}
         for (name, url) in wanted {
             if self.followed.contains_key(name) {
@@ -157,6 +169,18 @@ impl Following {
             };
             let task = self.tasks.spawn(peer.follow());
             self.followed.insert(name.clone(), (url.to_owned(), task));
+        }
+    }
+}
+
+/// Returns when others know a later set, and this replica has had the time to tell.
+async fn left_behind(superseded: &mut watch::Receiver<Option<u64>>) {
+    loop {
+        // Cannot end: the driver lives as long as its handles.
+        let _ = superseded.wait_for(Option::is_some).await;
+        tokio::time::sleep(LONGEST_PAUSE).await;
+        if superseded.borrow().is_some() {
+            return;
         }
     }
 }

@@ -11,21 +11,32 @@ use anyport_proto::{
 use super::{Heard, Own, Verdicts};
 use crate::membership::OriginKey;
 
+/// So many resources may be declared.
+const ORIGINS_MAX: usize = 200_000;
+/// In characters.
+const REASON_MAX: usize = 500;
+
 impl Verdicts {
     /// What brings one who was told `told` here; of `None` all.
     pub(crate) fn write(&self, balancer: &str, told: Option<&Verdicts>) -> v1::VerdictsUpdate {
         let nothing = Own::new();
-        let old = told.map_or(&nothing, |told| &told.own);
+        // A sign of life says nothing of any origin, however many there are.
+        let (own, old) = match told {
+            Some(told) if std::ptr::eq(told, self) => (&nothing, &nothing),
+            Some(told) => (&self.own, &told.own),
+            None => (&self.own, &nothing),
+        };
         let is_told = |(key, (asked, opinion)): &(&OriginKey, &(u64, Arc<Opinion>))| {
             let held = old.get(*key).filter(|(of, _)| of == asked);
             held.is_some_and(|(_, held)| Arc::ptr_eq(held, opinion) || held.says_as(opinion))
         };
-        let news = self.own.iter().filter(|entry| !is_told(entry));
-        let withdrawn = old.keys().filter(|key| !self.own.contains_key(*key));
+        let news = own.iter().filter(|entry| !is_told(entry));
+        let withdrawn = old.keys().filter(|key| !own.contains_key(*key));
         v1::VerdictsUpdate {
             balancer: balancer.to_owned(),
             epoch: self.epoch,
             isolated: self.isolated,
+            serves: self.serves,
             full: told.is_none(),
             verdicts: news
                 .map(|(key, (asked, opinion))| write(key, *asked, opinion))
@@ -65,11 +76,17 @@ impl Heard {
     /// # Errors
     /// The first field that cannot be read; then nothing of the update counts.
     pub(crate) fn read(update: v1::VerdictsUpdate) -> Result<Self, Fault> {
+        let count = update.verdicts.len();
+        if count > ORIGINS_MAX {
+            let problem = format!("{count} verdicts; right is at most {ORIGINS_MAX}");
+            return Err(Fault::new("verdicts", problem));
+        }
         let said = update.verdicts.into_iter().enumerate();
         let withdrawn = update.withdrawn.into_iter().enumerate();
         Ok(Self {
             epoch: update.epoch,
             isolated: update.isolated,
+            serves: update.serves,
             full: update.full,
             said: said
                 .map(|(index, verdict)| read(&format!("verdicts[{index}]"), verdict))
@@ -114,7 +131,7 @@ fn read(path: &str, wire: v1::OriginVerdict) -> Result<(OriginKey, (u64, Arc<Opi
     let opinion = Opinion {
         verdict,
         since: since.map_err(|e: prost_types::TimestampError| fault("since", &e))?,
-        reason: wire.reason,
+        reason: wire.reason.chars().take(REASON_MAX).collect(),
         passes_while_held: wire.passes_while_held,
         held_until: held_until.map_err(|e: prost_types::TimestampError| fault("held_until", &e))?,
         recent_downs: wire.recent_downs,
@@ -162,6 +179,7 @@ mod tests {
         (0u64..3, any::<bool>(), own).prop_map(|(epoch, isolated, own)| Verdicts {
             epoch,
             isolated,
+            serves: !isolated,
             own: own
                 .into_iter()
                 .map(|(n, said)| (key("game", &format!("o{n}")), said))
@@ -180,6 +198,7 @@ mod tests {
                 let update = state.write("b", told);
                 let heard = Heard::read(update).unwrap();
                 prop_assert_eq!((heard.epoch, heard.isolated), (state.epoch, state.isolated));
+                prop_assert_eq!(heard.serves, state.serves);
                 prop_assert_eq!(heard.full, told.is_none());
                 let wanted = told.map(|told| &told.own);
                 for (key, said) in &heard.said {
@@ -188,9 +207,29 @@ mod tests {
                 held.retain(|key, _| !heard.withdrawn.contains(key));
                 held.extend(heard.said);
                 prop_assert_eq!(&held, &state.own);
+                let sign_of_life = Heard::read(state.write("b", Some(state))).unwrap();
+                prop_assert!(!sign_of_life.full && sign_of_life.said.is_empty());
+                prop_assert!(sign_of_life.withdrawn.is_empty());
                 told = Some(state);
             }
         }
+    }
+
+    #[test]
+    fn what_is_said_has_bounds() {
+        let mut opinion = Opinion::none(SystemTime::UNIX_EPOCH);
+        opinion.reason = "é".repeat(10_000);
+        let own = [(key("game", "a"), (7, Arc::new(opinion)))].into();
+        let verdicts = Verdicts {
+            own,
+            ..Verdicts::default()
+        };
+        let mut update = verdicts.write("b", None);
+        let heard = Heard::read(update.clone()).unwrap();
+        let (_, (_, opinion)) = heard.said.first_key_value().unwrap();
+        assert_eq!(opinion.reason.chars().count(), REASON_MAX);
+        update.verdicts = vec![update.verdicts[0].clone(); ORIGINS_MAX + 1];
+        assert_eq!(Heard::read(update).unwrap_err().field, "verdicts");
     }
 
     #[test]
@@ -201,6 +240,7 @@ mod tests {
             let verdicts = Verdicts {
                 epoch: 1,
                 isolated: false,
+                serves: true,
                 own,
             };
             verdicts.write("b", None)

@@ -60,7 +60,7 @@ pub(super) fn verdicts(
             loop {
                 let now = latest.borrow_and_update().clone();
                 // Who asks may know of others sooner than this balancer.
-                if let Some(now) = now.or_else(|| told.clone()) {
+                if let Some(now) = now {
                     let update = now.write(speaker.balancer.as_str(), told.as_deref());
                     return Some((update, (speaker, latest, Some(now), pause)));
                 }

@@ -256,6 +256,7 @@ async fn who_is_left_behind_sends_its_edges_to_the_others() {
             peer.say(v1::VerdictsUpdate {
                 balancer: "balancer-2".into(),
                 epoch: 8,
+                serves: true,
                 ..Default::default()
             });
             tokio::time::sleep(INTERVAL).await;
