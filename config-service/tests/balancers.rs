@@ -6,14 +6,18 @@ mod support;
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use anyport_config_service::store::etcd::presence::LEASE_TTL;
-use anyport_model::balancers::BalancerSet;
+use anyport_config_service::store::{
+    balancers::{BalancerRecord, InMemory},
+    etcd::{balancers::EtcdBalancers, connect, presence::LEASE_TTL},
+};
+use anyport_model::balancers::{BalancerSet, Epoch};
+use anyport_node::identity::Identity;
 use anyport_proto::{
     convert::{read_balancer_set, write_duration},
     v1::{self, discovery_service_client::DiscoveryServiceClient},
 };
 use support::{
-    etcd::{EtcdServer, url},
+    etcd::{EtcdServer, etcd_url, url},
     eventually,
     link::Link,
     service::{Service, embedded},
@@ -114,6 +118,40 @@ async fn replicas_tell_one_set_of_all_who_are_connected_to_any() {
     let again = there.until(&["a", "b"]).await;
     assert_eq!(here.until(&["a", "b"]).await, again);
     assert!(again.epoch > set.epoch);
+}
+
+/// Two replicas that read the same, and both want to replace it.
+async fn the_first_to_replace_it_is_the_only_one(records: [&dyn BalancerRecord; 2]) {
+    let set = |epoch, name: &str| BalancerSet {
+        epoch: Epoch(epoch),
+        members: [(name.parse().unwrap(), String::new())].into(),
+    };
+    let [one, other] = records;
+    let mut stored = None;
+    for round in 0..2 {
+        let (seen, same) = (one.read().await.unwrap(), other.read().await.unwrap());
+        assert_eq!((&seen.set, &same.set), (&stored, &stored));
+        let first = set(10 * round + 1, "first");
+        one.replace(&seen, &first).await.unwrap();
+        other
+            .replace(&same, &set(10 * round + 2, "second"))
+            .await
+            .unwrap();
+        soon("it moved", other.moved(&same)).await.unwrap();
+        stored = Some(first);
+        assert_eq!(other.read().await.unwrap().set, stored);
+    }
+}
+
+#[tokio::test]
+async fn of_two_replicas_that_replace_the_set_at_once_one_does() {
+    let memory = InMemory::default();
+    the_first_to_replace_it_is_the_only_one([&memory, &memory]).await;
+    let server = EtcdServer::start().await;
+    let url = server.url("fleet");
+    let members = connect(etcd_url(&url), &Identity::none()).await.unwrap();
+    let [one, other] = [(); 2].map(|()| EtcdBalancers::new(&members, etcd_url(&url)));
+    the_first_to_replace_it_is_the_only_one([&one, &other]).await;
 }
 
 #[tokio::test]
