@@ -196,7 +196,14 @@ async fn a_replica_that_is_cut_off_says_nothing_new_and_then_what_all_say() {
     let told = tokio::time::timeout(patience, sets.0.message()).await;
     assert!(told.is_err(), "{told:?}");
 
+    // Who follows it is sent to the others, when it may have missed that somebody left.
+    let ended = soon("the end", sets.0.message()).await.unwrap_err();
+    assert_eq!(ended.code(), Code::Unavailable, "{ended:?}");
+    let refused = Sets::watch(&cut_off, "a").await.err().unwrap();
+    assert_eq!(refused.code(), Code::Unavailable, "{refused:?}");
+
     link.mend();
+    let mut sets = Sets::follow(&cut_off, "a").await;
     let all = sets.until(&["a", "b", "c"]).await;
     assert!(all.epoch > news.epoch);
     assert_eq!(others.until(&["a", "b", "c"]).await, all);
@@ -210,7 +217,7 @@ async fn a_replica_that_never_reached_its_store_knows_of_no_set() {
     let service = Service::start(url(link.port(), "fleet")).await;
     let refused = Sets::watch(&service, "a").await.err().unwrap();
     assert_eq!(refused.code(), Code::Unavailable, "{refused:?}");
-    assert!(refused.message().contains("not known yet"), "{refused}");
+    assert!(refused.message().contains("not known here"), "{refused}");
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@ use tokio::{sync::watch, time::Instant};
 
 use super::{registry::Nodes, roster::Roster};
 use crate::{
-    store::{StoreError, balancers::BalancerRecord},
+    store::{StoreError, balancers::BalancerRecord, etcd::presence::LEASE_TTL},
     trouble::Trouble,
 };
 
@@ -27,7 +27,7 @@ pub struct Balancers {
 }
 
 impl Balancers {
-    /// Follows the latest set; `None` until one is known.
+    /// Follows the latest set; `None` until one is known, and when it is too old to be told.
     pub fn subscribe(&self) -> watch::Receiver<Option<Arc<BalancerSet>>> {
         self.latest.subscribe()
     }
@@ -36,6 +36,10 @@ impl Balancers {
         let members: Vec<&str> = set.members.keys().map(|name| name.as_str()).collect();
         tracing::info!(epoch = set.epoch.0, ?members, "the set of balancers");
         self.latest.send_replace(Some(Arc::new(set)));
+    }
+
+    fn is_known(&self) -> bool {
+        self.latest.borrow().is_some()
     }
 }
 
@@ -49,9 +53,13 @@ pub async fn keep(
 ) {
     let mut roster = Roster::new(record.first());
     let mut trouble = Trouble::new("the set of balancers");
+    // Since when the record could not be read; `None` while it can be.
+    let mut cut_off = None;
     loop {
         let kept = tokio::select! {
-            kept = keep_until_error(nodes, record, balancers, &mut roster, &mut trouble) => kept,
+            kept = keep_until_error(
+                nodes, record, balancers, &mut roster, &mut trouble, &mut cut_off,
+            ) => kept,
             () = drain.started() => return,
         };
         let error = match kept {
@@ -60,6 +68,10 @@ pub async fn keep(
         };
         // What is known of others is what could be read.
         roster.look(None, Instant::now());
+        if cut_off.get_or_insert_with(Instant::now).elapsed() >= LEASE_TTL {
+            // Others may have another one by now, and balancers are to ask them.
+            balancers.latest.send_replace(None);
+        }
         let pause = trouble.again(&error, rand::random());
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
@@ -74,13 +86,18 @@ async fn keep_until_error(
     balancers: &Balancers,
     roster: &mut Roster,
     trouble: &mut Trouble,
+    cut_off: &mut Option<Instant>,
 ) -> Result<Infallible, StoreError> {
     let mut changes = nodes.changes();
     loop {
         let stored = record.read().await?;
         trouble.over();
-        if let Some(set) = roster.read(stored.set.clone()) {
-            balancers.tell(set);
+        *cut_off = None;
+        let is_news = roster.read(stored.set.clone());
+        if let Some(set) = roster.latest()
+            && (is_news || !balancers.is_known())
+        {
+            balancers.tell(set.clone());
         }
         let mut moved = pin!(tokio::time::timeout(REREAD, record.moved(&stored)));
         loop {

@@ -59,20 +59,24 @@ impl Roster {
         }
     }
 
-    /// Takes what is stored. The set is returned if it is a later one than before, to
-    /// be told to others.
-    pub fn read(&mut self, stored: Option<BalancerSet>) -> Option<BalancerSet> {
+    /// The latest set that was ever read, to be told to others.
+    pub fn latest(&self) -> Option<&BalancerSet> {
+        self.latest.as_ref()
+    }
+
+    /// Takes what is stored; whether it is the latest from now on.
+    pub fn read(&mut self, stored: Option<BalancerSet>) -> bool {
         self.gone_back = false;
         if stored == self.latest {
-            return None;
+            return false;
         }
         let epoch = |set: &Option<BalancerSet>| set.as_ref().map(|set| set.epoch);
         if epoch(&stored) > epoch(&self.latest) {
             self.latest = stored;
-            return self.latest.clone();
+            return true;
         }
         self.gone_back = true;
-        None
+        false
     }
 
     /// Takes who is connected to any replica; `None`: that is not known.

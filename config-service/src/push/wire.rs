@@ -142,11 +142,14 @@ async fn tell_sets(balancers: Balancers, drain: Drain, sets: mpsc::Sender<Result
     let mut latest = balancers.subscribe();
     loop {
         let set = latest.borrow_and_update().clone();
-        if let Some(set) = set {
-            let set = message(&write_balancer_set(&set, LEASE_TTL), Coding::Identity);
-            if sets.send(Ok(set)).await.is_err() {
-                return;
-            }
+        let Some(set) = set else {
+            // Another replica may know.
+            let _ = sets.send(Err(status::no_balancers())).await;
+            return;
+        };
+        let set = message(&write_balancer_set(&set, LEASE_TTL), Coding::Identity);
+        if sets.send(Ok(set)).await.is_err() {
+            return;
         }
         tokio::select! {
             // Cannot fail: `balancers` holds the sender.

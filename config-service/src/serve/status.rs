@@ -81,11 +81,11 @@ pub(crate) fn not_loaded() -> Status {
     )
 }
 
-/// It is not known yet which balancers take part.
+/// It is not known which balancers take part.
 pub(crate) fn no_balancers() -> Status {
     retry(
         Code::Unavailable,
-        "the set of balancers is not known yet".to_owned(),
+        "the set of balancers is not known here".to_owned(),
         STORE_RETRY,
     )
 }
