@@ -23,6 +23,8 @@ use crate::{
 #[derive(Debug, Clone)]
 pub struct Wheel {
     weights: Vec<u32>,
+    /// Those with a weight.
+    usable: Positions,
     how: How,
 }
 
@@ -98,7 +100,12 @@ impl Wheel {
             Policy::Latency => How::Fastest(Shares::new(&weights)),
             Policy::Hash => How::ByClient(Arc::new(Clients::new(candidates))),
         };
-        Self { weights, how }
+        let usable = (0..weights.len()).filter(|index| weights[*index] > 0);
+        Self {
+            usable: usable.collect(),
+            weights,
+            how,
+        }
     }
 
     /// Takes over the client table of `other` where it is the same, so that it
@@ -139,14 +146,28 @@ impl Wheel {
     /// clients, always the same, and leaves the others where they go without it.
     fn of_client(&self, clients: &Clients, client: u64, tried: &Positions) -> Option<usize> {
         let free = |index: &usize| self.weights[*index] > 0 && !tried.contains(*index);
-        let preferred = || clients.table().preferred(client).filter(free);
-        let takes = |index: &usize| clients.take(*index, self.weights[*index], client);
-        preferred().find(takes).or_else(|| preferred().next())
+        let left = self.candidates_left(tried);
+        if left == 0 {
+            return None;
+        }
+        let (mut first, mut refused) = (None, Positions::default());
+        for index in clients.table().preferred(client).filter(free) {
+            if clients.take(index, self.weights[index], client) {
+                return Some(index);
+            }
+            first.get_or_insert(index);
+            refused.insert(index);
+            // The other slots are of the same few.
+            if refused.len() == left {
+                break;
+            }
+        }
+        first
     }
 
     /// How many origins with a weight were not `tried` yet.
     pub fn candidates_left(&self, tried: &Positions) -> usize {
-        self.candidates(tried).count()
+        self.usable.count_without(tried)
     }
 
     fn candidates(&self, tried: &Positions) -> impl Iterator<Item = (usize, u32)> {
@@ -802,11 +823,13 @@ mod tests {
             let latency = micros.map(|micros| Duration::from_micros(micros.into()));
             let load = |_| load(open, latency);
             let mut tried = Positions::default();
+            let with_a_weight = weights.iter().filter(|w| **w > 0.0).count();
             while let Some(index) = wheel.choose(draw(turn, random), load, &tried) {
+                prop_assert_eq!(wheel.candidates_left(&tried), with_a_weight - tried.len());
                 prop_assert!(weights[index] > 0.0 && !tried.contains(index));
                 tried.insert(index);
             }
-            prop_assert_eq!(tried.len(), weights.iter().filter(|w| **w > 0.0).count());
+            prop_assert_eq!(tried.len(), with_a_weight);
         }
 
         #[test]

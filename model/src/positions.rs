@@ -44,8 +44,21 @@ impl Positions {
     }
 
     pub fn len(&self) -> usize {
-        let words = std::iter::once(&self.first).chain(&self.more);
-        words.map(|word| word.count_ones() as usize).sum()
+        self.words().map(|word| word.count_ones() as usize).sum()
+    }
+
+    /// How many are not among `others`.
+    pub fn count_without(&self, others: &Positions) -> usize {
+        let others = others.words().chain(std::iter::repeat(0));
+        let left = self
+            .words()
+            .zip(others)
+            .map(|(word, others)| word & !others);
+        left.map(|word| word.count_ones() as usize).sum()
+    }
+
+    fn words(&self) -> impl Iterator<Item = u64> {
+        std::iter::once(self.first).chain(self.more.iter().copied())
     }
 }
 
@@ -80,6 +93,16 @@ mod tests {
             prop_assert_eq!(set.len(), inserted.len());
             prop_assert_eq!(set.is_empty(), inserted.is_empty());
             prop_assert_eq!(found, inserted);
+        }
+
+        #[test]
+        fn those_that_are_not_among_others_are_counted(
+            one in prop::collection::btree_set(0usize..300, 0..40),
+            other in prop::collection::btree_set(0usize..300, 0..40),
+        ) {
+            let set = |of: &BTreeSet<usize>| of.iter().copied().collect::<Positions>();
+            let count = set(&one).count_without(&set(&other));
+            prop_assert_eq!(count, one.difference(&other).count());
         }
     }
 }
