@@ -374,16 +374,32 @@ mod tests {
         (socket, address)
     }
 
-    async fn dialled(edge: &Edge) -> Result<Dialled, NoOrigin> {
-        let table = edge.table();
-        let target = Edge::target(&table);
-        let incoming = Incoming {
+    /// A connection that comes now.
+    fn incoming() -> Incoming {
+        Incoming {
             client: Ipv4Addr::LOCALHOST.into(),
             edge_port: 80,
             shown: None,
             since: Instant::now(),
-        };
-        let dialled = Dialling::new(target, incoming, &edge.stats)?.next().await?;
+        }
+    }
+
+    async fn listening(count: usize) -> (Vec<TcpListener>, Vec<SocketAddr>) {
+        let (mut listeners, mut addresses) = (Vec::new(), Vec::new());
+        for _ in 0..count {
+            let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+            addresses.push(listener.local_addr().unwrap());
+            listeners.push(listener);
+        }
+        (listeners, addresses)
+    }
+
+    async fn dialled(edge: &Edge) -> Result<Dialled, NoOrigin> {
+        let table = edge.table();
+        let target = Edge::target(&table);
+        let dialled = Dialling::new(target, incoming(), &edge.stats)?
+            .next()
+            .await?;
         dialled.seen.succeeded();
         Ok(dialled)
     }
@@ -534,21 +550,11 @@ mod tests {
 
     #[tokio::test]
     async fn the_last_that_something_may_come_of_is_of_the_fallback() {
-        let mut listeners = Vec::new();
-        for _ in 0..5 {
-            listeners.push(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap());
-        }
-        let addresses: Vec<_> = listeners.iter().map(|l| l.local_addr().unwrap()).collect();
+        let (_open, addresses) = listening(5).await;
         let (first, spare) = addresses.split_at(4);
         let edge = edge_of(&[first, spare], Policy::RoundRobin, Duration::from_secs(60));
         let table = edge.table();
-        let incoming = Incoming {
-            client: Ipv4Addr::LOCALHOST.into(),
-            edge_port: 80,
-            shown: None,
-            since: Instant::now(),
-        };
-        let mut dialling = Dialling::new(Edge::target(&table), incoming, &edge.stats).unwrap();
+        let mut dialling = Dialling::new(Edge::target(&table), incoming(), &edge.stats).unwrap();
         let mut pools = Vec::new();
         while let Ok(dialled) = dialling.next().await {
             pools.push(dialled.pool.label().to_owned());
@@ -596,22 +602,12 @@ mod tests {
 
     #[tokio::test]
     async fn an_origin_of_which_nothing_comes_gives_way_to_the_next_but_not_to_all() {
-        let mut listeners = Vec::new();
-        for _ in 0..5 {
-            listeners.push(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap());
-        }
-        let addresses: Vec<_> = listeners.iter().map(|l| l.local_addr().unwrap()).collect();
+        let (_open, addresses) = listening(5).await;
         for blames_origin in [true, false] {
             let edge = edge(&addresses, Duration::from_secs(5));
             let table = edge.table();
             let target = Edge::target(&table);
-            let incoming = Incoming {
-                client: Ipv4Addr::LOCALHOST.into(),
-                edge_port: 80,
-                shown: None,
-                since: Instant::now(),
-            };
-            let mut dialling = Dialling::new(target, incoming, &edge.stats).unwrap();
+            let mut dialling = Dialling::new(target, incoming(), &edge.stats).unwrap();
             for number in 0..BEGUN_MOST {
                 let Dialled { address, seen, .. } = dialling.next().await.unwrap();
                 let last = number + 1 == BEGUN_MOST;
