@@ -107,7 +107,8 @@ fn a_quick_comparison_where_origins_fail_has_every_contender_in_it_and_leaves_no
     assert_eq!(outages.len(), 6);
     for outage in outages {
         assert!(answered(&outage["waited"]) > 100, "{outage}");
-        assert!(outage["dials"].as_f64().unwrap() > 0.0, "{outage}");
+        // Who is told by a check, or by chance, in time dials it never.
+        assert!(outage["dials"].as_f64().unwrap() >= 0.0, "{outage}");
     }
     let distances = found["distances"].as_array().unwrap();
     assert_eq!(distances.len(), 4);
