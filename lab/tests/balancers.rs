@@ -477,9 +477,10 @@ fn no_origin_is_unprobed_for_longer_than_a_lease_where_all_who_probe_it_die() {
         }
     }
     let worst = longest.iter().max().unwrap();
-    assert!(*worst < LEASE + Duration::from_secs(2), "{longest:?}");
+    // The one that is left hears none of them, and does not wait for the set to change.
+    assert!(*worst < LEASE, "{longest:?}");
     assert!(
-        *worst > LEASE - INTERVAL,
+        *worst > 5 * INTERVAL,
         "nobody died of three who probe one: {longest:?}"
     );
     await_members(&cluster, 1);
