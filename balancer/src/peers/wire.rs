@@ -228,7 +228,7 @@ mod tests {
         let heard = Heard::read(update.clone()).unwrap();
         let (_, (_, opinion)) = heard.said.first_key_value().unwrap();
         assert_eq!(opinion.reason.chars().count(), REASON_MAX);
-        update.verdicts = vec![update.verdicts[0].clone(); ORIGINS_MAX + 1];
+        update.verdicts = vec![v1::OriginVerdict::default(); ORIGINS_MAX + 1];
         assert_eq!(Heard::read(update).unwrap_err().field, "verdicts");
     }
 
