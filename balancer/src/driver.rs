@@ -314,7 +314,7 @@ impl Driver {
                 ?passed,
                 "did not run: what it held counts when probes bear it out"
             );
-            for turn in self.engine.outdate(now) {
+            for turn in self.engine.resume(now) {
                 log_turn(&turn);
             }
         }

@@ -333,6 +333,26 @@ impl Engine {
         self.judge_all(now, all)
     }
 
+    /// As [`outdate`](Self::outdate), where this balancer did not run. Others may have
+    /// gone by another set since then, and what is published from now on is taken for
+    /// as new as the set is: weights are held back as at the start.
+    pub(crate) fn resume(&mut self, now: Now) -> Vec<Turn> {
+        self.peers.resume();
+        let turns = self.outdate(now);
+        if let Phase::Settled = self.phase {
+            let all: BTreeSet<_> = self.origins.iter().map(|(key, _)| key).collect();
+            for key in &all {
+                self.probe_soon(now, key);
+            }
+            self.verdicts_version += 1;
+            self.phase = Phase::Settling {
+                undecided: all,
+                until: now.instant + self.time_for_verdicts(),
+            };
+        }
+        turns
+    }
+
     fn judge_all(&mut self, now: Now, keys: impl IntoIterator<Item = OriginKey>) -> Vec<Turn> {
         let turns = keys.into_iter().filter_map(|key| self.judge(now, &key));
         turns.collect()
@@ -349,12 +369,17 @@ impl Engine {
         let by_others = isolated.then(|| majority(others())).flatten();
         let all = || majority(own.as_deref().into_iter().chain(others()));
         let joint = by_others.or_else(all);
+        let is_known = joint.is_some();
         let unknown = || match watched.joint.verdict {
             Verdict::Unknown => own.as_deref().cloned(),
             Verdict::Up | Verdict::Down => None,
         };
         let joint = joint.or_else(unknown)?;
-        match watched.judge(now, key, joint) {
+        let judged = watched.judge(now, key, joint);
+        if is_known {
+            self.decided(key);
+        }
+        match judged {
             Judged::Same => None,
             Judged::SaysOther => {
                 self.health_version += 1;
@@ -460,7 +485,6 @@ impl Engine {
         if let Some(watched) = self.origins.get_mut(&turn.key).filter(|_| returns) {
             watched.starts_slowly(beat);
         }
-        self.decided(&turn.key);
         self.mark(&turn.key.pool);
     }
 
@@ -507,6 +531,7 @@ impl Engine {
         if let Some(watched) = self.origins.get(&ticket.key) {
             let interval = watched.target.monitor.interval;
             let interval = match watched.health.verdict() {
+                _ if watched.is_stale() => interval.min(UNKNOWN_INTERVAL),
                 Verdict::Unknown => interval.min(UNKNOWN_INTERVAL),
                 Verdict::Up => interval,
                 // The first pass after that is what brings it back.

@@ -148,6 +148,11 @@ impl Watched {
         true
     }
 
+    /// What it held is still to be borne out.
+    pub(crate) fn is_stale(&self) -> bool {
+        self.is_stale
+    }
+
     /// After the machine moved; whether it says anything else now.
     fn form_opinion(&mut self, now: Instant) -> bool {
         let mut opinion = Opinion::of(&self.health, now);

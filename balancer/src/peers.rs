@@ -57,6 +57,8 @@ struct Peer {
     isolated: bool,
     serves: bool,
     said: Own,
+    /// What it said is of before this balancer was stopped.
+    is_old: bool,
 }
 
 impl Peer {
@@ -131,9 +133,11 @@ impl Peers {
     }
 
     /// What those of the others say of an origin that see their own network, where
-    /// they ask the same as is asked here.
+    /// they ask the same as is asked here, and have spoken since
+    /// [`resume`](Self::resume).
     pub(crate) fn of(&self, key: &OriginKey, asked: u64) -> impl Iterator<Item = &Opinion> + Clone {
-        let see = self.heard.values().filter(|peer| !peer.isolated);
+        let heard = self.heard.values();
+        let see = heard.filter(|peer| !peer.isolated && !peer.is_old);
         let said = see.filter_map(move |peer| peer.said.get(key));
         said.filter(move |(of, _)| *of == asked)
             .map(|(_, opinion)| &**opinion)
@@ -153,7 +157,8 @@ impl Peers {
         let peer = self.heard.entry(name.clone()).or_default();
         let mut touched = heard.withdrawn.clone();
         touched.extend(heard.said.keys().cloned());
-        if heard.full || heard.isolated != peer.isolated {
+        let was_old = std::mem::take(&mut peer.is_old);
+        if heard.full || was_old || heard.isolated != peer.isolated {
             touched.extend(peer.said.keys().cloned());
         }
         if heard.full {
@@ -168,6 +173,14 @@ impl Peers {
         peer.epoch = heard.epoch;
         self.compare(now);
         touched
+    }
+
+    /// This balancer was stopped for a while: what others said before counts again when
+    /// they say anything.
+    pub(crate) fn resume(&mut self) {
+        for peer in self.heard.values_mut() {
+            peer.is_old = true;
+        }
     }
 
     /// One says nothing any more. Returns as [`heard`](Self::heard).
@@ -274,6 +287,10 @@ mod tests {
         assert_eq!(peers.heard(now, &name("b"), isolated), keys(&["q"]));
         assert_eq!(count(&peers, "q"), 0);
         peers.heard(now, &name("b"), says(1, &[]));
+        assert_eq!(count(&peers, "q"), 1);
+        peers.resume();
+        assert_eq!(count(&peers, "q"), 0, "it is of before");
+        assert_eq!(peers.heard(now, &name("b"), says(1, &[])), keys(&["q"]));
         assert_eq!(count(&peers, "q"), 1);
         assert_eq!(peers.unheard(now, &name("b")), keys(&["q"]));
         assert_eq!(count(&peers, "q"), 0);

@@ -271,6 +271,10 @@ fn where_one_is_killed_edges_go_on_with_right_weights() {
 #[test]
 fn what_one_knew_before_it_was_paused_reaches_no_edge() {
     let mut fleet = Fleet::start();
+    // Slow to find out, so that there is time to tell what is not so any more.
+    let slow = MANIFEST.replace("interval: 200ms", "interval: 1s");
+    let slow = slow.replace("consecutive_down: 1", "consecutive_down: 3");
+    fleet.cluster.apply(&slow).unwrap();
     let before = epoch(&fleet.cluster);
     fleet.signal(&[0, 1], Signal::SIGSTOP);
     await_members(&fleet.cluster, 1);

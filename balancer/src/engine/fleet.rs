@@ -178,7 +178,7 @@ impl Fleet {
                     balancer.set = Set::default();
                 }
                 if balancer.trouble == Trouble::Stopped {
-                    balancer.engine.outdate(self.now);
+                    balancer.engine.resume(self.now);
                 }
                 balancer.trouble = Trouble::None;
                 self.quiet = 0;

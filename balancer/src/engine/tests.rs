@@ -937,6 +937,23 @@ fn what_was_held_before_a_stop_counts_when_probes_bear_it_out() {
 }
 
 #[test]
+fn after_a_stop_weights_are_held_back_until_probes_have_borne_out_what_they_are_of() {
+    let mut scene = Scene::configured(monitor("quick", 2, 2), vec![game()]);
+    scene.take_part(1);
+    scene.pass(INTERVAL);
+    assert!(scene.engine.settle(scene.now));
+    scene.engine.resume(scene.now);
+    assert!(!scene.engine.settle(scene.now));
+    scene.failing.insert(key("game", "a"), libc::ECONNREFUSED);
+    scene.pass(UNKNOWN_INTERVAL / 2);
+    assert!(!scene.engine.settle(scene.now), "one failure is not enough");
+    assert_eq!(scene.verdict(&key("game", "a")), Verdict::Up);
+    scene.pass(2 * UNKNOWN_INTERVAL);
+    assert_eq!(scene.verdict(&key("game", "a")), Verdict::Down);
+    assert!(scene.engine.settle(scene.now));
+}
+
+#[test]
 fn an_origin_of_which_no_prober_is_heard_is_probed_all_the_same() {
     let names: Vec<_> = (0..20).map(|number| format!("o{number}")).collect();
     let origins: Vec<_> = names
