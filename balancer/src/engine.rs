@@ -114,6 +114,8 @@ pub(crate) struct Engine {
     unspoken: BTreeSet<OriginKey>,
     adopted: BTreeSet<OriginKey>,
     next_look: Option<Instant>,
+    /// When it last went on after a stop.
+    resumed: Option<Instant>,
     weights_version: u64,
     health_version: u64,
     verdicts_version: u64,
@@ -142,6 +144,7 @@ impl Engine {
             unspoken: BTreeSet::new(),
             adopted: BTreeSet::new(),
             next_look: None,
+            resumed: None,
             weights_version: 0,
             health_version: 0,
             verdicts_version: 0,
@@ -337,6 +340,7 @@ impl Engine {
     /// gone by another set since then, and what is published from now on is taken for
     /// as new as the set is: weights are held back as at the start.
     pub(crate) fn resume(&mut self, now: Now) -> Vec<Turn> {
+        self.resumed = Some(now.instant);
         self.peers.resume();
         let turns = self.outdate(now);
         if let Phase::Settled = self.phase {
@@ -422,6 +426,12 @@ impl Engine {
     ) -> Vec<Turn> {
         let current = self.origins.get(&ticket.key);
         if current.is_none_or(|watched| watched.generation != ticket.generation) {
+            return Vec::new();
+        }
+        if self.resumed > Some(ticket.started) {
+            // The answer may have come before this balancer was stopped.
+            self.schedule_next(now, &ticket, random);
+            self.probe_soon(now, &ticket.key);
             return Vec::new();
         }
         let was_isolated = self.vantage.isolated().is_some();

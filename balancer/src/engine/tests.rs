@@ -942,8 +942,15 @@ fn after_a_stop_weights_are_held_back_until_probes_have_borne_out_what_they_are_
     scene.take_part(1);
     scene.pass(INTERVAL);
     assert!(scene.engine.settle(scene.now));
+    scene.step_to(scene.now.instant + INTERVAL);
+    let begun: Vec<_> = std::iter::from_fn(|| scene.engine.start_due(scene.now)).collect();
+    assert_eq!(begun.len(), 2);
+    scene.step_to(scene.now.instant + INTERVAL);
     scene.engine.resume(scene.now);
-    assert!(!scene.engine.settle(scene.now));
+    for ticket in begun {
+        scene.engine.finished(scene.now, ticket, Ok(MILLI), 0);
+    }
+    assert!(!scene.engine.settle(scene.now), "they answered before");
     scene.failing.insert(key("game", "a"), libc::ECONNREFUSED);
     scene.pass(UNKNOWN_INTERVAL / 2);
     assert!(!scene.engine.settle(scene.now), "one failure is not enough");
