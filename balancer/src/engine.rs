@@ -869,6 +869,8 @@ fn key_of(pool: &PoolName, origin: &OriginName) -> OriginKey {
 }
 
 #[cfg(test)]
+mod chance;
+#[cfg(test)]
 mod fleet;
 #[cfg(test)]
 mod simulation;

@@ -11,9 +11,12 @@ use anyport_node::{
     identity::Identity,
     rpc::{Endpoint, ServerUrl},
 };
-use anyport_proto::v1::{
-    self, balancer_service_client::BalancerServiceClient,
-    discovery_service_client::DiscoveryServiceClient,
+use anyport_proto::{
+    convert::read_balancer_set,
+    v1::{
+        self, balancer_service_client::BalancerServiceClient,
+        discovery_service_client::DiscoveryServiceClient,
+    },
 };
 use tokio::{
     sync::watch,
@@ -71,19 +74,6 @@ pub(crate) async fn follow(
     "the list of balancers"
 }
 
-/// One whose name cannot be read takes no part here.
-fn read(wire: v1::BalancerSet) -> Set {
-    let members = wire.members.into_iter().filter_map(|member| {
-        let name = member.name.parse();
-        let name = name.inspect_err(|error| tracing::warn!(%error, "a balancer is left out"));
-        Some((name.ok()?, member.address))
-    });
-    Set {
-        epoch: wire.epoch,
-        members: members.collect(),
-    }
-}
-
 struct Following {
     me: NodeName,
     identity: Identity,
@@ -123,8 +113,13 @@ impl Following {
                     if let Err(older) = self.fence.offer(set.epoch, Instant::now()) {
                         return Status::failed_precondition(older.to_string());
                     }
+                    let set = match read_balancer_set(set) {
+                        Ok(set) => Set::from(set),
+                        Err(fault) => {
+                            return Status::internal(format!("the set is unreadable: {fault}"));
+                        }
+                    };
                     *was_told = true;
-                    let set = read(set);
                     self.driver.take_part(self.me.clone(), set.clone()).await;
                     self.follow(&set).await;
                 }

@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 
-use anyport_model::{names::NodeName, sip::Sip};
+use anyport_model::{balancers::BalancerSet, names::NodeName, sip::Sip};
 
 use crate::membership::OriginKey;
 
@@ -25,6 +25,15 @@ pub(crate) struct Set {
     pub(crate) epoch: u64,
     /// With the URL of each; empty: it cannot be asked by others.
     pub(crate) members: BTreeMap<NodeName, String>,
+}
+
+impl From<BalancerSet> for Set {
+    fn from(set: BalancerSet) -> Self {
+        Self {
+            epoch: set.epoch.0,
+            members: set.members,
+        }
+    }
 }
 
 impl Set {
