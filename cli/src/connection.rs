@@ -263,11 +263,17 @@ pub async fn limited<A>(
     }
 }
 
-/// A connection that breaks in the middle of a call is told as `Unknown`. To the
-/// user and to a repetition it is a server that cannot be reached. What a server
-/// itself answers has no source.
+/// A connection that breaks in the middle of a call is told as `Unknown`, and one
+/// that breaks before the call's turn comes as `Cancelled`. To the user and to a
+/// repetition it is a server that cannot be reached. What a server itself answers
+/// has no source.
 fn broken_off(status: Status) -> Status {
-    if status.code() != Code::Unknown || status.source().is_none() {
+    let broke = match status.code() {
+        Code::Unknown => status.source().is_some(),
+        Code::Cancelled => is_unsent(&status),
+        _ => false,
+    };
+    if !broke {
         return status;
     }
     let mut unreachable = Status::unavailable(status.message());
@@ -292,16 +298,18 @@ fn leaves_open(status: &Status) -> bool {
     )
 }
 
-/// Whether there was not even a connection to send the request over.
+/// Whether there was no connection to send the request over: none could be had, or
+/// it was lost before the request's turn came, which hyper tells as cancelled.
 fn is_unsent(status: &Status) -> bool {
-    let mut cause = status.source();
-    while let Some(error) = cause {
-        if error.is::<ConnectError>() {
-            return true;
-        }
-        cause = error.source();
-    }
-    false
+    causes(status).any(|error| {
+        let http = error.downcast_ref::<hyper::Error>();
+        error.is::<ConnectError>() || http.is_some_and(hyper::Error::is_canceled)
+    })
+}
+
+/// The source of a status, and the source of that, and so on.
+pub fn causes(status: &Status) -> impl Iterator<Item = &(dyn Error + 'static)> {
+    std::iter::successors(status.source(), |&error| error.source())
 }
 
 /// Says that several requests are one write.
@@ -328,7 +336,35 @@ pub fn author() -> String {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+    use http::Request;
+    use hyper::client::conn::http1;
+    use hyper_util::rt::TokioIo;
+    use tokio::io::AsyncReadExt;
+
     use super::*;
+
+    #[tokio::test]
+    async fn a_request_whose_connection_was_lost_before_its_turn_is_unsent() {
+        let (ours, theirs) = tokio::io::duplex(1);
+        let connected = http1::handshake::<_, String>(TokioIo::new(ours)).await;
+        let (mut sender, connection) = connected.unwrap();
+        drop((connection, theirs));
+        let lost = sender.send_request(Request::default()).await.unwrap_err();
+        let lost = broken_off(Status::from_error(lost.into()));
+        assert_eq!(lost.code(), Code::Unavailable);
+        assert!(is_unsent(&lost));
+
+        let (ours, mut theirs) = tokio::io::duplex(1024);
+        let connected = http1::handshake::<_, String>(TokioIo::new(ours)).await;
+        let (mut sender, connection) = connected.unwrap();
+        tokio::spawn(connection);
+        let sent = tokio::spawn(sender.send_request(Request::default()));
+        theirs.read_u8().await.unwrap();
+        drop(theirs);
+        let lost = sent.await.unwrap().unwrap_err();
+        assert!(!is_unsent(&Status::from_error(lost.into())));
+    }
 
     #[test]
     fn a_connection_that_breaks_is_a_server_that_cannot_be_reached() {

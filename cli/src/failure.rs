@@ -7,7 +7,7 @@ use anyport_node::rpc::ServerUrl;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
-use crate::console::printable;
+use crate::{connection::causes, console::printable};
 
 /// Exit statuses other than 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -209,13 +209,8 @@ impl Failure {
 
 /// The first cause of all, which is where the words are.
 fn innermost(status: &Status) -> String {
-    let mut cause = status.source();
-    let mut innermost = status.message().to_owned();
-    while let Some(error) = cause {
-        innermost = error.to_string();
-        cause = error.source();
-    }
-    innermost
+    let innermost = causes(status).last();
+    innermost.map_or_else(|| status.message().to_owned(), ToString::to_string)
 }
 
 impl fmt::Display for Failure {
