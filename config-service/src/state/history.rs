@@ -179,8 +179,8 @@ async fn is_due(
 }
 
 /// Forgets what is beyond `retention`, and every object that no kept revision
-/// needs. `None`: other writes came between too often, and what is left is for
-/// the next time.
+/// needs. `None`: other writes came between too often, or another replica does the
+/// same, and what is left is for the next time.
 ///
 /// # Errors
 /// Where the store cannot be read or written.
@@ -196,7 +196,9 @@ pub async fn forget(
     let Some(oldest) = records.last().map(|record| record.revision) else {
         return Ok(None);
     };
-    let mut needed = needed(keeper, &records).await?;
+    let Some(mut needed) = needed(keeper, &records).await? else {
+        return Ok(None);
+    };
     let mut turn = None;
     for _ in 0..ATTEMPTS {
         let unused: Vec<ObjectId> = stored
@@ -224,7 +226,10 @@ pub async fn forget(
         if newer.len() == RECORDS_AT_ONCE || head.revision() <= seen {
             return Ok(None);
         }
-        needed.extend(self::needed(keeper, &newer).await?);
+        let Some(newly) = self::needed(keeper, &newer).await? else {
+            return Ok(None);
+        };
+        needed.extend(newly);
     }
     Ok(None)
 }
@@ -252,8 +257,30 @@ async fn kept_records(
     }
 }
 
-/// Every object that these revisions consist of.
-async fn needed(keeper: &Keeper, records: &[Record]) -> Result<HashSet<ObjectId>, StoreError> {
+/// Every object that these revisions consist of. `None`: another replica, which
+/// knows of later ones, forgot some of them meanwhile.
+async fn needed(
+    keeper: &Keeper,
+    records: &[Record],
+) -> Result<Option<HashSet<ObjectId>>, StoreError> {
+    match objects_of(keeper, records).await {
+        Ok(needed) => Ok(Some(needed)),
+        Err(damaged @ StoreError::Corrupt { .. }) => {
+            let oldest = keeper.store().oldest().await?;
+            let is_kept = |record: &Record| {
+                let oldest = oldest.as_ref().map(|oldest| oldest.revision);
+                oldest.is_some_and(|oldest| record.revision >= oldest)
+            };
+            match records.iter().all(is_kept) {
+                true => Err(damaged),
+                false => Ok(None),
+            }
+        }
+        Err(error) => Err(error),
+    }
+}
+
+async fn objects_of(keeper: &Keeper, records: &[Record]) -> Result<HashSet<ObjectId>, StoreError> {
     let layouts: HashSet<ObjectId> = records.iter().map(|record| record.state_hash).collect();
     // The layout of no resources is known without being stored.
     let empty = Layout::empty().id();
@@ -272,9 +299,16 @@ async fn needed(keeper: &Keeper, records: &[Record]) -> Result<HashSet<ObjectId>
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use std::sync::Arc;
+
     use anyport_model::rollout::{Canary, Rollout};
+    use anyport_proto::v1;
 
     use super::*;
+    use crate::{
+        admit::{Conditions, Intent, Writer, read_apply},
+        store::{Store, embedded::Embedded},
+    };
 
     const DAY: Duration = Duration::from_secs(86_400);
 
@@ -371,5 +405,35 @@ mod tests {
             );
         }
         assert_eq!(at_least_ten("10").unwrap().get(), 10);
+    }
+
+    #[tokio::test]
+    async fn what_another_replica_forgot_meanwhile_is_no_damage() {
+        let directory = tempfile::tempdir().unwrap();
+        let store: Arc<dyn Store> = Arc::new(Embedded::open(directory.path()).unwrap());
+        let keeper = Keeper::new(Arc::clone(&store));
+        let writer = Writer::new(keeper.clone());
+        for number in 1..=30 {
+            let cidr = format!("198.51.100.{number}/32");
+            let kind = v1::resource::Kind::Prefix(v1::Prefix { cidr });
+            let intent = Intent::Apply {
+                request: read_apply(vec![v1::Resource { kind: Some(kind) }]),
+                prune: false,
+            };
+            let written = writer.write(intent, Conditions::default(), SystemTime::now);
+            written.await.unwrap();
+        }
+        let records = store.records_below(Revision(31), 20).await.unwrap();
+        assert!(needed(&keeper, &records).await.unwrap().is_some());
+        let forgotten = forget(&keeper, keep(10, None), SystemTime::now()).await;
+        assert_eq!(forgotten.unwrap().unwrap().oldest, Revision(21));
+        assert_eq!(needed(&keeper, &records).await.unwrap(), None);
+
+        let kept = store.records_below(Revision(31), 10).await.unwrap();
+        let layouts: Vec<ObjectId> = kept.iter().map(|record| record.state_hash).collect();
+        let head = store.head().await.unwrap();
+        assert!(store.forget(&head, Revision(21), &layouts).await.unwrap());
+        let damaged = needed(&keeper, &kept).await.unwrap_err();
+        assert!(matches!(damaged, StoreError::Corrupt { .. }), "{damaged}");
     }
 }
