@@ -88,7 +88,8 @@ impl<'a> Candidates<'a> {
     }
 
     /// Where there is one, the address that the origin is to see as its peer's:
-    /// only origins of its family then.
+    /// only origins of its family then, and none that has it itself, which would
+    /// take what comes for forged.
     #[must_use]
     pub fn showing(mut self, shown: Option<SocketAddr>) -> Self {
         let Some(client) = shown else {
@@ -97,10 +98,14 @@ impl<'a> Candidates<'a> {
         for of in &mut self.pools {
             let (target, could) = (self.target.with(of.pool), of.left());
             let address = |index| target.address(index, self.edge_port);
-            let is_other = |index: &usize| address(*index).is_some_and(|a| !same_family(client, a));
-            of.pass((0..of.pool.origins.len()).filter(is_other));
-            if of.left() < could {
-                self.failed = Some(other_family(client));
+            for index in 0..of.pool.origins.len() {
+                let why_not = address(index).and_then(|address| cannot_see(client, address));
+                if let Some(none) = why_not {
+                    of.pass(std::iter::once(index));
+                    if of.left() < could {
+                        self.failed = Some(none);
+                    }
+                }
             }
         }
         self
@@ -248,18 +253,21 @@ impl Tried<'_> {
     }
 }
 
-fn same_family(client: SocketAddr, origin: SocketAddr) -> bool {
-    client.is_ipv4() == origin.ip().to_canonical().is_ipv4()
-}
-
-fn other_family(client: SocketAddr) -> NoOrigin {
-    let family = if client.is_ipv4() { "IPv4" } else { "IPv6" };
-    NoOrigin {
+/// Why an origin cannot have `client` as its peer, if so.
+fn cannot_see(client: SocketAddr, origin: SocketAddr) -> Option<NoOrigin> {
+    let ip = origin.ip().to_canonical();
+    let reason = if client.is_ipv4() != ip.is_ipv4() {
+        let family = if client.is_ipv4() { "IPv4" } else { "IPv6" };
+        format!("client_ip is transparent, and no origin of the pool has an {family} address")
+    } else if client.ip() == ip {
+        format!("client_ip is transparent, and {origin} is the client itself")
+    } else {
+        return None;
+    };
+    Some(NoOrigin {
         status: Status::NoOrigin,
-        reason: format!(
-            "client_ip is transparent, and no origin of the pool has an {family} address"
-        ),
-    }
+        reason,
+    })
 }
 
 #[cfg(test)]
@@ -303,7 +311,13 @@ mod tests {
             assert_eq!(shown.left(), 3 - tried.len());
         }
         assert_eq!(tried, [("pool0", "o0"), ("pool1", "o1"), ("pool0", "o3")]);
-        assert_eq!(shown.why_none().reason, other_family(client).reason);
+        let reason = "client_ip is transparent, and no origin of the pool has an IPv4 address";
+        assert_eq!(shown.why_none().reason, reason);
+
+        let mut to_itself = all().showing(Some("10.1.0.1:9".parse().unwrap()));
+        assert!(to_itself.next(now).is_none());
+        let reason = "client_ip is transparent, and 10.1.0.1:1 is the client itself";
+        assert_eq!(to_itself.why_none().reason, reason);
     }
 
     #[test]

@@ -277,11 +277,6 @@ fn dial(
             address,
         } = candidate;
         let address = SocketAddr::new(address.ip().to_canonical(), address.port());
-        if shown.is_some_and(|client| client.ip() == address.ip()) {
-            let own = format!("client_ip is transparent, and {address} is the client itself");
-            candidates.failed(Status::ConnectSystem, own);
-            continue;
-        }
         match sockets::towards_origin(address, shown) {
             Ok(socket) => {
                 return Ok(Leg {
