@@ -164,11 +164,17 @@ impl Engine {
         self.weights_version += 1;
         self.health_version += 1;
         if let Phase::Unconfigured = self.phase {
-            self.phase = Phase::Settling {
-                undecided: self.origins.iter().map(|(key, _)| key).collect(),
-                until: now.instant + self.time_for_verdicts(),
-            };
+            self.hold_back(now);
         }
+    }
+
+    /// Nothing is published until each origin is judged anew, or had the time for it.
+    fn hold_back(&mut self, now: Now) {
+        let until = now.instant + self.time_for_verdicts();
+        self.phase = Phase::Settling {
+            undecided: self.origins.iter().map(|(key, _)| key).collect(),
+            until: until.max(self.peers.listens_until().unwrap_or(until)),
+        };
     }
 
     /// How long an origin may take to be found down if it gives no answer at
@@ -270,14 +276,58 @@ impl Engine {
         self.weights_version += 1;
         self.verdicts_version += 1;
         self.next_look = self.peers.share_work().then(|| now.instant + LOOK);
-        let all = self.origins.iter().map(|(key, _)| key).collect();
-        self.share_out(now, all)
+        let all: Vec<_> = self.origins.iter().map(|(key, _)| key).collect();
+        if self.peers.listens_until().is_some() {
+            for key in &all {
+                self.origins.wait_for_others(now, key);
+            }
+            if !matches!(self.phase, Phase::Unconfigured) {
+                self.hold_back(now);
+            }
+        }
+        let mut turns = self.share_out(now, all);
+        turns.extend(self.listen(now));
+        turns
+    }
+
+    /// Once all were heard who may know more, what probes from here showed counts.
+    fn listen(&mut self, now: Now) -> Vec<Turn> {
+        if !self.peers.have_been_heard(now.instant) {
+            return Vec::new();
+        }
+        let proven = self
+            .origins
+            .iter()
+            .filter(|(_, watched)| watched.is_proven());
+        let proven: Vec<_> = proven.map(|(key, _)| key).collect();
+        for key in &proven {
+            self.count(now, key);
+        }
+        self.judge_all(now, proven)
+    }
+
+    /// What probes showed of an origin counts from now on, unless others are to be heard
+    /// first.
+    fn count(&mut self, now: Now, key: &OriginKey) {
+        let Some(watched) = self.origins.get(key) else {
+            return;
+        };
+        if !watched.is_proven() || self.peers.listens_until().is_some() {
+            return;
+        }
+        let others = majority(self.peers.of(key, watched.asked));
+        if self.origins.count(now, key, others.as_ref()) {
+            self.verdicts_version += 1;
+            self.fade_later(now, key);
+        }
     }
 
     /// Takes in what another balancer says; returns the verdicts that it turned.
     pub(crate) fn heard(&mut self, now: Now, peer: &NodeName, heard: Heard) -> Vec<Turn> {
         let touched = self.peers.heard(now.instant, peer, heard);
-        self.judge_all(now, touched)
+        let mut turns = self.judge_all(now, touched);
+        turns.extend(self.listen(now));
+        turns
     }
 
     /// Another balancer says nothing any more.
@@ -341,7 +391,7 @@ impl Engine {
     /// as new as the set is: weights are held back as at the start.
     pub(crate) fn resume(&mut self, now: Now) -> Vec<Turn> {
         self.resumed = Some(now.instant);
-        self.peers.resume();
+        self.peers.resume(now.instant);
         let turns = self.outdate(now);
         if let Phase::Settled = self.phase {
             let all: BTreeSet<_> = self.origins.iter().map(|(key, _)| key).collect();
@@ -349,10 +399,7 @@ impl Engine {
                 self.probe_soon(now, key);
             }
             self.verdicts_version += 1;
-            self.phase = Phase::Settling {
-                undecided: all,
-                until: now.instant + self.time_for_verdicts(),
-            };
+            self.hold_back(now);
         }
         turns
     }
@@ -486,6 +533,7 @@ impl Engine {
             self.verdicts_version += 1;
             self.fade_later(now, key);
         }
+        self.count(now, key);
         self.judge(now, key)
     }
 
@@ -649,7 +697,7 @@ impl Engine {
         while let Some(pool) = self.measures.take_due(now.instant) {
             self.measure(now.instant, &pool);
         }
-        let mut turns = Vec::new();
+        let mut turns = self.listen(now);
         while let Some(key) = self.leaving.take_due(now.instant) {
             turns.extend(self.leave(now, &key));
         }
@@ -703,6 +751,7 @@ impl Engine {
             self.fades.next(),
             self.leaving.next(),
             self.next_look,
+            self.peers.listens_until(),
         ];
         next.into_iter().flatten().min()
     }

@@ -58,6 +58,16 @@ impl DialReport {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub(crate) struct Generation(u64);
 
+/// Whether what probes from here show counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Standing {
+    /// It was not watched from here, or not for a while, and is to be borne out.
+    Unproven,
+    /// It is borne out, and may be less than others know who have watched meanwhile.
+    Proven,
+    Counts,
+}
+
 /// An origin that is probed.
 #[derive(Debug)]
 pub(crate) struct Watched {
@@ -68,8 +78,7 @@ pub(crate) struct Watched {
     pub(crate) health: Health,
     /// What of that counts; `None`: others probe it, and not this balancer.
     pub(crate) own: Option<Arc<Opinion>>,
-    /// What it says was true before this balancer could not look for a while.
-    is_stale: bool,
+    standing: Standing,
     /// What all balancers together hold of it.
     pub(crate) joint: Opinion,
     pub(crate) generation: Generation,
@@ -92,7 +101,7 @@ impl Watched {
             target,
             health: Health::new(now),
             own: None,
-            is_stale: false,
+            standing: Standing::Unproven,
             joint: Opinion::none(now),
             generation,
             started: None,
@@ -143,20 +152,25 @@ impl Watched {
         }
         self.health = Health::new(now.wall);
         self.generation = generation;
-        self.is_stale = false;
+        self.standing = Standing::Unproven;
         self.own = mine.then(|| Arc::new(Opinion::of(&self.health, now.instant)));
         true
     }
 
     /// What it held is still to be borne out.
     pub(crate) fn is_stale(&self) -> bool {
-        self.is_stale
+        self.standing == Standing::Unproven
+    }
+
+    /// A probe has borne it out, and it does not count yet.
+    pub(crate) fn is_proven(&self) -> bool {
+        self.standing == Standing::Proven
     }
 
     /// After the machine moved; whether it says anything else now.
     fn form_opinion(&mut self, now: Instant) -> bool {
         let mut opinion = Opinion::of(&self.health, now);
-        if self.is_stale {
+        if self.standing != Standing::Counts {
             opinion.verdict = Verdict::Unknown;
         }
         let Some(own) = &mut self.own else {
@@ -362,10 +376,38 @@ impl Origins {
         let confirms = match watched.health.verdict() {
             Verdict::Up => evidence.is_ok(),
             Verdict::Down => evidence.is_err(),
-            Verdict::Unknown => true,
+            Verdict::Unknown => false,
         };
         let turned = watched.health.observe(now, thresholds, evidence).is_some();
-        watched.is_stale &= !confirms && !turned;
+        if watched.is_stale() && (confirms || turned) {
+            watched.standing = Standing::Proven;
+        }
+        watched.form_opinion(now.instant)
+    }
+
+    /// From now on what probes showed counts, with what others hold who have watched
+    /// the origin meanwhile; as [`observe`](Self::observe).
+    pub(crate) fn count(&mut self, now: Now, key: &OriginKey, others: Option<&Opinion>) -> bool {
+        let Some(watched) = self.get_mut(key) else {
+            return false;
+        };
+        if let Some(held) = others {
+            let thresholds = watched.target.monitor.thresholds;
+            watched.health.take_over(now, thresholds, held);
+        }
+        watched.standing = Standing::Counts;
+        watched.form_opinion(now.instant)
+    }
+
+    /// What counts is not to count until others are heard; as
+    /// [`observe`](Self::observe).
+    pub(crate) fn wait_for_others(&mut self, now: Now, key: &OriginKey) -> bool {
+        let Some(watched) = self.get_mut(key) else {
+            return false;
+        };
+        if watched.standing == Standing::Counts {
+            watched.standing = Standing::Proven;
+        }
         watched.form_opinion(now.instant)
     }
 
@@ -375,7 +417,8 @@ impl Origins {
         let Some(watched) = self.get_mut(key) else {
             return false;
         };
-        watched.is_stale = true;
+        watched.standing = Standing::Unproven;
+        watched.health.watched_anew();
         watched.form_opinion(now.instant)
     }
 

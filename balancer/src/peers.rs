@@ -22,6 +22,10 @@ pub(crate) use set::{PROBERS, Set};
 /// the old one after this long is not told any more.
 const BEHIND_MAX: Duration = Duration::from_secs(3);
 
+/// Who has just started, or was stopped, waits for what others hold for so long at most:
+/// who is silent for so long is not believed either.
+const LISTEN_MAX: Duration = Duration::from_secs(5);
+
 /// What this balancer's own probes come to, for others.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Verdicts {
@@ -76,6 +80,9 @@ pub(crate) struct Peers {
     heard: BTreeMap<NodeName, Peer>,
     /// Since when another one goes by a later set.
     behind: Option<Instant>,
+    /// Others may have watched while this balancer did not: until when they are waited
+    /// for.
+    listens_until: Option<Instant>,
 }
 
 impl Peers {
@@ -85,9 +92,43 @@ impl Peers {
         self.heard.retain(|name, _| set.members.contains_key(name));
         let part = Some((me.clone(), set));
         let is_news = self.part != part;
+        let is_first = self.part.is_none();
         self.part = part;
+        if is_first {
+            self.listen(now);
+        }
         self.compare(now);
         is_news
+    }
+
+    fn listen(&mut self, now: Instant) {
+        let are_others = self.others().next().is_some();
+        self.listens_until = are_others.then(|| now + LISTEN_MAX);
+    }
+
+    /// Those of the set that can be heard.
+    fn others(&self) -> impl Iterator<Item = &NodeName> {
+        let part = self.part.iter();
+        part.flat_map(|(me, set)| set.peers(me).map(|(name, _)| name))
+    }
+
+    /// Until when others are waited for, who may have watched while this balancer did
+    /// not; `None`: nobody is waited for.
+    pub(crate) fn listens_until(&self) -> Option<Instant> {
+        self.listens_until
+    }
+
+    /// Ends the wait where all were heard, or had the time; whether it did.
+    pub(crate) fn have_been_heard(&mut self, now: Instant) -> bool {
+        let Some(until) = self.listens_until else {
+            return false;
+        };
+        let is_heard = |name| self.heard.get(name).is_some_and(|peer| !peer.is_old);
+        let is_over = until <= now || self.others().all(is_heard);
+        if is_over {
+            self.listens_until = None;
+        }
+        is_over
     }
 
     pub(crate) fn epoch(&self) -> u64 {
@@ -177,10 +218,11 @@ impl Peers {
 
     /// This balancer was stopped for a while: what others said before counts again when
     /// they say anything.
-    pub(crate) fn resume(&mut self) {
+    pub(crate) fn resume(&mut self, now: Instant) {
         for peer in self.heard.values_mut() {
             peer.is_old = true;
         }
+        self.listen(now);
     }
 
     /// One says nothing any more. Returns as [`heard`](Self::heard).
@@ -288,7 +330,7 @@ mod tests {
         assert_eq!(count(&peers, "q"), 0);
         peers.heard(now, &name("b"), says(1, &[]));
         assert_eq!(count(&peers, "q"), 1);
-        peers.resume();
+        peers.resume(now);
         assert_eq!(count(&peers, "q"), 0, "it is of before");
         assert_eq!(peers.heard(now, &name("b"), says(1, &[])), keys(&["q"]));
         assert_eq!(count(&peers, "q"), 1);

@@ -10,7 +10,7 @@ pub mod flaps;
 
 use std::time::{Duration, Instant, SystemTime};
 
-use crate::resource::Thresholds;
+use crate::{opinion::Opinion, resource::Thresholds};
 use flaps::Flaps;
 
 /// The same moment by both clocks: one for intervals, one to show to people.
@@ -142,6 +142,37 @@ impl Health {
         match evidence {
             Ok(took) => self.pass(now, thresholds, took),
             Err(reason) => self.fail(now, thresholds, reason),
+        }
+    }
+
+    /// From now on the origin is watched again: passes and failures of before are of no
+    /// run that begins now.
+    pub fn watched_anew(&mut self) {
+        self.passes = 0;
+        self.failures = 0;
+    }
+
+    /// Others have watched the origin while it was not watched from here, and hold this
+    /// of it. What flapped, is held down, or has not passed often enough to come back is
+    /// so whoever has just begun to watch.
+    pub fn take_over(&mut self, now: Now, thresholds: Thresholds, held: &Opinion) {
+        self.flaps = self.flaps.at_least(held.recent_downs);
+        let left = held.held_for(now.wall);
+        let passes = self.passes >= thresholds.up.get();
+        if held.verdict != Verdict::Down || (left.is_zero() && passes) {
+            return;
+        }
+        if self.verdict != Verdict::Down {
+            self.turn(now, Verdict::Down);
+            self.since = held.since;
+            self.reason = held.reason.clone();
+        }
+        if self.held_for(now.instant).unwrap_or_default() < left {
+            let why = "held down since before it was watched from here".to_owned();
+            self.hold(now, left, why);
+            if let Some(hold) = &mut self.hold {
+                hold.passes = passes;
+            }
         }
     }
 
@@ -408,6 +439,70 @@ mod tests {
         assert_eq!(passes(8, fail()), (false, None));
         assert_eq!(passes(9, PASS), (false, None));
         assert_eq!(passes(10, PASS), (false, Some(Verdict::Up)));
+    }
+
+    fn held(verdict: Verdict, now: Now, seconds: u64) -> Opinion {
+        let hold = Some(Duration::from_secs(seconds)).filter(|hold| !hold.is_zero());
+        Opinion {
+            verdict,
+            held_until: hold.map(|hold| now.wall + hold),
+            recent_downs: 3,
+            reason: "refused".to_owned(),
+            ..Opinion::none(now.wall)
+        }
+    }
+
+    #[test]
+    fn who_begins_to_watch_takes_over_what_others_hold() {
+        let (clock, two) = (Clock::new(), thresholds(2, 2));
+        let begun = |passes: u64, of: &Opinion| {
+            let mut health = Health::new(SystemTime::UNIX_EPOCH);
+            for second in 0..passes {
+                health.observe(clock.at(100 + second), two, PASS);
+            }
+            health.take_over(clock.at(102), two, of);
+            health
+        };
+        let said = |health: &Health| (health.verdict(), health.passes_while_held());
+        let down = |hold| held(Verdict::Down, clock.at(90), hold);
+
+        let up = begun(1, &held(Verdict::Up, clock.at(90), 0));
+        assert_eq!(said(&up), (Verdict::Up, false));
+        assert_eq!(up.recent_downs(clock.at(102).instant), 3, "the next costs");
+
+        let mut one_pass = begun(1, &down(0));
+        assert_eq!(said(&one_pass), (Verdict::Down, false));
+        assert_eq!(one_pass.since(), clock.at(90).wall);
+        assert_eq!(one_pass.reason(), "refused");
+        let turned = one_pass.observe(clock.at(103), two, PASS);
+        assert_eq!(turned, Some(Verdict::Up), "the second one");
+        assert_eq!(said(&begun(2, &down(0))), (Verdict::Up, false));
+
+        let mut health = begun(2, &down(20));
+        assert_eq!(said(&health), (Verdict::Down, true));
+        let until = health.held_until(clock.at(102).instant);
+        assert_eq!(until, Some(clock.at(110).wall));
+        assert_eq!(health.observe(clock.at(109), two, PASS), None);
+        assert_eq!(
+            health.reason(),
+            "probes pass, but it is held down since before it was watched from here"
+        );
+        let turned = health.observe(clock.at(110), two, PASS);
+        assert_eq!(turned, Some(Verdict::Up));
+        assert_eq!(said(&begun(1, &down(20))), (Verdict::Down, false));
+    }
+
+    #[test]
+    fn a_hold_of_its_own_that_lasts_longer_stays() {
+        let (clock, one) = (Clock::new(), thresholds(1, 1));
+        let mut health = Health::new(SystemTime::UNIX_EPOCH);
+        health.observe(clock.at(0), one, PASS);
+        health.eject(clock.at(1), "dials fail");
+        health.take_over(clock.at(2), one, &held(Verdict::Down, clock.at(0), 5));
+        let until = |health: &Health| health.held_until(clock.at(3).instant);
+        assert_eq!(until(&health), Some(clock.at(11).wall));
+        health.take_over(clock.at(3), one, &held(Verdict::Down, clock.at(0), 60));
+        assert_eq!(until(&health), Some(clock.at(60).wall));
     }
 
     #[test]

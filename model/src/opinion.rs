@@ -8,7 +8,7 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
-use crate::health::{Health, Verdict};
+use crate::health::{Health, Verdict, flaps};
 
 /// What one balancer holds of an origin, or all of them together.
 #[derive(Debug, Clone, PartialEq)]
@@ -69,6 +69,14 @@ impl Opinion {
             (verdict, since, passes_while_held, held_until, recent_downs)
         };
         told(self) == told(other) && self.reason == other.reason
+    }
+
+    /// How long it stays down whatever probes say, by the clock here: no longer than the
+    /// whole of it, however far that one is from the clock of who holds it down.
+    pub(crate) fn held_for(&self, now: SystemTime) -> Duration {
+        let until = self.held_until.unwrap_or(self.since);
+        let since = |at| until.duration_since(at).unwrap_or_default();
+        since(now).min(since(self.since)).min(flaps::LONGEST)
     }
 
     /// Could connections go there, were it not held down?
@@ -173,6 +181,23 @@ mod tests {
         assert_eq!(passes(&[&held, &dead, &dead]), (Verdict::Down, false));
         let up = opinion(Verdict::Up, false);
         assert_eq!(passes(&[&held, &dead, &up]), (Verdict::Down, true));
+    }
+
+    #[test]
+    fn a_hold_lasts_no_longer_than_all_of_it_whatever_the_clocks() {
+        let at = |second| SystemTime::UNIX_EPOCH + Duration::from_secs(second);
+        let held = |since, until| Opinion {
+            held_until: Some(at(until)),
+            ..Opinion::none(at(since))
+        };
+        let left = |opinion: Opinion, now| opinion.held_for(at(now)).as_secs();
+        assert_eq!(left(held(100, 120), 105), 15);
+        assert_eq!(left(held(100, 120), 120), 0);
+        assert_eq!(left(held(100, 120), 4000), 0);
+        assert_eq!(left(held(100, 120), 0), 20, "the clock here is behind");
+        assert_eq!(left(held(120, 100), 0), 0);
+        assert_eq!(left(held(0, 100_000), 0), flaps::LONGEST.as_secs());
+        assert_eq!(left(Opinion::none(at(100)), 0), 0);
     }
 
     fn any_opinion() -> impl Strategy<Value = Opinion> {

@@ -1,6 +1,6 @@
 //! Several balancers and the origins of one pool, second by second, from one seed: origins fail and
-//! return, and one balancer at a time is killed, stopped, cut off from the origins or from the
-//! config service. `ANYPORT_SEED=17` tells one story again.
+//! return, some of them all the time, and one balancer at a time is killed, stopped, cut off from
+//! the origins or from the config service. `ANYPORT_SEED=17` tells one story again.
 
 #![allow(clippy::unwrap_used)]
 
@@ -67,6 +67,10 @@ struct Fleet {
     /// Seconds that each origin is dead.
     dead_for: Vec<Option<u64>>,
     was_ever_dead: Vec<bool>,
+    /// Which ones fail and return all the time.
+    flaps: Vec<bool>,
+    /// Until when all who probed it have held it down.
+    held_until: Vec<Option<SystemTime>>,
     /// Seconds since somebody who sees origins has probed each.
     unprobed: Vec<u64>,
     /// Seconds since the balancer in trouble changed.
@@ -101,6 +105,7 @@ impl Fleet {
             silent: BTreeMap::new(),
             away: 0,
         };
+        let flaps = origins.iter().map(|_| chance.one_in(3)).collect();
         let mut fleet = Self {
             chance,
             now,
@@ -108,6 +113,8 @@ impl Fleet {
             set: Set::default(),
             dead_for: vec![None; origins.len()],
             was_ever_dead: vec![false; origins.len()],
+            flaps,
+            held_until: vec![None; origins.len()],
             unprobed: vec![0; origins.len()],
             quiet: 0,
             highest: vec![0; count],
@@ -142,10 +149,11 @@ impl Fleet {
 
     fn trouble(&mut self) {
         for (index, dead) in self.dead_for.iter_mut().enumerate() {
+            let (fails, returns) = if self.flaps[index] { (8, 3) } else { (60, 20) };
             *dead = match *dead {
-                Some(_) if self.chance.one_in(20) => None,
+                Some(_) if self.chance.one_in(returns) => None,
                 Some(seconds) => Some(seconds + 1),
-                None => self.chance.one_in(60).then_some(0),
+                None => self.chance.one_in(fails).then_some(0),
             };
             self.was_ever_dead[index] |= dead.is_some();
         }
@@ -197,6 +205,20 @@ impl Fleet {
         }
         self.probe();
         self.talk();
+        if self.quiet > SILENT {
+            self.see_who_is_held();
+        }
+    }
+
+    fn see_who_is_held(&mut self) {
+        for (origin, held) in self.pool.origins.iter().zip(&mut self.held_until) {
+            let key = key_of(&self.pool.name, &origin.name);
+            let run = self.balancers.iter().filter(|balancer| balancer.runs());
+            let own = run.filter_map(|b| b.engine.origins.get(&key)?.own.as_deref());
+            let until = own.map(|own| own.held_until.filter(|_| own.verdict == Verdict::Down));
+            // None is the least.
+            *held = until.min().flatten().max(*held);
+        }
     }
 
     fn probe(&mut self) {
@@ -307,6 +329,9 @@ impl Fleet {
             // Whatever becomes of one balancer.
             if !self.was_ever_dead[origin] {
                 assert!(weight.weight > Weight::ZERO, "wrongly down: {who}");
+            }
+            if self.held_until[origin] > Some(self.now.wall) {
+                assert_eq!(weight.weight, Weight::ZERO, "no longer held down: {who}");
             }
             let known = self.dead_for[origin].is_some_and(|seconds| seconds >= KNOWN_AFTER);
             if known && calm {

@@ -877,11 +877,15 @@ impl Scene {
 
     /// Another one says this of an origin.
     fn hear(&mut self, peer: &str, key: &OriginKey, verdict: Verdict) {
-        let asked = self.engine.origins.get(key).unwrap().asked;
         let opinion = Opinion {
             verdict,
             ..Opinion::none(SystemTime::UNIX_EPOCH)
         };
+        self.hear_opinion(peer, key, opinion);
+    }
+
+    fn hear_opinion(&mut self, peer: &str, key: &OriginKey, opinion: Opinion) {
+        let asked = self.engine.origins.get(key).unwrap().asked;
         let heard = Heard {
             epoch: 1,
             said: [(key.clone(), (asked, Arc::new(opinion)))].into(),
@@ -952,12 +956,102 @@ fn after_a_stop_weights_are_held_back_until_probes_have_borne_out_what_they_are_
     }
     assert!(!scene.engine.settle(scene.now), "they answered before");
     scene.failing.insert(key("game", "a"), libc::ECONNREFUSED);
+    scene.hear("b0", &key("game", "b"), Verdict::Up);
     scene.pass(UNKNOWN_INTERVAL / 2);
     assert!(!scene.engine.settle(scene.now), "one failure is not enough");
     assert_eq!(scene.verdict(&key("game", "a")), Verdict::Up);
     scene.pass(2 * UNKNOWN_INTERVAL);
     assert_eq!(scene.verdict(&key("game", "a")), Verdict::Down);
     assert!(scene.engine.settle(scene.now));
+}
+
+/// It passes its probes, and another one holds it down: for so long from now, or until as many
+/// passes as it takes.
+fn down_elsewhere(now: Now, held_for: Option<Duration>) -> Opinion {
+    Opinion {
+        verdict: Verdict::Down,
+        passes_while_held: held_for.is_some(),
+        held_until: held_for.map(|time| now.wall + time),
+        recent_downs: 3,
+        ..Opinion::none(now.wall)
+    }
+}
+
+#[test]
+fn the_start_of_one_ends_no_hold_of_another_and_takes_it_over() {
+    let mut scene = Scene::configured(monitor("quick", 1, 1), vec![game()]);
+    let a = key("game", "a");
+    let told = |scene: &Scene| scene.engine.verdicts().unwrap().own[&a].1.verdict;
+    // Probes may be quicker than the word of who takes part, and that one quicker than others.
+    scene.pass(MILLI);
+    scene.take_part(1);
+    assert_eq!(told(&scene), Verdict::Unknown);
+    assert!(!scene.engine.settle(scene.now), "nobody was heard yet");
+    scene.pass(UNKNOWN_INTERVAL);
+    assert_eq!(told(&scene), Verdict::Unknown);
+    let hold = 4 * INTERVAL;
+    scene.hear_opinion("b0", &a, down_elsewhere(scene.now, Some(hold)));
+    assert!(scene.engine.settle(scene.now));
+    assert_eq!(
+        (scene.verdict(&a), told(&scene)),
+        (Verdict::Down, Verdict::Down)
+    );
+    assert_eq!(scene.verdict(&key("game", "b")), Verdict::Up);
+    scene.pass(hold / 2);
+    assert_eq!(scene.verdict(&a), Verdict::Down);
+    // The other one is restarted now, too.
+    scene.engine.unheard(scene.now, &"b0".parse().unwrap());
+    let held = scene.engine.opinion(&a).unwrap();
+    assert_eq!((held.verdict, held.recent_downs), (Verdict::Down, 3));
+    scene.pass(hold / 2 - MILLI);
+    assert_eq!(scene.verdict(&a), Verdict::Down);
+    scene.pass(INTERVAL);
+    assert_eq!(scene.verdict(&a), Verdict::Up);
+}
+
+#[test]
+fn one_that_was_stopped_ends_no_hold_of_another() {
+    let mut scene = Scene::configured(monitor("quick", 1, 1), vec![game()]);
+    let a = key("game", "a");
+    scene.take_part(1);
+    scene.pass(INTERVAL);
+    assert_eq!(scene.verdict(&a), Verdict::Up);
+    scene.engine.resume(scene.now);
+    scene.pass(UNKNOWN_INTERVAL);
+    scene.hear_opinion("b0", &a, down_elsewhere(scene.now, Some(4 * INTERVAL)));
+    scene.pass(INTERVAL);
+    assert_eq!(scene.verdict(&a), Verdict::Down);
+    // Where it has watched all along, its word is as good as another's.
+    let b = key("game", "b");
+    scene.hear_opinion("b0", &b, down_elsewhere(scene.now, Some(4 * INTERVAL)));
+    assert_eq!(scene.verdict(&b), Verdict::Up);
+}
+
+#[test]
+fn what_another_holds_down_takes_who_starts_as_many_passes_as_any_other() {
+    let mut scene = Scene::configured(monitor("quick", 3, 1), vec![game()]);
+    let a = key("game", "a");
+    scene.take_part(1);
+    scene.hear_opinion("b0", &a, down_elsewhere(scene.now, None));
+    scene.pass(MILLI);
+    assert_eq!(scene.verdict(&a), Verdict::Down, "one pass");
+    scene.pass(INTERVAL);
+    assert_eq!(scene.verdict(&a), Verdict::Down, "two");
+    scene.pass(INTERVAL);
+    assert_eq!(scene.verdict(&a), Verdict::Up, "three, and a tie is up");
+}
+
+#[test]
+fn who_starts_waits_for_others_no_longer_than_they_may_be_silent() {
+    let mut scene = Scene::configured(monitor("quick", 1, 1), vec![game()]);
+    scene.take_part(1);
+    scene.failing.insert(key("game", "a"), libc::ECONNREFUSED);
+    scene.pass(Duration::from_secs(5) - MILLI);
+    assert!(!scene.engine.settle(scene.now));
+    scene.pass(MILLI);
+    assert!(scene.engine.settle(scene.now));
+    assert_eq!(scene.verdict(&key("game", "a")), Verdict::Down);
+    assert_eq!(scene.verdict(&key("game", "b")), Verdict::Up);
 }
 
 #[test]

@@ -181,13 +181,32 @@ async fn two_of_three_decide_until_one_of_them_is_silent() {
             ("balancer-3", three.address),
         ],
     );
+    // Before it has heard them, it says nothing of what they may know better.
+    let mut verdicts = Verdicts::of(&balancer).await;
+    let first = verdicts.next().await;
+    assert!(
+        health(&first)
+            .iter()
+            .all(|health| *health == HealthState::Unknown),
+        "{first:?}"
+    );
+    for (peer, name) in [(two, "balancer-2"), (three, "balancer-3")] {
+        peer.say(v1::VerdictsUpdate {
+            balancer: name.into(),
+            epoch: 7,
+            full: true,
+            ..Default::default()
+        });
+    }
     let mut watch = balancer.watch().await;
     watch.until("game", "a", HealthState::Up).await;
     assert_eq!(watch.pools["game"].origins[0].weight, 1.0);
 
     // Of `a`, which answers this balancer, the others say that it does not.
-    let mut verdicts = Verdicts::of(&balancer).await;
-    let is_of_a = |verdict: &&v1::OriginVerdict| verdict.name.as_ref().unwrap().origin == "a";
+    let is_of_a = |verdict: &&v1::OriginVerdict| {
+        let name = verdict.name.as_ref().unwrap();
+        name.origin == "a" && verdict.health() == HealthState::Up
+    };
     let own = verdicts
         .until(|update| update.verdicts.iter().any(|verdict| is_of_a(&verdict)))
         .await;

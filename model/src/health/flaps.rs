@@ -28,6 +28,11 @@ impl Flaps {
         self.0
     }
 
+    /// At least so many were counted elsewhere.
+    pub fn at_least(self, count: u32) -> Self {
+        Flaps(self.0.max(count.min(COUNT_MAX)))
+    }
+
     /// It turns down after it was up for so long. How long to hold it down at
     /// least, from now; none: as long as probes say.
     pub fn turned_down(&mut self, up_for: Duration) -> Option<Duration> {
@@ -96,5 +101,8 @@ mod tests {
         assert_eq!(flaps.count(), COUNT_MAX - 2);
         flaps.turned_down(Duration::MAX);
         assert_eq!(flaps.count(), 1);
+        assert_eq!(flaps.at_least(0).count(), 1);
+        assert_eq!(flaps.at_least(3).count(), 3);
+        assert_eq!(flaps.at_least(u32::MAX).count(), COUNT_MAX);
     }
 }
