@@ -94,7 +94,7 @@ mod tests {
         store::{Store, embedded::Embedded},
     };
 
-    const PATIENCE: Duration = Duration::from_secs(20);
+    const PATIENCE: Duration = Duration::from_secs(60);
 
     /// A replica that was given these keys.
     struct Replica {

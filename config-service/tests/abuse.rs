@@ -12,8 +12,13 @@ use std::{
 };
 
 use anyport_proto::v1::{ApplyRequest, ListRequest};
+use h2::{
+    SendStream,
+    client::{ResponseFuture, SendRequest},
+};
 use prost::bytes::Bytes;
 use support::{
+    PATIENCE, eventually,
     frames::{
         CONTINUATION, DATA, END_STREAM, Frames, GOAWAY, HEADERS, RST_STREAM, Said, message,
         timed_out,
@@ -22,8 +27,10 @@ use support::{
     program::Program,
     resources,
     service::embedded,
+    soon,
 };
 use tempfile::TempDir;
+use tokio::task::JoinSet;
 use tonic::{Code, Status};
 
 /// How much more memory an attack may cost, in bytes.
@@ -271,9 +278,7 @@ async fn connections_that_never_speak_are_closed() {
             let connect = || TcpStream::connect(address).unwrap();
             let silent: Vec<_> = (0..500).map(|_| connect()).collect();
             for mut stream in silent {
-                stream
-                    .set_read_timeout(Some(Duration::from_secs(20)))
-                    .unwrap();
+                stream.set_read_timeout(Some(PATIENCE)).unwrap();
                 // Some of its settings come first.
                 let mut rest = Vec::new();
                 match stream.read_to_end(&mut rest) {
@@ -327,42 +332,65 @@ async fn watches_that_nobody_reads_share_what_they_are_not_sent() {
         .await;
 }
 
-/// Requests that never end, of 64 MiB as they say.
-async fn unfinished(address: SocketAddr, calls: usize, bytes: usize) -> Vec<Code> {
-    let chunk = Bytes::from(vec![0; 1 << 20]);
-    let mut sending = tokio::task::JoinSet::new();
+/// A request that never ends, of 64 MiB as it says.
+struct Unfinished {
+    answer: ResponseFuture,
+    body: SendStream<Bytes>,
+}
+
+impl Unfinished {
+    async fn begin(client: &SendRequest<Bytes>) -> Self {
+        let (answer, mut body) = http2::open(client, "Apply").await;
+        let begin = Bytes::from(message(64 << 20, &[]));
+        body.send_data(begin, false).unwrap();
+        Self { answer, body }
+    }
+
+    /// It, unless the server has had enough of it.
+    async fn go_on(mut self, bytes: Bytes) -> Result<Self, Code> {
+        match http2::send(&mut self.body, bytes).await {
+            Some(()) => Ok(self),
+            None => Err(self.refused().await),
+        }
+    }
+
+    /// Kept open until then.
+    async fn refused(self) -> Code {
+        let answer = soon("the refusal", self.answer).await;
+        let answer = answer.expect("cut off without a word");
+        Status::from_header_map(answer.headers()).unwrap().code()
+    }
+}
+
+/// All go on together until each has sent so much or was refused; nobody has to wait for
+/// others so long that it would be late. Waits until no more than `taken` are left.
+async fn unfinished(address: SocketAddr, calls: usize, bytes: usize, taken: usize) -> Vec<Code> {
+    let chunk = Bytes::from(vec![0; 256 << 10]);
+    let mut open = Vec::new();
     // Each connection takes 256 calls.
     for calls in std::iter::repeat_n(50, calls / 50) {
         let client = http2::connect(address.port()).await;
         for _ in 0..calls {
-            let (client, chunk) = (client.clone(), chunk.clone());
-            sending.spawn(async move {
-                let (answer, mut body) = http2::open(&client, "Apply").await;
-                let begin = Bytes::from(message(64 << 20, &[]));
-                body.send_data(begin, false).unwrap();
-                let send = async {
-                    for _ in 0..bytes / chunk.len() {
-                        http2::send(&mut body, chunk.clone()).await?;
-                    }
-                    Some(())
-                };
-                let sent = send.await;
-                let answered = tokio::time::timeout(Duration::from_secs(20), answer).await;
-                let refused = answered.ok().map(|answer| answer.unwrap());
-                assert!(
-                    sent.is_some() || refused.is_some(),
-                    "cut off without a word"
-                );
-                // Kept open until all have sent.
-                (body, refused)
-            });
+            open.push(Unfinished::begin(&client).await);
         }
     }
-    let all = sending.join_all().await;
-    let refused = all.into_iter().filter_map(|(_, refused)| refused);
+    let mut refused = Vec::new();
+    for _ in 0..bytes / chunk.len() {
+        let going_on = open.into_iter().map(|call| call.go_on(chunk.clone()));
+        open = Vec::new();
+        for went_on in going_on.collect::<JoinSet<_>>().join_all().await {
+            match went_on {
+                Ok(call) => open.push(call),
+                Err(code) => refused.push(code),
+            }
+        }
+    }
+    let mut left: JoinSet<_> = open.into_iter().map(Unfinished::refused).collect();
+    while left.len() > taken {
+        let next = left.join_next().await.expect("some are left");
+        refused.push(next.unwrap());
+    }
     refused
-        .map(|answer| Status::from_header_map(answer.headers()).unwrap().code())
-        .collect()
 }
 
 #[tokio::test]
@@ -371,31 +399,33 @@ async fn requests_that_never_end_take_as_much_as_there_is_for_them() {
     const INTAKE: usize = 256 << 20;
     const EACH: usize = 4 << 20;
     const CALLS: usize = 200;
+    /// The first 64 KiB of each are free.
+    const TAKEN: usize = INTAKE / (EACH - (64 << 10));
     let victim = Victim::with(10).await;
     let attack = |address| {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .unwrap();
-        runtime.block_on(unfinished(address, CALLS, EACH))
+        runtime.block_on(unfinished(address, CALLS, EACH, TAKEN))
     };
     let refused = victim.with_room(INTAKE as u64 + ROOM, attack).await;
-    // The first 64 KiB of each are free.
-    let taken = INTAKE / (EACH - (64 << 10));
     let all = refused.iter().all(|code| *code == Code::ResourceExhausted);
     assert!(all, "{refused:?}");
     // Who is refused gives back what it had, so that others get further.
     let refused = refused.len();
     assert!(
-        (CALLS - taken..CALLS - taken / 2).contains(&refused),
+        (CALLS - TAKEN..CALLS - TAKEN / 2).contains(&refused),
         "{refused}"
     );
-    // All of it has been given back.
-    let mut client = victim.program.client().await;
-    let resources = resources::many(2_000);
+    // All of it is given back once the server has seen that they are gone.
+    let client = victim.program.client().await;
     let request = ApplyRequest {
-        resources,
+        resources: resources::many(2_000),
         ..Default::default()
     };
-    client.apply(request).await.unwrap();
+    eventually("there is room", || async {
+        client.clone().apply(request.clone()).await.ok()
+    })
+    .await;
 }

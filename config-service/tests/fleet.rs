@@ -4,6 +4,8 @@
 
 mod support;
 
+use std::time::Instant;
+
 use anyport_config_service::{
     nodes::{NodeKey, Role},
     store::{
@@ -317,14 +319,17 @@ async fn writes_that_wait_at_a_replica_that_is_cut_off_are_refused_together() {
     let service = Service::ready(url(link.port(), "fleet")).await;
     service.apply(many(1)).await.unwrap();
     link.cut();
-    let began = std::time::Instant::now();
-    let [a, b, c, d] = ["a", "b", "c", "d"].map(|name| service.apply(vec![app(name, 99)]));
-    let refused: [_; 4] = tokio::join!(a, b, c, d).into();
-    for refused in refused {
-        assert_eq!(refused.unwrap_err().code(), Code::Unavailable);
-    }
-    let took = began.elapsed();
-    assert!(took < std::time::Duration::from_secs(10), "{took:?}");
+    let refused_after = async |name: &str| {
+        let began = Instant::now();
+        let refused = service.apply(vec![app(name, 99)]).await.unwrap_err();
+        assert_eq!(refused.code(), Code::Unavailable);
+        began.elapsed()
+    };
+    let one = refused_after("one").await;
+    let [a, b, c, d] = ["a", "b", "c", "d"].map(refused_after);
+    let (a, b, c, d) = tokio::join!(a, b, c, d);
+    let last = a.max(b).max(c).max(d);
+    assert!(last < 3 * one, "{last:?}, and one alone {one:?}");
 }
 
 #[tokio::test]

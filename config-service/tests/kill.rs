@@ -4,14 +4,7 @@
 
 mod support;
 
-use std::{
-    collections::BTreeMap,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use anyport_config_service::{
     state::{
@@ -28,17 +21,19 @@ use anyport_node::identity::Identity;
 use anyport_proto::v1::{self, change::Action};
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 use support::{
-    etcd::{EtcdServer, etcd_url},
+    etcd::{EtcdServer, etcd_url, url},
     eventually,
+    link::Link,
     program::{Program, client},
     resources::{app_on, many, prefix},
     service::embedded,
     soon,
 };
+use tokio::sync::watch;
 use tonic::Code;
 
 const WRITES: u16 = 500;
-const KILLS: usize = 25;
+const KILLS: u16 = 25;
 /// Clients that give up when the program dies under them, of 100.
 const IMPATIENT: u32 = 20;
 
@@ -74,10 +69,12 @@ struct Known {
 }
 
 /// Writes one after the other, and repeats each until it is answered, unless its client gives up.
-async fn write_all(port: u16, mut random: SmallRng) -> Known {
+/// Says which one it is at.
+async fn write_all(port: u16, mut random: SmallRng, at: watch::Sender<u16>) -> Known {
     let mut client = client(port);
     let mut known = Known::default();
     for n in 0..WRITES {
+        at.send_replace(n);
         let patient = random.random_range(0..100) >= IMPATIENT;
         loop {
             let call = client.apply(request(n));
@@ -113,16 +110,26 @@ async fn every_acknowledged_write_is_there_and_every_other_is_whole_or_absent(st
     let mut program = Program::start(store);
     let port = program.port();
     program.client().await;
-    let mut writing = tokio::spawn(write_all(port, SmallRng::seed_from_u64(random.random())));
+    let (at, mut writes) = watch::channel(0);
+    let of_writer = SmallRng::seed_from_u64(random.random());
+    let mut writing = tokio::spawn(write_all(port, of_writer, at));
     let mut kills = 0;
     let known = loop {
         let pause = Duration::from_millis(random.random_range(0..250));
+        // However quick the writes are, kills are spread over all of them.
+        let at_the_latest = (kills + 1) * WRITES / (KILLS + 1);
+        let late = async {
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                _ = writes.wait_for(|at| *at >= at_the_latest) => {}
+            }
+        };
         tokio::select! {
             known = &mut writing => break known.unwrap(),
-            () = tokio::time::sleep(pause), if kills < KILLS => {
+            () = late, if kills < KILLS => {
                 program.kill();
                 kills += 1;
-                program = Program::start_on(store, port);
+                program.start_again(store);
                 program.client().await;
             }
         }
@@ -186,7 +193,7 @@ async fn every_acknowledged_write_is_there_and_every_other_is_whole_or_absent(st
     }
     // The same request again is answered as it was, by a process that did not do it.
     program.kill();
-    program = Program::start_on(store, port);
+    program.start_again(store);
     let mut client = program.client().await;
     for (n, answer) in known.answered.iter().rev().take(50) {
         let again = client.apply(request(*n)).await.unwrap().into_inner();
@@ -236,10 +243,11 @@ async fn ten_thousand_or_none(store: &StoreUrl) -> u64 {
 
 #[tokio::test]
 async fn a_large_write_that_is_killed_on_a_file_is_whole_or_absent() {
-    let mut absent = 0;
+    let [mut absent, mut answered] = [false, false];
     let mut after = Duration::from_millis(50);
-    // Until a kill comes too late: from before the write to after it.
-    loop {
+    // From before the end of the write to after it. Where this process was held up
+    // meanwhile, a kill comes later than it was to.
+    while !(absent && answered) {
         let directory = tempfile::tempdir().unwrap();
         let store = embedded(directory.path());
         let mut program = Program::start(&store);
@@ -247,17 +255,20 @@ async fn a_large_write_that_is_killed_on_a_file_is_whole_or_absent() {
         let writing = tokio::spawn(async move { client.apply(many_request()).await });
         tokio::time::sleep(after).await;
         program.kill();
-        let answered = writing.await.unwrap().is_ok();
+        let is_answered = writing.await.unwrap().is_ok();
         let revision = ten_thousand_or_none(&store).await;
-        assert!(revision == 1 || !answered, "acknowledged and lost");
-        absent += usize::from(revision == 0);
-        if answered {
-            break;
-        }
-        after = after.mul_f64(1.4);
+        assert!(revision == 1 || !is_answered, "acknowledged and lost");
+        absent |= revision == 0;
+        answered |= is_answered;
+        after = match is_answered {
+            true => after.div_f64(2.0),
+            false => after.mul_f64(1.4),
+        };
     }
-    assert!(absent > 0, "no kill came in time");
 }
+
+/// Far less than the requests of [`many_request`] to etcd take together, in bytes.
+const PART_OF_MANY: usize = 300_000;
 
 fn many_request() -> v1::ApplyRequest {
     v1::ApplyRequest {
@@ -276,30 +287,18 @@ async fn a_large_write_that_is_killed_on_etcd_is_absent_and_what_it_left_is_coll
         let members = connect(url, &Identity::none()).await.unwrap();
         Arc::new(Etcd::new(&members, url))
     };
-    let mut program = Program::start(&store);
+    let link = Link::to(server.port()).await;
+    let mut program = Program::start(&url(link.port(), "fleet"));
     let mut client = program.client().await;
-    let killed = Arc::new(AtomicBool::new(false));
-    let writing = tokio::spawn({
-        let killed = Arc::clone(&killed);
-        async move {
-            let answer = client.apply(many_request()).await;
-            assert!(
-                killed.load(Ordering::SeqCst),
-                "it was done before: {answer:?}"
-            );
-            answer.unwrap_err();
-        }
-    });
-    // In the middle of it: some objects are there, and the head is not.
+    // In the middle of it: some objects are there, and the head cannot be.
+    link.hold_after(PART_OF_MANY);
+    let writing = tokio::spawn(async move { client.apply(many_request()).await });
     eventually("the first objects", || async {
         (etcd.stored().await.unwrap().len() > 50).then_some(())
     })
     .await;
-    killed.store(true, Ordering::SeqCst);
     program.kill();
-    writing.await.unwrap();
-    let left = etcd.stored().await.unwrap().len();
-    assert!(left > 50, "{left}");
+    writing.await.unwrap().unwrap_err();
     assert_eq!(ten_thousand_or_none(&store).await, 0);
 
     // The next revision, of somebody else, needs two objects.
@@ -310,6 +309,8 @@ async fn a_large_write_that_is_killed_on_etcd_is_absent_and_what_it_left_is_coll
         ..Default::default()
     };
     client.apply(little).await.unwrap();
+    let left = etcd.stored().await.unwrap().len() - 2;
+    assert!(left > 50, "{left}");
     let keeper = Keeper::new(Arc::clone(&etcd) as Arc<dyn Store>);
     let gone = history::forget(&keeper, Retention::default(), std::time::SystemTime::now());
     let wanted = Forgotten {

@@ -357,35 +357,40 @@ async fn a_commit_that_was_done_and_is_asked_for_again_is_done_once() {
 async fn objects_that_are_forgotten_before_the_head_names_them_are_written_again() {
     let server = EtcdServer::start().await;
     let store = etcd_store(&server.url("fleet")).await;
-    let seen = commit_up_to(&store, 3).await;
+    let link = Link::to(server.port()).await;
+    let writer = etcd_store(&url(link.port(), "fleet")).await;
+    let seen = commit_up_to(&writer, 3).await;
     // Between a writer's objects and its head, another replica forgets. The
     // writer reads the mark first, so the mark has to decide: here it is moved
-    // while the writer writes many objects.
+    // while the writer is in the middle of many objects.
     let objects: Vec<Object> = (0..5_000).map(|n| object(&format!("chunk {n}"))).collect();
     let record = record(4, objects[0].id());
-    let forget =
-        async {
-            let client = server.client().await;
-            eventually("the first objects", || {
-            let (mut client, key) = (client.clone(), format!("/fleet/objects/{}", objects[0].id()));
+    // A part of what they take.
+    link.hold_after(100_000);
+    let forget = async {
+        let client = server.client().await;
+        let key = format!("/fleet/objects/{}", objects[0].id());
+        eventually("the first objects", || {
+            let (mut client, key) = (client.clone(), key.clone());
             async move { (!client.get(key, None).await.unwrap().kvs().is_empty()).then_some(()) }
         })
         .await;
-            let stored = store.stored().await.unwrap();
-            let kept = object("state 3").id();
-            let unused: Vec<ObjectId> = stored.into_iter().filter(|id| *id != kept).collect();
-            assert!(store.forget(&seen, Revision(3), &unused).await.unwrap());
-            unused.len()
-        };
-    let (committed, gone) = tokio::join!(store.commit(&seen, &record, &objects), forget);
-    assert!(gone > 2, "the test came too late: {gone}");
+        let stored = store.stored().await.unwrap();
+        let kept = object("state 3").id();
+        let unused: Vec<ObjectId> = stored.into_iter().filter(|id| *id != kept).collect();
+        assert!(store.forget(&seen, Revision(3), &unused).await.unwrap());
+        link.release();
+        unused.len()
+    };
+    let (committed, gone) = tokio::join!(writer.commit(&seen, &record, &objects), forget);
+    assert!(gone > 2, "some of the new ones too: {gone}");
     assert_eq!(
         committed.unwrap(),
         Committed::Conflict,
         "its objects may be gone"
     );
     // Trying again, as the writer does.
-    let Committed::Done(_) = store.commit(&seen, &record, &objects).await.unwrap() else {
+    let Committed::Done(_) = writer.commit(&seen, &record, &objects).await.unwrap() else {
         panic!("nobody else writes");
     };
     let ids: Vec<ObjectId> = objects.iter().map(Object::id).collect();

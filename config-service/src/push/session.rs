@@ -420,7 +420,7 @@ mod tests {
         store::embedded::Embedded,
     };
 
-    const PATIENCE: Duration = Duration::from_secs(10);
+    const PATIENCE: Duration = Duration::from_secs(60);
 
     struct Scene {
         _directory: tempfile::TempDir,

@@ -653,7 +653,7 @@ mod tests {
         },
     };
 
-    const PATIENCE: Duration = Duration::from_secs(10);
+    const PATIENCE: Duration = Duration::from_secs(60);
 
     async fn until(readiness: &Readiness, ready: bool) -> String {
         let mut changes = readiness.changes();

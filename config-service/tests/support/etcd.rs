@@ -1,7 +1,6 @@
 //! A real etcd of our own.
 
 use std::{
-    net::TcpListener,
     path::Path,
     process::{Child, Command, Stdio},
     time::Duration,
@@ -11,59 +10,45 @@ use anyport_config_service::store::{EtcdUrl, StoreUrl};
 use etcd_client::Client;
 use tempfile::TempDir;
 
-use super::PATIENCE;
+use super::{eventually, port::Port};
 
 const PROGRAM: &str = "/usr/bin/etcd";
 
 /// A running etcd; killed when dropped.
 pub struct EtcdServer {
     process: Child,
-    port: u16,
+    port: Port,
+    _peer_port: Port,
     directory: TempDir,
 }
 
 impl EtcdServer {
+    /// One that answers.
     pub async fn start() -> Self {
         assert!(
             Path::new(PROGRAM).exists(),
             "{PROGRAM} is missing: this test needs a real etcd (package etcd-server)"
         );
         let directory = tempfile::tempdir().unwrap();
-        // Between finding a port and etcd's using it, another may take it.
-        for _ in 0..5 {
-            let (port, peer_port) = (free_port(), free_port());
-            let process = spawn(directory.path(), port, peer_port);
-            let mut server = Self {
-                process,
-                port,
-                directory: tempfile::tempdir().unwrap(),
-            };
-            if server.answers().await {
-                server.directory = directory;
-                return server;
-            }
-        }
-        panic!("etcd did not start in 5 attempts");
-    }
-
-    /// Does it come to answer, before it exits?
-    async fn answers(&mut self) -> bool {
-        let deadline = tokio::time::Instant::now() + PATIENCE;
-        while tokio::time::Instant::now() < deadline {
-            if self.process.try_wait().unwrap().is_some() {
-                return false;
-            }
-            let asked = async { self.client().await.get("ready", None).await };
-            if let Ok(Ok(_)) = tokio::time::timeout(Duration::from_secs(1), asked).await {
-                return true;
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        false
+        let (port, peer_port) = (Port::reserve(), Port::reserve());
+        let process = spawn(directory.path(), port.number(), peer_port.number());
+        let server = Self {
+            process,
+            port,
+            _peer_port: peer_port,
+            directory,
+        };
+        let answers = eventually("etcd answers", || async {
+            let asked = async { server.client().await.get("ready", None).await };
+            let answer = tokio::time::timeout(Duration::from_secs(1), asked).await;
+            answer.ok()?.ok()
+        });
+        Box::pin(answers).await;
+        server
     }
 
     pub fn port(&self) -> u16 {
-        self.port
+        self.port.number()
     }
 
     /// It hangs: what is asked of it waits.
@@ -88,11 +73,11 @@ impl EtcdServer {
 
     /// With a prefix of its own for each test.
     pub fn url(&self, prefix: &str) -> StoreUrl {
-        url(self.port, prefix)
+        url(self.port(), prefix)
     }
 
     pub async fn client(&self) -> Client {
-        let member = format!("127.0.0.1:{}", self.port);
+        let member = format!("127.0.0.1:{}", self.port());
         Client::connect([member], None).await.unwrap()
     }
 
@@ -131,6 +116,8 @@ fn spawn(directory: &Path, port: u16, peer_port: u16) -> Child {
         .args(["--initial-advertise-peer-urls", &peer])
         .args(["--initial-cluster", &format!("default={peer}")])
         .args(["--log-level", "error"])
+        // No test takes its power: a disk that is busy with others is not waited for.
+        .arg("--unsafe-no-fsync")
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
@@ -143,9 +130,4 @@ impl Drop for EtcdServer {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
-}
-
-fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().port()
 }

@@ -3,7 +3,6 @@
 use std::{
     io::{self, Read, Write},
     net::{SocketAddr, TcpStream},
-    time::Duration,
 };
 
 pub const DATA: u8 = 0;
@@ -37,7 +36,7 @@ impl Frames {
     pub fn connect(address: SocketAddr, window: u32) -> Self {
         let mut stream = TcpStream::connect(address).unwrap();
         // Whatever is not said or taken by then never is.
-        let limit = Some(Duration::from_secs(20));
+        let limit = Some(super::PATIENCE);
         stream.set_read_timeout(limit).unwrap();
         stream.set_write_timeout(limit).unwrap();
         stream

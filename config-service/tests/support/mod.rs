@@ -11,6 +11,7 @@ pub mod etcd;
 pub mod frames;
 pub mod http2;
 pub mod link;
+pub mod port;
 pub mod program;
 pub mod resources;
 pub mod service;
@@ -18,8 +19,8 @@ pub mod subscriber;
 
 use std::{future::Future, time::Duration};
 
-/// How long anything may take that is awaited here.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+/// How long anything may take that is awaited here, on a machine with much else to do.
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Waits for a future, but not for ever.
 pub async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {

@@ -2,7 +2,6 @@
 
 use std::{
     fs::{self, File},
-    net::TcpListener,
     path::Path,
     process::{Child, Command, Stdio},
     time::Duration,
@@ -15,44 +14,39 @@ use anyport_proto::{
 };
 use tonic::transport::{Channel, Endpoint};
 
-use super::eventually;
+use super::{eventually, port::Port};
 
 /// A running config service; killed when dropped.
 pub struct Program {
     process: Child,
-    port: u16,
+    port: Port,
 }
 
 impl Program {
     pub fn start(store: &StoreUrl) -> Self {
-        Self::start_on(store, free_port())
+        Self::start_on(Port::reserve(), store, Stdio::null())
     }
 
     /// With a file for its log.
     pub fn start_logging(store: &StoreUrl, log: &Path) -> Self {
         let log = File::create(log).unwrap();
-        Self::spawn(store, free_port(), log.into())
+        Self::start_on(Port::reserve(), store, log.into())
     }
 
-    /// On a port of the test's choice.
-    pub fn start_on(store: &StoreUrl, port: u16) -> Self {
-        Self::spawn(store, port, Stdio::null())
+    fn start_on(port: Port, store: &StoreUrl, log: Stdio) -> Self {
+        Self {
+            process: spawn(port.number(), store, log),
+            port,
+        }
     }
 
-    fn spawn(store: &StoreUrl, port: u16, log: Stdio) -> Self {
-        let process = Command::new(env!("CARGO_BIN_EXE_config-service"))
-            .args(["--listen", &format!("127.0.0.1:{port}")])
-            .args(["--admin", "127.0.0.1:0"])
-            .arg(format!("--store={store}"))
-            .stdin(Stdio::null())
-            .stderr(log)
-            .spawn()
-            .unwrap();
-        Self { process, port }
+    /// After a kill, where it was.
+    pub fn start_again(&mut self, store: &StoreUrl) {
+        self.process = spawn(self.port(), store, Stdio::null());
     }
 
     pub fn port(&self) -> u16 {
-        self.port
+        self.port.number()
     }
 
     /// Bytes of memory that it has now.
@@ -73,7 +67,7 @@ impl Program {
     /// A client, once the program answers.
     pub async fn client(&self) -> ConfigServiceClient<Channel> {
         eventually("the program listens", || async {
-            let mut client = client(self.port);
+            let mut client = client(self.port());
             client.list(v1::ListRequest::default()).await.ok()?;
             Some(client)
         })
@@ -81,9 +75,15 @@ impl Program {
     }
 }
 
-fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().port()
+fn spawn(port: u16, store: &StoreUrl, log: Stdio) -> Child {
+    Command::new(env!("CARGO_BIN_EXE_config-service"))
+        .args(["--listen", &format!("127.0.0.1:{port}")])
+        .args(["--admin", "127.0.0.1:0"])
+        .arg(format!("--store={store}"))
+        .stdin(Stdio::null())
+        .stderr(log)
+        .spawn()
+        .unwrap()
 }
 
 /// A client of whoever listens there, now or later.
