@@ -361,7 +361,8 @@ mod tests {
         let (live, orders) = Live::of_workers(1);
         let of_apps = HashMap::from([
             (AppKey::of(&a), Duration::from_millis(20)),
-            (AppKey::of(&b), Duration::from_millis(400)),
+            // So that it is undone in time on a machine that stands still for a while.
+            (AppKey::of(&b), Duration::from_secs(6)),
         ]);
         let windows = move || Windows {
             of_apps: of_apps.clone(),
@@ -374,7 +375,7 @@ mod tests {
         live.drain(windows(), NamedWindows::default(), Begins::Now);
         assert_eq!(told_a.await.unwrap(), Some(Closing::Drained));
         live.undrain();
-        tokio::time::sleep(Duration::from_millis(600)).await;
+        tokio::time::sleep(Duration::from_secs(7)).await;
         assert!(told_b.try_recv().is_err());
         live.drain(windows(), NamedWindows::default(), Begins::Now);
         assert_eq!(told_b.await.unwrap(), Some(Closing::Drained));

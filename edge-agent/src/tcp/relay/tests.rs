@@ -12,7 +12,7 @@ use tokio::{
 
 const HOUR: Duration = Duration::from_secs(3600);
 /// Far more than any of this takes; a test that needs it has failed.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 async fn pair() -> (TcpStream, TcpStream) {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
@@ -183,14 +183,18 @@ async fn a_reset_after_a_half_close_is_carried_over_too() {
     within(origin.read_to_end(&mut nothing)).await.unwrap();
 }
 
-/// Sends until no more is taken, since nobody reads.
-async fn flood(sender: &mut TcpStream) {
-    let (flood, mut sent) = (vec![3; 1 << 20], 0);
-    let stuck = Duration::from_millis(300);
-    while let Ok(written) = timeout(stuck, sender.write(&flood)).await {
-        sent += written.unwrap();
+/// Sends until no more is taken, since nobody reads, and says how much was. A machine that stands
+/// still takes nothing for a while either, but not each time that it is asked.
+async fn flood(sender: &mut TcpStream) -> usize {
+    let (flood, mut sent, mut stuck) = (vec![3; 1 << 20], 0, 0);
+    while stuck < 4 {
+        match timeout(Duration::from_millis(200), sender.write(&flood)).await {
+            Ok(written) => (sent, stuck) = (sent + written.unwrap(), 0),
+            Err(_) => stuck += 1,
+        }
         assert!(sent < 64 << 20, "nothing stops the sender");
     }
+    sent
 }
 
 #[tokio::test]
@@ -201,12 +205,12 @@ async fn a_receiver_that_does_not_read_is_waited_for_and_the_sender_is_blamed() 
     // Silence from before the failure does not count.
     tokio::time::sleep(idle / 2).await;
     lines.client.set_zero_linger().unwrap();
-    drop(lines.client);
     let start = Instant::now();
+    drop(lines.client);
     let (ended, _) = within(lines.ended).await.unwrap();
     assert!(matches!(ended, Ended::Client(_)), "{ended:?}");
     let took = start.elapsed();
-    assert!(took > idle * 3 / 4 && took < idle * 2, "{took:?}");
+    assert!(took > idle * 3 / 4 && took < idle * 5, "{took:?}");
     drop(lines.origin);
 }
 
@@ -243,7 +247,9 @@ async fn a_receiver_that_pauses_after_the_sender_failed_gets_all_that_had_come()
 /// with the receiver's.
 async fn sent_to_a_slow_receiver(sender: &mut TcpStream, receiver: &TcpStream, count: usize) {
     let receives = SockRef::from(receiver);
-    receives.set_recv_buffer_size(16 << 10).unwrap();
+    // No less than a segment of the loopback: a smaller window opens by probes of the sender's only,
+    // which come ever more seldom.
+    receives.set_recv_buffer_size(64 << 10).unwrap();
     within(sender.write_all(&vec![3; count])).await.unwrap();
     // Its reset has its own kernel drop what is still to be sent.
     all_is_delivered(sender).await;
@@ -391,12 +397,7 @@ async fn a_receiver_that_does_not_read_stops_the_sender() {
         mut origin,
         ended,
     } = relayed(HOUR).await;
-    let flood = vec![3; 1 << 20];
-    let mut sent = 0;
-    while let Ok(written) = timeout(Duration::from_millis(300), client.write(&flood)).await {
-        sent += written.unwrap();
-        assert!(sent < 64 << 20, "nothing stops the sender");
-    }
+    let sent = flood(&mut client).await;
     client.shutdown().await.unwrap();
     let mut got = Vec::new();
     within(origin.read_to_end(&mut got)).await.unwrap();
@@ -408,7 +409,8 @@ async fn a_receiver_that_does_not_read_stops_the_sender() {
 
 #[tokio::test]
 async fn silence_ends_it_and_a_byte_does_not() {
-    let idle = Duration::from_millis(400);
+    // A machine may stand still for most of it.
+    let idle = Duration::from_secs(4);
     let Lines {
         mut client,
         mut origin,
@@ -430,24 +432,36 @@ async fn silence_ends_it_and_a_byte_does_not() {
 #[tokio::test]
 async fn each_direction_keeps_its_own_pace_and_its_order() {
     const RATE: usize = 400_000;
+    // Were it one pace, they would always wait for each other; else only for the machine.
+    for _ in 0..5 {
+        let took = there_and_back(RATE).await;
+        assert!(took >= Duration::from_millis(1400), "{took:?}");
+        if took < Duration::from_millis(2500) {
+            return;
+        }
+    }
+    panic!("never in less than two and a half seconds");
+}
+
+/// How long the way to the origin takes at this pace, while somebody speaks the other way.
+async fn there_and_back(rate: usize) -> Duration {
     let Lines {
         client,
         origin,
         ended,
-    } = paced(HOUR, Some(RATE as u32)).await;
+    } = paced(HOUR, Some(rate as u32)).await;
     let start = Instant::now();
     // Two and a half seconds' worth one way, of which the first is free; one the other way.
-    let client = play(client, vec![Act::Send(RATE * 5 / 2)], 5000);
+    let client = play(client, vec![Act::Send(rate * 5 / 2)], 5000);
     let origin = async {
-        let played = play(origin, vec![Act::Send(RATE)], 5000).await;
+        let played = play(origin, vec![Act::Send(rate)], 5000).await;
         (played, start.elapsed())
     };
     let (client, (origin, took)) = within(async { tokio::join!(client, origin) }).await;
     assert_eq!((origin.1, origin.2), (client.0, true));
     assert_eq!((client.1, client.2), (origin.0, true));
-    assert!(took >= Duration::from_millis(1400), "{took:?}");
-    assert!(took < Duration::from_millis(2500), "{took:?}");
     assert!(matches!(within(ended).await.unwrap().0, Ended::Done));
+    took
 }
 
 async fn all_is_delivered(sender: &TcpStream) {

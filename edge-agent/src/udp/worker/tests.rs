@@ -24,7 +24,7 @@ use crate::{
     table::TableWriter,
 };
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 #[test]
 fn tokens_survive_the_kernel() {
