@@ -5,7 +5,9 @@ use std::{collections::BTreeMap, time::Duration};
 
 use anyport_edge_agent::kernel::{Drift, Steering};
 
-use crate::support::{Agent, Answer, Edge, Listeners, claim, on_edge, steered, under_both};
+use crate::support::{
+    Agent, Answer, Edge, Listeners, REPAIRED, claim, on_edge, steered, under_both,
+};
 
 under_both![
     a_deleted_route,
@@ -42,7 +44,7 @@ fn broken_by(
         for &(what, count) in repairs {
             took += agent.repaired(what, count).await;
         }
-        assert!(took < Duration::from_secs(1), "repaired after {took:?}");
+        assert!(took < REPAIRED, "repaired after {took:?}");
         assert_both_steered(&edge).await;
         assert_eq!(ours(&edge), before);
         assert_eq!(

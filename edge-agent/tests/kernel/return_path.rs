@@ -11,7 +11,7 @@ use std::{
 
 use anyport_edge_agent::kernel::{Desired, Drift, Kernel, Steering, undo};
 
-use crate::support::{Agent, Edge, Listeners, claim, on_edge};
+use crate::support::{Agent, Edge, Listeners, REPAIRED, claim, on_edge};
 
 const FAMILIES: [&str; 2] = ["-4", "-6"];
 
@@ -117,7 +117,7 @@ fn whatever_others_break_of_it_is_put_right() {
         let agent = Agent::start();
         agent.apply(wants(&listeners, true)).await;
         let there = shown(&edge);
-        let mut repaired = 0;
+        let (mut repaired, mut all) = (0, Duration::ZERO);
         for (command, count) in [
             ("ip rule del priority 65", 1),
             ("ip -6 rule del priority 65", 1),
@@ -131,9 +131,12 @@ fn whatever_others_break_of_it_is_put_right() {
             edge.run(command);
             repaired += count;
             let took = agent.repaired(Drift::ReturnPath, repaired).await;
-            assert!(took < Duration::from_secs(1), "{command}: after {took:?}");
+            assert!(took < REPAIRED, "{command}: after {took:?}");
             assert_eq!(shown(&edge), there, "{command}");
+            all += took;
         }
+        // Within a second each, where the machine does not stand still.
+        assert!(all < repaired as u32 * Duration::from_secs(1), "{all:?}");
     });
 }
 
