@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -12,6 +13,9 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 /// Between two looks at whether to stop.
 const STEP: Duration = Duration::from_millis(20);
+
+/// Bytes of packets that may wait to be looked at: of a host under load, for many seconds.
+const ROOM: libc::c_int = 256 << 20;
 
 /// Listens on every link of a host, ahead of its firewall.
 #[derive(Debug)]
@@ -30,6 +34,7 @@ impl Dials {
         let socket = host.run(|| -> io::Result<_> {
             let ipv4 = Protocol::from(i32::from((libc::ETH_P_IP as u16).to_be()));
             let socket = Socket::new(Domain::PACKET, Type::DGRAM, Some(ipv4))?;
+            make_room(&socket)?;
             socket.set_read_timeout(Some(STEP))?;
             Ok(socket)
         });
@@ -45,7 +50,7 @@ impl Dials {
     ///
     /// # Errors
     ///
-    /// Where packets could not be read.
+    /// Where packets could not be read, or came faster than they were: then some are missing.
     pub fn end(self) -> io::Result<Vec<Instant>> {
         self.stop.store(true, Ordering::Relaxed);
         let ended = self.thread.join();
@@ -57,18 +62,70 @@ impl Dials {
 fn note(mut socket: &Socket, port: u16, stop: &AtomicBool) -> io::Result<Vec<Instant>> {
     let (mut seen, mut dials) = (BTreeSet::new(), Vec::new());
     let mut packet = [0; 128];
-    while !stop.load(Ordering::Relaxed) {
+    loop {
         match io::Read::read(&mut socket, &mut packet) {
             Ok(length) => {
                 let fresh = Syn::read(&packet[..length])
                     .is_some_and(|syn| syn.to_port == port && seen.insert(syn));
                 dials.extend(fresh.then(Instant::now));
             }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            // What waits is looked at first.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                if stop.load(Ordering::Relaxed) {
+                    break;
+                }
+            }
             Err(error) => return Err(error),
         }
     }
-    Ok(dials)
+    match dropped(socket)? {
+        0 => Ok(dials),
+        some => Err(io::Error::other(format!(
+            "{some} packets were lost before they were looked at, so dials may be missing"
+        ))),
+    }
+}
+
+/// More than the host's limit for sockets of anybody (`SO_RCVBUFFORCE` of socket(7)).
+fn make_room(socket: &Socket) -> io::Result<()> {
+    // SAFETY: the kernel reads an int, which is alive during the call.
+    let failed = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_RCVBUFFORCE,
+            std::ptr::from_ref(&ROOM).cast(),
+            size_of_val(&ROOM) as libc::socklen_t,
+        )
+    };
+    match failed {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Packets for which there was no room (`PACKET_STATISTICS` of packet(7)).
+fn dropped(socket: &Socket) -> io::Result<u32> {
+    let mut statistics = libc::tpacket_stats {
+        tp_packets: 0,
+        tp_drops: 0,
+    };
+    let mut length = size_of_val(&statistics) as libc::socklen_t;
+    // SAFETY: the kernel writes at most `length` bytes to `statistics`, and `length`; both are
+    // alive during the call.
+    let failed = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_PACKET,
+            libc::PACKET_STATISTICS,
+            std::ptr::from_mut(&mut statistics).cast(),
+            &raw mut length,
+        )
+    };
+    match failed {
+        0 => Ok(statistics.tp_drops),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 /// What tells one attempt from another.

@@ -28,7 +28,7 @@ const WORKERS: usize = 2;
 const AT_ONCE: usize = 256;
 
 /// For one connection, from the connect to the last byte.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 const MANIFEST: &str = r#"
 prefixes:

@@ -289,8 +289,8 @@ fn every_way_to_end_has_its_status() {
     let authority = Authority::new("test ca");
     let certificate = authority.issue(EDGE).declared(&cluster, "edge");
     let manifest = format!("{MANIFEST}{NAMED}certificates:\n{certificate}");
-    cluster.apply(&manifest).unwrap();
     let _dnsmasq = Dnsmasq::start(&cluster, "127.0.0.1 inside.internal\n", &[]);
+    cluster.apply(&manifest).unwrap();
     let edge = cluster.topology().edge();
     let origin_host = &cluster.topology().origins()[0].namespace;
     ip(edge, "route add prohibit 10.251.0.1");

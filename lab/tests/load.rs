@@ -17,7 +17,7 @@ use anyport_lab::load::{Control, Failure, Load, Report, Tag, TargetSet, Targets,
 use anyport_lab::load::{idle, pingpong};
 use anyport_netns::{Namespace, Topology, link};
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 const LOCALHOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
 fn number(value: u64) -> NonZeroU64 {
@@ -268,7 +268,8 @@ fn who_comes_by_the_clock_waits_for_nobody() {
     let (report, visits) = by_the_clock(silent.addresses()[0], timeout);
     assert_eq!(report.failures()[&Failure::Timeout], 50, "{report}");
     let slowest = visits.iter().map(|visit| visit.took).max().unwrap();
-    assert!(slowest < timeout * 3, "{slowest:?}");
+    // One after the other, the last would wait for fifty of them.
+    assert!(slowest < timeout * 25, "{slowest:?}");
 }
 
 #[test]
@@ -436,14 +437,15 @@ fn the_duration_ends_a_run_that_waits_and_what_it_waits_for_is_not_a_failure() {
     let silent = serve(Mode::Connect);
     let load = Load {
         connections: size(3),
-        duration: Duration::from_millis(150),
+        // Long enough for three connections also on a machine that stalls.
+        duration: Duration::from_secs(3),
         timeout: PATIENCE,
         ..Load::on(silent.addresses()[0])
     };
     let started = Instant::now();
     let report = connect(load, Request::Echo(number(1)));
     assert!(started.elapsed() < PATIENCE);
-    assert!(report.elapsed() >= Duration::from_millis(150));
+    assert!(report.elapsed() >= Duration::from_secs(3));
     assert_eq!((report.operations(), report.failed()), (0, 0), "{report}");
     assert_eq!((report.opened(), report.unfinished()), (3, 3), "{report}");
 }

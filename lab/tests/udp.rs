@@ -14,6 +14,7 @@ use anyport_lab::cluster::{Cluster, PATIENCE, Plan, Service, Steering, eventuall
 use anyport_lab::load::datagram as load;
 use anyport_lab::load::serve::datagram::Server;
 use anyport_lab::load::{Control, Load, Report, Who};
+use anyport_lab::network::lost_datagrams;
 use anyport_lab::servers::{Running, program};
 use anyport_netns::Namespace;
 use socket2::{Domain, Protocol, Socket, Type};
@@ -72,13 +73,16 @@ fn client(cluster: &Cluster, v6: bool) -> UdpSocket {
     socket
 }
 
+/// What was not answered by then was lost, also on a busy machine.
+const ANSWERED: Duration = Duration::from_secs(20);
+
 /// Sends `request` and gives the reply and where it came from. What is lost is sent again.
 fn ask(socket: &UdpSocket, to: SocketAddr, request: &[u8]) -> (Vec<u8>, SocketAddr) {
     let mut reply = vec![0; 1 << 16];
     socket
         .set_read_timeout(Some(Duration::from_secs(2)))
         .unwrap();
-    for _ in 0..5 {
+    for _ in 0..30 {
         socket.send_to(request, to).unwrap();
         if let Ok((count, from)) = socket.recv_from(&mut reply) {
             reply.truncate(count);
@@ -94,11 +98,13 @@ fn who(socket: &UdpSocket, to: &str) -> Who {
     String::from_utf8(reply).unwrap().parse().unwrap()
 }
 
-/// What comes within `time`, each as its length.
-fn heard(socket: &UdpSocket, time: Duration) -> Vec<usize> {
-    let end = Instant::now() + time;
+/// So many datagrams, and what comes within `time` after them, each as its length.
+fn heard(socket: &UdpSocket, count: usize, time: Duration) -> Vec<usize> {
     let mut buffer = vec![0; 1 << 16];
-    let mut heard = Vec::new();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    let first = (0..count).map(|_| socket.recv(&mut buffer).unwrap());
+    let mut heard: Vec<usize> = first.collect();
+    let end = Instant::now() + time;
     while let Some(left) = end
         .checked_duration_since(Instant::now())
         .filter(|l| !l.is_zero())
@@ -166,7 +172,7 @@ const ECHO_APPS: &str = r#"
 apps:
   - { name: all,   protocol: udp/*,         edge_ips: [198.51.100.10, "2001:db8:51::10"], origin_direct: ["udp://10.0.2.2:7000"] }
   - { name: range, protocol: udp/5000-5010, edge_ips: [203.0.113.7], origin_direct: ["udp://10.0.2.2:7000-7010"] }
-  - { name: six,   protocol: udp/53,        edge_ips: ["2001:db8:51::53"], origin_direct: ["udp://[fd00:2::2]:7003"], timeouts: { udp_idle: 1s } }
+  - { name: six,   protocol: udp/53,        edge_ips: ["2001:db8:51::53"], origin_direct: ["udp://[fd00:2::2]:7003"], timeouts: { udp_idle: 6s } }
   - { name: tcp,   protocol: tcp/53,        edge_ips: [198.51.100.11], origin_direct: ["tcp://10.0.2.2:7000"] }
 "#;
 
@@ -245,26 +251,25 @@ fn datagrams_go_there_and_answers_come_from_where_they_were_asked(steering: Stee
     assert_eq!(dropped(&cluster, "unclaimed"), 0);
 
     // A client that goes away with answers under way ends its flow.
-    let gone = client(&cluster, false);
     let to = at("198.51.100.10:7");
-    gone.send_to(b"x", to).unwrap();
     let closed = |status| {
         let labels = [("app", "all"), ("status", status)];
         edge_metric(&cluster, "anyport_connections_closed_total", &labels)
     };
-    let _ = gone.recv(&mut [0; 8]);
-    for _ in 0..3 {
+    eventually(PATIENCE, "the flow of a client that is gone ends", || {
+        let gone = client(&cluster, false);
         gone.send_to(b"x", to).unwrap();
-    }
-    drop(gone);
-    eventually(
-        PATIENCE,
-        "the flow of a client that is gone ends",
-        || match closed("495") {
+        let _ = gone.recv(&mut [0; 8]);
+        // It may be that all are answered before it is gone; then another one is.
+        for _ in 0..3 {
+            gone.send_to(b"x", to).unwrap();
+        }
+        drop(gone);
+        match closed("495") {
             0 => Err("it goes on"),
             _ => Ok(()),
-        },
-    );
+        }
+    });
 
     // What was asked on a flow that has its idle time behind it comes from a new one.
     let first = who(&v6, "[2001:db8:51::53]:53").peer;
@@ -286,6 +291,7 @@ apps:
     let cluster = cluster(1, apps);
     let _server = echo(&cluster, 0, "one", &[7000]);
     let before = descriptors(&cluster);
+    let lost_before = lost_datagrams(cluster.topology());
     let control = Control::default();
     let plan = asking(
         &["198.51.100.0/24:*", "[2001:db8:51::/120]:*"],
@@ -318,8 +324,10 @@ apps:
         control.stop();
         running.join().unwrap()
     });
-    // No answer was wrong; a few may be lost where this machine is busy with other things.
-    assert!(report.failed() <= report.operations() / 100, "{report}");
+    // No answer was wrong; those may be missing that a full queue lost, or that come very late.
+    let lost = lost_datagrams(cluster.topology()) - lost_before;
+    let most = lost + report.operations() / 100;
+    assert!(report.failed() <= most, "{report}, {lost} lost by queues");
     let only_late = |failure: &_| *failure == anyport_lab::load::Failure::Timeout;
     assert!(report.failures().keys().all(only_late), "{report}");
 
@@ -327,12 +335,17 @@ apps:
         0 => Ok(()),
         open => Err(format!("{open} open")),
     });
-    let after = descriptors(&cluster);
-    assert!(after <= before + 2, "{before} descriptors became {after}");
+    eventually(PATIENCE, "their descriptors are closed", || {
+        let after = descriptors(&cluster);
+        let all = after <= before + 2;
+        all.then_some(())
+            .ok_or_else(|| format!("{before} became {after}"))
+    });
 }
 
 #[test]
 fn an_origin_that_refuses_is_passed_over_before_the_client_notices() {
+    const LOST: Duration = Duration::from_secs(5);
     let apps = r#"
 pools:
   - name: servers
@@ -373,7 +386,7 @@ apps:
         load: Load {
             control: control.clone(),
             // What comes late on a busy machine is not lost.
-            timeout: Duration::from_secs(5),
+            timeout: LOST,
             ..plan.load
         },
         ..plan
@@ -390,7 +403,16 @@ apps:
         progress("the load runs", 2000);
         assert!(first.answered() > 200 && second.answered() > 200);
         drop(second);
+        let killed = Instant::now();
         progress("the load goes on", 2000);
+        // By then everybody knows what was lost with it.
+        eventually(PATIENCE, "what was under way has ended", || {
+            let since = killed.elapsed();
+            (since > LOST + Duration::from_secs(1))
+                .then_some(())
+                .ok_or_else(|| format!("{since:?}"))
+        });
+        progress("the load goes on without it", 2000);
         let failed = control.failures();
         progress("the load still goes on", 2000);
         assert_eq!(control.failures(), failed, "still lost long after");
@@ -436,10 +458,11 @@ fn little_goes_back_to_who_has_not_shown_that_it_is_who_it_says() {
             held => Err(format!("{held} held back")),
         }
     });
-    assert_eq!(heard(&socket, Duration::from_millis(300)), [1000; 4]);
+    let more = Duration::from_millis(300);
+    assert_eq!(heard(&socket, 4, more), [1000; 4]);
     // It heard us, and says so by speaking again.
     socket.send_to(b"?", at("198.51.100.10:53")).unwrap();
-    assert_eq!(heard(&socket, Duration::from_secs(1)), [1000; 10]);
+    assert_eq!(heard(&socket, 10, more), [1000; 10]);
     assert_eq!(dropped(&cluster, "amplification"), 6);
     amplifier.join().unwrap().unwrap();
 }
@@ -561,6 +584,8 @@ fn a_flood_with_forged_sources_costs_known_flows_and_memory_nothing() {
     let log = directory.path().join("events.json").display().to_string();
     let cluster = Cluster::start(Plan {
         environment: vec![("ANYPORT_EVENT_LOG".to_owned(), log)],
+        // Few enough flows that also a slow machine fills the table.
+        open_files: Some(4000),
         ..Plan::default()
     })
     .unwrap();
@@ -579,7 +604,7 @@ fn a_flood_with_forged_sources_costs_known_flows_and_memory_nothing() {
         load: Load {
             control: control.clone(),
             // What comes late on a busy machine is not lost.
-            timeout: PATIENCE,
+            timeout: ANSWERED,
             ..plan.load
         },
         ..plan
@@ -623,8 +648,8 @@ fn a_flood_with_forged_sources_costs_known_flows_and_memory_nothing() {
         let shed = dropped(&cluster, "sessions_full");
         // The rest found room that silent ones had to give.
         assert!(shed > 1000, "{shed} turned away");
-        // 20,000 descriptors are five thousand flows at most.
-        assert!(sessions(&cluster) <= 5000);
+        // 4,000 descriptors are a thousand flows at most.
+        assert!(sessions(&cluster) <= 1000);
         let lost = control.failures() - failed;
         assert!(lost == 0, "known flows lost {lost} answers");
         control.stop();
@@ -635,12 +660,14 @@ fn a_flood_with_forged_sources_costs_known_flows_and_memory_nothing() {
     who(&client(&cluster, false), "198.51.100.10:77");
 }
 
-fn said(command: &mut Command) -> String {
+fn said(command: &mut Command) -> Result<String, String> {
     let output = command.output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{command:?}: {text}{errors}");
-    text
+    match output.status.success() {
+        true => Ok(text),
+        false => Err(format!("{command:?}: {text}{errors}")),
+    }
 }
 
 #[test]
@@ -688,9 +715,11 @@ apps:
         said(&mut dig)
     };
     for server in ["198.51.100.53", "2001:db8:51::53"] {
-        let small = dig(server, &["small.test", "A", "+short"]);
-        assert_eq!(small, "203.0.113.99\n");
-        let large = dig(server, &["large.test", "TXT", "+bufsize=4096"]);
+        eventually(PATIENCE, "dnsmasq answers", || {
+            let small = dig(server, &["small.test", "A", "+short"])?;
+            (small == "203.0.113.99\n").then_some(()).ok_or(small)
+        });
+        let large = dig(server, &["large.test", "TXT", "+bufsize=4096"]).unwrap();
         assert!(large.contains(&"e".repeat(255)), "{large}");
         let flags = large.lines().find(|line| line.contains("flags:")).unwrap();
         assert!(!flags.contains(" tc"), "truncated: {flags}");
@@ -725,9 +754,9 @@ apps:
         let told = |name: &str| sum[name].as_u64().unwrap_or_else(|| panic!("{report}"));
         let (packets, lost) = (told("packets"), told("lost_packets"));
         assert!(packets > 4000, "{sum}");
-        // On a busy machine, its server is too slow for its own queue.
-        let [full, _] = loss::lost_in(origin(&cluster, 0));
-        assert!(lost <= packets / 100 + full, "{sum}, {full} by the server");
+        // On a busy machine, who is to take them is too slow for his own queue.
+        let full = lost_datagrams(cluster.topology());
+        assert!(lost <= packets / 100 + full, "{sum}, {full} by queues");
     }
 }
 

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyport_netns::{Error, Namespace, Topology, counters, link, route, sysctl, topology};
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// One byte there and back, from `client` to `address` in `server`.
 fn round_trip(client: &Namespace, server: &Namespace, address: IpAddr) {

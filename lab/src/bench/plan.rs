@@ -29,7 +29,7 @@ impl Plan {
     pub const QUICK: Self = Self {
         rounds: 1,
         no_round_after: Duration::from_secs(60),
-        load: Duration::from_millis(200),
+        load: Duration::from_secs(1),
         idle: NonZeroUsize::MIN.saturating_add(49),
     };
 

@@ -11,7 +11,7 @@ use super::error::{Error, Result};
 use super::process::Process;
 
 /// No command of these tests takes longer: `apply --wait` gives up after half of it.
-const LONGEST: Duration = Duration::from_secs(60);
+const LONGEST: Duration = Duration::from_secs(120);
 
 /// What came of a command.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyport_netns::Namespace;
 
 /// For each step of the way.
-const TIMEOUT: Duration = Duration::from_secs(5);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A page.
 pub(crate) struct Answer {

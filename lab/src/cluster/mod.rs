@@ -60,7 +60,7 @@ use programs::Programs;
 pub(crate) use programs::file as program_file;
 
 /// How long anything may take that should be a matter of moments. A test that needs it has failed.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The threads of the agent that carry connections, where a plan does not say.
 const WORKERS: NonZeroUsize = NonZeroUsize::MIN.saturating_add(1);
@@ -446,7 +446,7 @@ impl Cluster {
     ///
     /// Where the command did not exit with 0.
     pub fn apply(&self, manifest: &str) -> Result<Said> {
-        let said = self.try_apply(manifest, &["--wait=30s"])?;
+        let said = self.try_apply(manifest, &["--wait=60s"])?;
         match said.status {
             Some(0) => Ok(said),
             _ => Err(Error::Refused { said }),

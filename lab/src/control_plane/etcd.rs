@@ -139,13 +139,17 @@ impl Etcd {
 
     /// The member that leads.
     pub fn leader(&self) -> usize {
-        let status = self.ctl(&["endpoint", "status", "-w", "json"]);
-        let status: Vec<serde_json::Value> = serde_json::from_str(&status).unwrap();
         let leads = |entry: &serde_json::Value| {
             let status = &entry["Status"];
             status["leader"] == status["header"]["member_id"]
         };
-        let leader = status.iter().find(|entry| leads(entry)).expect("a leader");
+        // In an election there is none.
+        let leader = eventually(PATIENCE, "a member leads", || {
+            let status = self.ctl(&["endpoint", "status", "-w", "json"]);
+            let status: Vec<serde_json::Value> = serde_json::from_str(&status).unwrap();
+            let leader = status.iter().find(|entry| leads(entry));
+            leader.cloned().ok_or_else(|| format!("{status:?}"))
+        });
         let endpoint = leader["Endpoint"].as_str().unwrap().to_owned();
         let all = 0..self.hosts.len();
         let mut leading = all.filter(|member| self.clients(*member).to_string() == endpoint);
@@ -159,8 +163,14 @@ impl Etcd {
         let revisions = status
             .iter()
             .map(|entry| entry["Status"]["header"]["revision"].as_u64());
-        let revision = revisions.flatten().max().unwrap();
-        self.ctl(&["compact", &revision.to_string()]);
+        let revision = revisions.flatten().max().unwrap().to_string();
+        eventually(PATIENCE, "etcd forgets", || {
+            match self.try_ctl(&self.running(), &["compact", &revision]) {
+                // An earlier attempt did it, and its answer was lost.
+                Err(said) if said.contains("has been compacted") => Ok(said),
+                other => other,
+            }
+        });
     }
 
     /// Puts values of somebody else until there is no room for more.
@@ -192,6 +202,8 @@ impl Etcd {
     pub fn snapshot(&self) -> PathBuf {
         let file = self.directory.join("snapshot.db");
         let endpoint = self.clients(0).to_string();
+        // A member may be behind the others. Of what it reads for somebody it is not.
+        self.eventually_ctl(&endpoint, &["get", "/"]);
         let path = file.display().to_string();
         self.try_ctl(&endpoint, &["snapshot", "save", &path])
             .unwrap();
@@ -258,13 +270,23 @@ impl Etcd {
     }
 
     fn ctl(&self, arguments: &[&str]) -> String {
-        // Those that run: what is asked of all members is asked of no other.
+        self.eventually_ctl(&self.running(), arguments)
+    }
+
+    /// Where those that run serve clients: what is asked of all members is asked of no other.
+    fn running(&self) -> String {
         let running = self
             .running
             .keys()
             .map(|member| self.clients(*member).to_string());
-        let running = running.collect::<Vec<_>>().join(",");
-        self.try_ctl(&running, arguments).unwrap()
+        running.collect::<Vec<_>>().join(",")
+    }
+
+    /// In an election nothing is answered.
+    fn eventually_ctl(&self, endpoints: &str, arguments: &[&str]) -> String {
+        eventually(PATIENCE, "etcd does as it is told", || {
+            self.try_ctl(endpoints, arguments)
+        })
     }
 
     fn try_ctl(&self, endpoints: &str, arguments: &[&str]) -> Result<String, String> {

@@ -37,7 +37,7 @@ impl Plan {
     pub const QUICK: Self = Self {
         outage_rounds: 1,
         healthy: Duration::from_millis(500),
-        dead: Duration::from_millis(500),
+        dead: Duration::from_secs(2),
         distance_rounds: 1,
         even: Duration::from_millis(1500),
         slow: Duration::from_millis(500),

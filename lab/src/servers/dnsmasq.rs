@@ -1,14 +1,21 @@
 //! dnsmasq, as the name server that an agent asks.
 
 use std::fs::{self, File};
+use std::io;
+use std::net::UdpSocket;
 use std::path::PathBuf;
 use std::process::{Child, Stdio};
+use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::program;
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, PATIENCE, eventually};
+
+/// For the A records of `ready.internal` (RFC 1035, section 4).
+const QUERY: &[u8] = b"\0\x01\x01\0\0\x01\0\0\0\0\0\0\x05ready\x08internal\0\0\x01\0\x01";
+const ASKED_AGAIN: Duration = Duration::from_millis(500);
 
 /// A dnsmasq on the edge's loopback that knows the names of one file, below `internal`, for two
 /// seconds at a time. Killed when this is dropped.
@@ -46,7 +53,7 @@ impl<'c> Dnsmasq<'c> {
         fs::write(&self.hosts, hosts).unwrap();
     }
 
-    /// Starts it again after [`stop`](Self::stop).
+    /// Starts it again after [`stop`](Self::stop), and waits until it answers.
     pub fn run(&mut self) {
         let log = File::create(self.cluster.directory().join("dnsmasq.log")).unwrap();
         let edge = self.cluster.topology().edge();
@@ -71,6 +78,17 @@ impl<'c> Dnsmasq<'c> {
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap());
         self.child = Some(command.stderr(log).spawn().unwrap());
+        eventually(PATIENCE, "dnsmasq answers", || self.answers());
+    }
+
+    /// Asks for a name of which there is none, to which there is an answer too.
+    fn answers(&self) -> io::Result<()> {
+        let edge = self.cluster.topology().edge();
+        let socket = edge.run(|| UdpSocket::bind("127.0.0.1:0")).unwrap()?;
+        socket.connect(Self::ADDRESS)?;
+        socket.set_read_timeout(Some(ASKED_AGAIN))?;
+        socket.send(QUERY)?;
+        socket.recv(&mut [0; 512]).map(drop)
     }
 
     /// Other addresses from now on.

@@ -1,12 +1,12 @@
 //! What is told of flows: while they are open, at their ends, and where there is no origin.
 
 use std::net::UdpSocket;
-use std::process::Command;
 
 use anyport_lab::cluster::{Cluster, PATIENCE, Plan, Store, eventually};
+use anyport_lab::servers::Dnsmasq;
 use serde_json::Value;
 
-use super::{PREFIXES, Running, at, client, dropped, echo, edge_metric, origin, program, who};
+use super::{PREFIXES, at, client, dropped, echo, edge_metric, origin, who};
 
 const APPS: &str = r#"
 pools:
@@ -173,7 +173,7 @@ fn a_flow_is_listed_while_it_is_open_and_told_of_when_it_ends(store: Store) {
 #[test]
 fn names_are_resolved_for_flows_and_what_must_not_be_spoken_to_is_not() {
     let cluster = Cluster::start(Plan {
-        environment: vec![("ANYPORT_RESOLVER".to_owned(), "127.0.0.1:5353".to_owned())],
+        environment: Dnsmasq::environment(),
         ..Plan::default()
     })
     .unwrap();
@@ -184,22 +184,8 @@ fn names_are_resolved_for_flows_and_what_must_not_be_spoken_to_is_not() {
         socket.set_nonblocking(true).unwrap();
         socket
     });
-    let mut dnsmasq: Command = edge.command(program("dnsmasq", "dnsmasq-base"));
-    dnsmasq.args([
-        "--keep-in-foreground",
-        "--conf-file=/dev/null",
-        "--pid-file=",
-        "--user=root",
-        "--no-resolv",
-        "--no-hosts",
-        "--local=/internal/",
-        "--host-record=good.internal,10.0.2.2",
-        "--host-record=inside.internal,127.0.0.1",
-        "--listen-address=127.0.0.1",
-        "--port=5353",
-        "--bind-interfaces",
-    ]);
-    let _dnsmasq = Running::quietly(&mut dnsmasq);
+    let hosts = "10.0.2.2 good.internal\n127.0.0.1 inside.internal\n";
+    let _dnsmasq = Dnsmasq::start(&cluster, hosts, &[]);
     let _server = echo(&cluster, 0, "one", &[7000]);
     cluster.apply(&format!("{PREFIXES}{APPS}")).unwrap();
 

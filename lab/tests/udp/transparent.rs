@@ -26,24 +26,24 @@ apps:
     edge_ips: [198.51.100.10, "2001:db8:51::10"]
     origin_direct: ["udp://10.0.2.2:7000-7004", "udp://[fd00:2::2]:7000-7004"]
     client_ip: transparent
-    timeouts: { udp_idle: 20s }
+    timeouts: { udp_idle: 40s }
   - name: one
     protocol: udp/200-209
     edge_ips: [198.51.100.10, "2001:db8:51::10"]
     origin_direct: ["udp://10.0.2.2:7000", "udp://[fd00:2::2]:7000"]
     client_ip: transparent
-    timeouts: { udp_idle: 20s }
+    timeouts: { udp_idle: 40s }
   - name: refused
     protocol: udp/300-399
     edge_ips: [198.51.100.10, "2001:db8:51::10"]
     origin_pool: first-refuses
     client_ip: transparent
-    timeouts: { udp_idle: 20s }
+    timeouts: { udp_idle: 40s }
   - name: plain
     protocol: udp/81
     edge_ips: [198.51.100.10, "2001:db8:51::10"]
     origin_direct: ["udp://10.0.2.2:7000", "udp://[fd00:2::2]:7000"]
-    timeouts: { udp_idle: 20s }
+    timeouts: { udp_idle: 40s }
 "#;
 
 const DOORS: [(bool, &str); 2] = [(false, "198.51.100.10"), (true, "[2001:db8:51::10]")];
@@ -143,7 +143,7 @@ fn origins_see_the_address_and_the_port_of_the_client_itself(store: Store) {
         assert_eq!(who(socket, &target(number)).peer, own(socket));
     }
     let now = edge_metric(&cluster, "anyport_connections_transparent_open", &[]);
-    assert_eq!(now, before + 200);
+    assert_eq!(now, before + 200, "the test is too slow for its idle time");
     assert!(cluster.return_path().unwrap().contains("anyport_return"));
 
     // What is taken back leaves open flows alone, and nothing of it when they are gone.
