@@ -54,7 +54,7 @@ const MANIFEST: &str = r#"
 prefixes:
   - cidr: 198.51.100.0/24
 monitors:
-  - { name: quick, type: tcp, port: 7001, interval: 200ms, timeout: 200ms, consecutive_up: 1, consecutive_down: 1 }
+  - { name: quick, type: tcp, port: 7001, interval: 200ms, timeout: 1s, consecutive_up: 1, consecutive_down: 1 }
 pools:
   - name: game
     monitor: quick
@@ -315,14 +315,17 @@ fn one_that_was_paused_takes_part_again_and_its_edges_had_others() {
     let mut fleet = Fleet::start();
     fleet.fail(1);
     fleet.eventually_answer(&["a"]);
-    assert_eq!(fleet.followed(Service::EdgeAgent), Some(0));
-    fleet.signal(&[0], Signal::SIGSTOP);
+    let its = fleet.followed(Service::EdgeAgent).unwrap();
+    fleet.signal(&[its], Signal::SIGSTOP);
     // An origin's state changes meanwhile, and stays so to every edge.
     fleet.heal(1);
     fleet.eventually_answer(&NAMES);
     await_members(&fleet.cluster, 2);
-    assert_ne!(fleet.followed(Service::EdgeAgent), Some(0));
-    fleet.signal(&[0], Signal::SIGCONT);
+    eventually(PATIENCE, "its edge leaves it", || {
+        let followed = fleet.followed(Service::EdgeAgent);
+        (followed != Some(its)).then_some(()).ok_or("it does not")
+    });
+    fleet.signal(&[its], Signal::SIGCONT);
     let both: BTreeSet<String> = NAMES.map(str::to_owned).into();
     let resumed = Instant::now();
     while resumed.elapsed() < Duration::from_secs(5) {
@@ -399,8 +402,8 @@ fn one_whose_packets_to_the_origins_are_lost_takes_none_from_anybody() {
 #[test]
 fn one_that_is_cut_off_from_the_config_service_is_left_by_its_edges() {
     let mut fleet = Fleet::start();
-    assert_eq!(fleet.followed(Service::EdgeAgent), Some(0));
-    lose(fleet.balancer(0), "tcp dport { 7400, 7402 }");
+    let its = fleet.followed(Service::EdgeAgent).unwrap();
+    lose(fleet.balancer(its), "tcp dport { 7400, 7402 }");
     // While it takes part all the same.
     fleet.fail(1);
     fleet.eventually_answer(&["a"]);
@@ -409,19 +412,19 @@ fn one_that_is_cut_off_from_the_config_service_is_left_by_its_edges() {
     let without = epoch(&fleet.cluster);
     eventually(PATIENCE, "its edge leaves it", || {
         match fleet.followed(Service::EdgeAgent) {
-            Some(0) => Err("it does not"),
+            Some(followed) if followed == its => Err("it does not"),
             _ => Ok(()),
         }
     });
     fleet.heal(1);
     fleet.eventually_answer(&NAMES);
-    fleet.eventually_tell("game/b", 1.0, &[0]);
-    let own = fleet.watches[0].latest().unwrap();
+    fleet.eventually_tell("game/b", 1.0, &[its]);
+    let own = fleet.watches[its].latest().unwrap();
     assert!(own.epoch < without, "{own:?}, {without}");
-    mend(fleet.balancer(0));
+    mend(fleet.balancer(its));
     await_members(&fleet.cluster, 3);
     eventually(PATIENCE, "it tells weights again", || {
-        let latest = fleet.watches[0].latest().unwrap();
+        let latest = fleet.watches[its].latest().unwrap();
         let again = latest.epoch > without && latest.of("game/b") == Some(1.0);
         again.then_some(()).ok_or(format!("{latest:?}"))
     });

@@ -27,7 +27,8 @@ const THE_SAME_EACH_TIME: f64 = 1e-3;
 const TARGET: &str = "198.51.100.10:443";
 const NAMES: [&str; 4] = ["a", "b", "c", "d"];
 
-/// An app that goes to a pool of origins with these weights; `None`: it is not in the pool.
+/// An app that goes to a pool of origins with these weights; `None`: it is not in the pool. Who is
+/// down refuses at once; who is late, on a busy machine, is not down.
 fn manifest(policy: &str, weights: &[Option<f64>], monitor: &str) -> String {
     let origins = weights.iter().enumerate().filter_map(|(at, weight)| {
         let (name, host) = (NAMES[at], at + 2);
@@ -42,7 +43,7 @@ fn manifest(policy: &str, weights: &[Option<f64>], monitor: &str) -> String {
 prefixes:
   - cidr: 198.51.100.0/24
 monitors:
-  - {{ name: quick, type: tcp, interval: 200ms, timeout: 200ms, consecutive_up: 1, consecutive_down: 1 }}
+  - {{ name: quick, type: tcp, interval: 200ms, timeout: 5s, consecutive_up: 1, consecutive_down: 1 }}
 pools:
   - name: game
     policy: {policy}

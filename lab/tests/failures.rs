@@ -39,7 +39,7 @@ fn manifest(weights: [&str; 3]) -> String {
 prefixes:
   - cidr: 198.51.100.0/24
 monitors:
-  - {{ name: quick, type: tcp, interval: 300ms, timeout: 200ms, consecutive_up: 1, consecutive_down: 1 }}
+  - {{ name: quick, type: tcp, interval: 300ms, timeout: 5s, consecutive_up: 1, consecutive_down: 1 }}
 pools:
   - name: three
     monitor: quick

@@ -4,6 +4,7 @@
 
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyport_lab::cluster::{Cluster, PATIENCE, Plan, Service, Store, eventually};
@@ -108,7 +109,7 @@ fn manifest() -> String {
         "prefixes:
   - cidr: 198.51.100.0/24
 monitors:
-  - {{ name: quick, type: tcp, interval: 1s, timeout: 500ms }}
+  - {{ name: quick, type: tcp, interval: 1s, timeout: 5s }}
 pools:
 {latency}{round_robin}apps:
   - {{ name: latency, protocol: tcp/{LATENCY}, edge_ips: [198.51.100.10], origin_pool: latency }}
@@ -153,57 +154,74 @@ fn a_cable_is_as_long_as_it_is_said_to_be() {
         stage.cluster.dial_from(edge, to).unwrap();
         started.elapsed()
     };
-    let best = |index| (0..10).map(|_| connect(index)).min().unwrap();
+    // Never sooner, and as soon as that where the machine has nothing else to do.
+    let is_so_far = |index, name: &str, distance: Duration| {
+        eventually(PATIENCE, name, || {
+            let took = connect(index);
+            assert!(took >= distance, "{name}: {took:?}");
+            let late = took - distance;
+            (late < Duration::from_millis(4))
+                .then_some(())
+                .ok_or_else(|| format!("{took:?}"))
+        });
+    };
     for (index, (name, distance)) in ORIGINS.into_iter().enumerate() {
-        let best = best(index);
-        assert!(
-            best >= distance && best < distance + Duration::from_millis(4),
-            "{name}: {best:?}"
-        );
+        is_so_far(index, name, distance);
     }
     stage.near.set_round_trip(SLOW);
-    let best = best(0);
-    assert!(
-        best >= SLOW && best < SLOW + Duration::from_millis(4),
-        "{best:?}"
-    );
+    is_so_far(0, "near, slow", SLOW);
 }
 
-#[test]
-fn the_near_is_preferred_left_when_it_is_slow_and_tried_again_when_it_is_not() {
-    let stage = Stage::set();
+/// Who came, by whom they were answered and how soon.
+fn said(visits: &[Visit]) -> String {
+    let by = ORIGINS.map(|(name, _)| answered_by(visits, name));
+    format!(
+        "mean {:?}, p90 {:?}, by {by:?}",
+        mean(visits),
+        percentile(visits, 90)
+    )
+}
+
+/// Beside others who come at the same time and are served in turn.
+fn the_near_is_preferred(stage: &Stage) -> Result<(), String> {
     let time = Duration::from_secs(4);
-    let (near, in_turn) = std::thread::scope(|scope| {
+    let (near, in_turn) = thread::scope(|scope| {
         let in_turn = scope.spawn(|| stage.load(ROUND_ROBIN, time));
         (stage.load(LATENCY, time), in_turn.join().unwrap())
     });
     let (near, in_turn) = (after(&near, LEARNT), after(&in_turn, LEARNT));
-    let said = |visits: &[Visit]| {
-        let by = ORIGINS.map(|(name, _)| answered_by(visits, name));
-        format!(
-            "mean {:?}, p90 {:?}, by {by:?}",
-            mean(visits),
-            percentile(visits, 90)
-        )
-    };
-    eprintln!("latency: {}\nround_robin: {}", said(near), said(in_turn));
-    // On a busy machine one late answer makes the near one look far for a while.
-    assert!(mean(near) * 3 < mean(in_turn) * 2);
-    assert!(percentile(near, 90) * 2 < percentile(in_turn, 90));
-    assert!(answered_by(near, "near") * 2 > near.len());
+    let said = format!("latency: {}\nround_robin: {}", said(near), said(in_turn));
+    eprintln!("{said}");
+    let sooner = mean(near) * 3 < mean(in_turn) * 2
+        && percentile(near, 90) * 2 < percentile(in_turn, 90)
+        && answered_by(near, "near") * 2 > near.len();
+    sooner.then_some(()).ok_or(said)
+}
 
-    // It costs those who come until its first answer does, and hardly anybody later.
-    stage.near.set_round_trip(SLOW);
+/// It costs those who come until its first answer does, and hardly anybody later.
+fn the_slow_is_left(stage: &Stage) -> Result<(), String> {
     let degraded = stage.load(LATENCY, Duration::from_secs(3));
     let later = after(&degraded, LEARNT);
-    eprintln!("near is slow: {}\nlater: {}", said(&degraded), said(later));
+    let said = format!("near is slow: {}\nlater: {}", said(&degraded), said(later));
+    eprintln!("{said}");
     let (all, late) = (answered_by(&degraded, "near"), answered_by(later, "near"));
-    assert!(all > 0, "else it says nothing");
-    // A third would not mind; what few do is that others look slow, too, on a busy machine.
-    assert!(all * 4 < degraded.len(), "{all} of {}", degraded.len());
-    assert!(late * 5 < later.len(), "{late} of {}", later.len());
+    // Else it says nothing. A third would not mind; what few do is that others look slow, too.
+    let left = all > 0 && all * 4 < degraded.len() && late * 5 < later.len();
+    left.then_some(()).ok_or(said)
+}
 
+/// A machine that stands still for a moment makes every origin look far for a while. So it is done
+/// again where it did not come out, which a policy that does not mind distance never would.
+#[test]
+fn the_near_is_preferred_left_when_it_is_slow_and_tried_again_when_it_is_not() {
+    let stage = Stage::set();
     let (_, distance) = ORIGINS[0];
+    eventually(PATIENCE * 3, "the near one is preferred, and left", || {
+        stage.near.set_round_trip(distance);
+        the_near_is_preferred(&stage)?;
+        stage.near.set_round_trip(SLOW);
+        the_slow_is_left(&stage)
+    });
     stage.near.set_round_trip(distance);
     let recovered = Instant::now();
     eventually(PATIENCE, "the near one is as good as before", || {

@@ -43,7 +43,7 @@ fn asked(name: &'static str, port: u16, monitor: &'static str) -> Asked {
 
 fn manifest(all: &[Asked]) -> String {
     let (mut monitors, mut pools) = (String::new(), String::new());
-    let pace = "interval: 200ms, timeout: 400ms, consecutive_up: 1, consecutive_down: 1";
+    let pace = "interval: 200ms, timeout: 1s, consecutive_up: 1, consecutive_down: 1";
     for Asked {
         name,
         address,
@@ -222,16 +222,16 @@ fn nginx_is_asked_by_http_and_https(store: Store) {
     // The kernel still accepts connections; nobody says anything.
     server.signal(Signal::SIGSTOP);
     let wanted = [
-        ("http", "no answer to the request within 400ms"),
-        ("https", "tls handshake: not finished within 400ms"),
-        ("tls", "tls handshake: not finished within 400ms"),
+        ("http", "no answer to the request within 1s"),
+        ("https", "tls handshake: not finished within 1s"),
+        ("tls", "tls handshake: not finished within 1s"),
     ];
     become_so(&cluster, "a server that hangs", &wanted);
     server.signal(Signal::SIGCONT);
     become_so(&cluster, "it goes on", &passing);
 
     lost(&cluster);
-    let wanted = passing.map(|(pool, _)| (pool, "connect: no answer within 400ms"));
+    let wanted = passing.map(|(pool, _)| (pool, "connect: no answer within 1s"));
     become_so(&cluster, "packets are lost", &wanted);
     found_again(&cluster);
     become_so(&cluster, "and no more", &passing);
@@ -287,7 +287,7 @@ fn redis_is_asked_inside_of_its_own_protocol(store: Store) {
         ("bytes", UP),
         (
             "wrong",
-            r#"no reply containing "220 " within 400ms; heard "+PONG\r\n""#,
+            r#"no reply containing "220 " within 1s; heard "+PONG\r\n""#,
         ),
         (
             "ends",
@@ -305,7 +305,7 @@ fn redis_is_asked_inside_of_its_own_protocol(store: Store) {
         ("open", UP),
         (
             "ping",
-            r#"no reply containing "+PONG\r\n" within 400ms; heard "-NOAUTH Authentication required.\r\n""#,
+            r#"no reply containing "+PONG\r\n" within 1s; heard "-NOAUTH Authentication required.\r\n""#,
         ),
     ];
     become_so(&cluster, "it serves nobody without a password", &wanted);
@@ -313,7 +313,7 @@ fn redis_is_asked_inside_of_its_own_protocol(store: Store) {
     server.signal(Signal::SIGSTOP);
     let wanted = [
         ("open", UP),
-        ("ping", r#"no reply containing "+PONG\r\n" within 400ms"#),
+        ("ping", r#"no reply containing "+PONG\r\n" within 1s"#),
     ];
     become_so(&cluster, "it hangs", &wanted);
     drop(server);
@@ -364,7 +364,7 @@ fn dnsmasq_answers_a_query_and_hosts_answer_echoes(store: Store) {
     let wanted = [
         ("query", UP),
         ("any", UP),
-        ("wrong", r#"no reply containing "hello" within 400ms"#),
+        ("wrong", r#"no reply containing "hello" within 1s"#),
         ("closed", "udp: the port is unreachable"),
         ("closed-expecting", "udp: the port is unreachable"),
         ("echo", UP),
@@ -373,7 +373,7 @@ fn dnsmasq_answers_a_query_and_hosts_answer_echoes(store: Store) {
     become_so(&cluster, "each is asked and judged", &wanted);
 
     server.signal(Signal::SIGSTOP);
-    let silent = r#"no reply containing "\x00\x01\x81" within 400ms"#;
+    let silent = r#"no reply containing "\x00\x01\x81" within 1s"#;
     let wanted = [("query", silent), ("any", UP), ("echo", UP)];
     become_so(&cluster, "it hangs", &wanted);
 
@@ -383,8 +383,8 @@ fn dnsmasq_answers_a_query_and_hosts_answer_echoes(store: Store) {
         ("any", UP),
         // Silence is no refusal.
         ("closed", UP),
-        ("echo", "no echo reply within 400ms"),
-        ("echo-v6", "no echo reply within 400ms"),
+        ("echo", "no echo reply within 1s"),
+        ("echo-v6", "no echo reply within 1s"),
     ];
     become_so(&cluster, "packets are lost", &wanted);
     found_again(&cluster);

@@ -463,8 +463,16 @@ fn latency_leaves_the_slow_origin_for_the_fast() {
     assert!(accepted.swap(0, Ordering::Relaxed) > 5);
 
     cluster.apply(&pool_of("latency", 2)).unwrap();
-    (0..200).for_each(|_| drop(answers(&cluster, target).unwrap()));
-    let slow = accepted.load(Ordering::Relaxed);
-    assert!(slow >= 1, "it was never tried");
-    assert!(slow < 30, "{slow} of 200 to the slow one");
+    // While a machine stands still, the fast one looks slow. Without the policy, it is a hundred of
+    // two hundred each time.
+    let mut tried = 0;
+    eventually(PATIENCE * 3, "few go to the slow one", || {
+        (0..200).for_each(|_| drop(answers(&cluster, target).unwrap()));
+        let slow = accepted.swap(0, Ordering::Relaxed);
+        tried += slow;
+        (slow < 30)
+            .then_some(())
+            .ok_or_else(|| format!("{slow} of 200"))
+    });
+    assert!(tried >= 1, "it was never tried");
 }

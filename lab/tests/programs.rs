@@ -70,10 +70,10 @@ fn origin(cluster: &Cluster) -> &Namespace {
     &cluster.topology().origins()[0].namespace
 }
 
-/// Runs a client to its end, at most for a minute; it has to succeed.
+/// Runs a client to its end, at most for five minutes; it has to succeed.
 fn client(cluster: &Cluster, program: &Path, arguments: &[&str], input: &[u8]) -> Vec<u8> {
     let mut command = cluster.topology().client().command("timeout");
-    command.arg("60").arg(program).args(arguments);
+    command.arg("300").arg(program).args(arguments);
     let mut file = tempfile::tempfile().unwrap();
     file.write_all(input).unwrap();
     file.rewind().unwrap();
@@ -133,11 +133,19 @@ fn postgresql_is_queried(store: Store) {
         .args(["-D", &data, "-p", &PORT.to_string(), "-k", &data])
         .args(["-c", "listen_addresses=10.0.2.2", "-c", "fsync=off"]);
     let _server = serve(&cluster, command, PORT);
+    // It listens before it serves.
+    eventually(PATIENCE, "the server serves", || {
+        let mut ready = as_postgres(program("pg_isready", "postgresql-client"));
+        let output = ready.args(["-h", &data, "-p", &PORT.to_string()]).output();
+        let output = output.unwrap();
+        let serves = output.status.success();
+        serves.then_some(()).ok_or_else(|| format!("{output:?}"))
+    });
 
     let psql = program("psql", "postgresql-client");
     for (number, (host, port)) in doors(PORT).into_iter().enumerate() {
         let target =
-            format!("host={host} port={port} user=postgres dbname=postgres connect_timeout=10");
+            format!("host={host} port={port} user=postgres dbname=postgres connect_timeout=60");
         let ask = |sql: &str| {
             let arguments = [
                 "-X",
@@ -265,7 +273,7 @@ fn openssh_speaks_first_and_carries_a_session(store: Store) {
                 "-o",
                 "BatchMode=yes",
                 "-o",
-                "ConnectTimeout=10",
+                "ConnectTimeout=60",
                 &login,
                 remote,
             ];
@@ -338,7 +346,7 @@ fn nginx_serves_a_gibibyte_with_the_right_checksum(store: Store) {
             host.to_owned()
         };
         let script = format!(
-            "set -o pipefail; {} --silent --show-error --fail --globoff --max-time 60 \
+            "set -o pipefail; {} --silent --show-error --fail --globoff --max-time 300 \
              http://{host}:{port}/large | {}",
             curl.display(),
             sha256sum.display(),
@@ -352,7 +360,7 @@ fn nginx_serves_a_gibibyte_with_the_right_checksum(store: Store) {
         assert_eq!(got.split(' ').next(), Some(&*sum), "{host}");
         // And a part of it, as a player or a resumed download asks for.
         let url = format!("http://{host}:{port}/large");
-        let arguments = ["-sSfg", "--max-time", "60", "-r", "1048576-2097151", &url];
+        let arguments = ["-sSfg", "--max-time", "300", "-r", "1048576-2097151", &url];
         let part = client(&cluster, &curl, &arguments, b"");
         assert_eq!(part.len(), 1 << 20, "{host}");
         assert!(part.windows(7).any(|window| window == b"the 1th"), "{host}");

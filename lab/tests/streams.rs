@@ -395,13 +395,15 @@ impl Endless {
     }
 }
 
-/// Nothing more goes through for half a second.
+/// Nothing more goes through for two seconds; a machine that stands still does so for less.
 fn await_stuck(senders: &[Endless]) {
     let sent = || -> Vec<u64> { senders.iter().map(|one| one.sent.load(Relaxed)).collect() };
     eventually(PATIENCE, "whoever is not read from stands still", || {
         let before = sent();
-        thread::sleep(Duration::from_millis(500));
-        let stuck = before == sent() && !before.contains(&0);
+        let stuck = (0..4).all(|_| {
+            thread::sleep(Duration::from_millis(500));
+            before == sent() && !before.contains(&0)
+        });
         stuck.then_some(()).ok_or("something moves")
     });
 }
@@ -460,10 +462,10 @@ const INTERRUPTED: &str = r#"
 prefixes:
   - cidr: 198.51.100.0/24
 apps:
-  - { name: plain,    protocol: tcp/*,   edge_ips: [198.51.100.10], origin_direct: ["tcp://10.0.2.2:1-65535"], timeouts: { drain: 1s } }
-  - { name: flexible, protocol: tcp/*,   edge_ips: [198.51.100.20], origin_direct: ["tcp://10.0.2.2:1-65535"], timeouts: { drain: 1s }, tls: flexible, certificate: edge }
-  - { name: named,    protocol: tcp/443, edge_ips: [198.51.100.40], origin_direct: ["tcp://10.0.2.2:7000"],    timeouts: { drain: 1s }, sni: [edge.example.com] }
-  - { name: others,   protocol: tcp/443, edge_ips: [198.51.100.40], origin_direct: ["tcp://10.0.2.2:7000"],    timeouts: { drain: 1s }, sni: [b.example.com] }
+  - { name: plain,    protocol: tcp/*,   edge_ips: [198.51.100.10], origin_direct: ["tcp://10.0.2.2:1-65535"], timeouts: { drain: 1s, connect: 60s, tls_handshake: 60s } }
+  - { name: flexible, protocol: tcp/*,   edge_ips: [198.51.100.20], origin_direct: ["tcp://10.0.2.2:1-65535"], timeouts: { drain: 1s, connect: 60s, tls_handshake: 60s }, tls: flexible, certificate: edge }
+  - { name: named,    protocol: tcp/443, edge_ips: [198.51.100.40], origin_direct: ["tcp://10.0.2.2:7000"],    timeouts: { drain: 1s, connect: 60s, tls_handshake: 60s }, sni: [edge.example.com] }
+  - { name: others,   protocol: tcp/443, edge_ips: [198.51.100.40], origin_direct: ["tcp://10.0.2.2:7000"],    timeouts: { drain: 1s, connect: 60s, tls_handshake: 60s }, sni: [b.example.com] }
 "#;
 
 /// Whoever waits for an origin, or has yet to say what it wants, gets a reset where its connection
@@ -478,7 +480,10 @@ fn who_is_cut_off_before_its_origin_is_there_is_reset() {
     let authority = Authority::new("test ca");
     let edge = authority.issue(EDGE).declared(&scene.cluster, "edge");
     let manifest = format!("{INTERRUPTED}certificates:\n{edge}");
-    let disabled = manifest.replace("{ drain: 1s }", "{ drain: 1s }, disable: { close: now }");
+    let disabled = manifest.replace(
+        "tls_handshake: 60s }",
+        "tls_handshake: 60s }, disable: { close: now }",
+    );
     let _echo = scene.cluster.echo(0, "echo", [7000]).unwrap();
     let origin = &scene.cluster.topology().origins()[0].namespace;
     nft(origin, &format!("{LOST} dport 9000 drop"));

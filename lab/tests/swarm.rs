@@ -3,8 +3,6 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::time::Duration;
-
 use anyport_lab::cluster::{PATIENCE, Replica, Service, eventually};
 use anyport_lab::swarm::{Fleet, Stage, app, apps};
 use anyport_model::names::Revision;
@@ -133,7 +131,7 @@ fn the_edges_of_a_replica_that_died_go_to_the_other_one() {
     let here = here.value("anyport_config_nodes", &[("role", "edge")]);
     assert_eq!(here, Some(EDGES as f64));
     // What the dead one said of them is out of date for as long as its lease.
-    eventually(Duration::from_secs(40), "only one tells of them", || {
+    eventually(2 * PATIENCE, "only one tells of them", || {
         let listed = stage.listed();
         let stale = listed.iter().filter(|node| node.applied_revision != last.0);
         match stale.count() {

@@ -34,7 +34,7 @@ fn says(talker: &mut dyn Talker, what: &[u8]) {
 
 fn run(cluster: &Cluster, program: &str, arguments: &[&str], input: &str) -> Output {
     let mut command: Command = cluster.topology().client().command("timeout");
-    command.arg("30").arg(program).args(arguments);
+    command.arg("60").arg(program).args(arguments);
     let path = cluster.directory().join("input");
     fs::write(&path, input).unwrap();
     let output = command
@@ -144,9 +144,9 @@ fn connections_are_routed_by_name_and_pass_untouched() {
     let manifest = format!(
         r#"{PREFIX}
 apps:
-  - {{ name: a, protocol: tcp/443, edge_ips: [198.51.100.10], sni: [A.example.com], origin_direct: ["tcp://10.0.2.2:8443"], timeouts: {{ tls_handshake: 1s }} }}
-  - {{ name: b, protocol: tcp/443, edge_ips: [198.51.100.10], sni: ["*.b.example.com"], origin_direct: ["tcp://10.0.2.3:8443"], timeouts: {{ tls_handshake: 1s }} }}
-  - {{ name: other, protocol: tcp/443, edge_ips: [198.51.100.10], origin_direct: ["tcp://10.0.2.2:7000"], timeouts: {{ tls_handshake: 1s }} }}
+  - {{ name: a, protocol: tcp/443, edge_ips: [198.51.100.10], sni: [A.example.com], origin_direct: ["tcp://10.0.2.2:8443"], timeouts: {{ tls_handshake: 5s }} }}
+  - {{ name: b, protocol: tcp/443, edge_ips: [198.51.100.10], sni: ["*.b.example.com"], origin_direct: ["tcp://10.0.2.3:8443"], timeouts: {{ tls_handshake: 5s }} }}
+  - {{ name: other, protocol: tcp/443, edge_ips: [198.51.100.10], origin_direct: ["tcp://10.0.2.2:7000"], timeouts: {{ tls_handshake: 5s }} }}
   - {{ name: strict-names, protocol: tcp/444, edge_ips: [198.51.100.10], sni: [a.example.com], origin_direct: ["tcp://10.0.2.2:8443"] }}
 "#
     );
@@ -245,7 +245,7 @@ fn half_a_hello_ends_at_its_deadline(cluster: &Cluster, door: &str) {
         assert_eq!(error.kind(), ErrorKind::ConnectionReset);
     }
     assert!(
-        start.elapsed() >= Duration::from_millis(900),
+        start.elapsed() >= Duration::from_millis(4900),
         "{:?}",
         start.elapsed()
     );
@@ -264,7 +264,7 @@ fn modes(cluster: &Cluster, authority: &Authority) -> String {
 certificates:
 {edge}
 apps:
-  - {{ name: flexible, protocol: tcp/1001, edge_ips: [198.51.100.20], tls: flexible, certificate: edge, origin_direct: ["tcp://10.0.2.2:7001"], timeouts: {{ tls_handshake: 2s }} }}
+  - {{ name: flexible, protocol: tcp/1001, edge_ips: [198.51.100.20], tls: flexible, certificate: edge, origin_direct: ["tcp://10.0.2.2:7001"], timeouts: {{ tls_handshake: 5s }} }}
   - {{ name: full,     protocol: tcp/1002, edge_ips: [198.51.100.20], tls: full, certificate: edge, origin_direct: ["tcp://10.0.2.2:7002"] }}
   - {{ name: strict,   protocol: tcp/1003, edge_ips: [198.51.100.20], tls: strict, certificate: edge, origin_ca_file: ca.pem, origin_direct: ["tcp://10.0.2.2:7002"] }}
 "#
@@ -334,13 +334,16 @@ fn sessions_are_resumed(cluster: &Cluster) {
         // It says so in TLS 1.2 by itself; in 1.3 a session comes after the handshake.
         let session = cluster.directory().join("session").display().to_string();
         let ca = cluster.directory().join("ca.pem").display().to_string();
+        // As long as the session is not there, it goes on.
+        let waits = "while ! test -s \"$0\"; do sleep 0.1; done";
         let run = |option: &str| {
             let command = format!(
-                "(sleep 1; echo Q) | openssl s_client -connect {FLEXIBLE} -CAfile {ca} \
-                 -servername {EDGE} {version} {option} {session}"
+                "({waits}; echo Q) | openssl s_client -connect {FLEXIBLE} -CAfile {ca} \
+                 -servername {EDGE} {version} {option} \"$0\""
             );
-            text(&run(cluster, "sh", &["-c", &command], ""))
+            text(&run(cluster, "sh", &["-c", &command, &session], ""))
         };
+        let _ = fs::remove_file(&session);
         let first = run("-sess_out");
         assert!(first.contains("New, TLSv1"), "{first}");
         let second = run("-sess_in");
@@ -370,8 +373,10 @@ fn a_client_that_does_not_shake_hands_is_gone(cluster: &Cluster, authority: &Aut
         let error = socket.read_to_end(&mut Vec::new()).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::ConnectionReset);
     }
+    // The deadline, and time for a machine that has other things to do; one after the other they
+    // would take 20 s.
     assert!(
-        start.elapsed() < Duration::from_secs(10),
+        start.elapsed() < Duration::from_secs(15),
         "{:?}",
         start.elapsed()
     );
@@ -578,13 +583,14 @@ fn an_origin_that_does_not_shake_hands_gives_way_to_the_next() {
         apps += &format!(
             "  - {{ name: {name}, protocol: tcp/{port}, edge_ips: [198.51.100.20], tls: strict, \
              certificate: edge, origin_ca_file: ca.pem, origin_pool: {name}, \
-             timeouts: {{ tls_handshake: 1s }} }}\n"
+             timeouts: {{ tls_handshake: 3s }} }}\n"
         );
     }
     let manifest = format!("{PREFIX}certificates:\n{edge}pools:\n{pools}apps:\n{apps}");
     cluster.apply(&manifest).unwrap();
     for (port, (name, count)) in (7101..).zip(&bad) {
         let door = format!("198.51.100.20:{port}");
+        let since = Instant::now();
         for number in 0..CLIENTS {
             let tls = shaken(&cluster, &door, authority.client(), EDGE);
             let mut tls = tls.unwrap_or_else(|error| panic!("{name}, the {number}th: {error}"));
@@ -594,9 +600,21 @@ fn an_origin_that_does_not_shake_hands_gives_way_to_the_next() {
         }
         await_closed(&cluster, name, "200", CLIENTS as f64);
         // It was tried, and is left alone for a while after that, and longer each time.
-        let tried = count.load(Relaxed);
-        assert!((1..=CLIENTS / 4).contains(&tried), "{name}: {tried} times");
+        let (tried, most) = (count.load(Relaxed), tries_in(since.elapsed()));
+        assert!((1..=most).contains(&tried), "{name}: {tried} of {most}");
     }
+}
+
+/// How often an origin is tried that always fails: first at once, then after half a second, and after
+/// each time twice as long, up to 15 s.
+fn tries_in(time: Duration) -> usize {
+    let mut pause = Duration::from_millis(500);
+    let (mut tries, mut next) = (1, pause);
+    while next <= time {
+        pause = Duration::from_secs(15).min(pause * 2);
+        (tries, next) = (tries + 1, next + pause);
+    }
+    tries
 }
 
 /// By a real name server: an origin that was found by its name has to show that name, whatever the
@@ -1001,7 +1019,7 @@ fn those_who_stop_in_the_middle_of_a_handshake_hold_up_nobody() {
     echoes(&cluster, &authority);
     // Longer than anything here takes.
     let patient = "timeouts: { tls_handshake: 60s }";
-    let manifest = modes(&cluster, &authority).replace("timeouts: { tls_handshake: 2s }", patient);
+    let manifest = modes(&cluster, &authority).replace("timeouts: { tls_handshake: 5s }", patient);
     cluster.apply(&manifest).unwrap();
     let resident = || cluster.resident(Service::EdgeAgent).unwrap() as f64;
     // What is made once is not what is measured.
@@ -1029,7 +1047,7 @@ fn those_who_stop_in_the_middle_of_a_handshake_are_reset_at_its_deadline() {
     let authority = Authority::new("test ca");
     let cluster = cluster(1, &authority);
     echoes(&cluster, &authority);
-    let manifest = modes(&cluster, &authority).replace("tls_handshake: 2s", "tls_handshake: 8s");
+    let manifest = modes(&cluster, &authority).replace("tls_handshake: 5s", "tls_handshake: 8s");
     cluster.apply(&manifest).unwrap();
     let mut open = shaken(&cluster, FLEXIBLE, authority.client(), EDGE).unwrap();
     says(&mut open, b"before");

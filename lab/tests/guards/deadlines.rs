@@ -68,7 +68,8 @@ fn a_hello_that_dribbles_gains_no_time() {
             slow.join().unwrap()
         });
         assert!(took >= Duration::from_millis(900), "{app}: {took:?}");
-        assert!(took < Duration::from_secs(3), "{app}: {took:?}");
+        // Were each byte a reason to wait longer, it would be there for good.
+        assert!(took < Duration::from_secs(10), "{app}: {took:?}");
         eventually(PATIENCE, "it is counted", || {
             let labels = [("app", app), ("status", "443")];
             match metric(&cluster, "anyport_connections_closed_total", &labels) {
