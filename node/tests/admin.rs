@@ -88,7 +88,7 @@ async fn dropping_the_handle_closes_the_listener() {
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(std::time::Duration::from_secs(5), closed)
+    tokio::time::timeout(std::time::Duration::from_secs(60), closed)
         .await
         .expect("the listener closes");
 }

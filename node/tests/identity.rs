@@ -24,6 +24,9 @@ use tokio::task::JoinHandle;
 use tonic::transport::{self, Certificate, ClientTlsConfig};
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
+/// How long anything may take on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 struct Authority {
     issuer: CertifiedIssuer<'static, KeyPair>,
     files: TempDir,
@@ -113,7 +116,7 @@ impl Running {
 
     async fn stop(self) {
         self.drain.begin();
-        tokio::time::timeout(Duration::from_secs(5), self.task)
+        tokio::time::timeout(PATIENCE, self.task)
             .await
             .expect("idle connections end with the drain")
             .expect("no panic");
@@ -369,7 +372,7 @@ async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    let waited = tokio::time::timeout(Duration::from_secs(20), wait).await;
+    let waited = tokio::time::timeout(PATIENCE, wait).await;
     assert!(waited.is_ok(), "{what}: not in time");
 }
 

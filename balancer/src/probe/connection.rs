@@ -46,6 +46,12 @@ impl Closing {
     pub(super) fn len(&self) -> usize {
         CLOSING_MAX - self.0.available_permits()
     }
+
+    /// As if so many others were being closed, until what is returned is dropped.
+    pub(super) fn take(&self, count: u32) -> OwnedSemaphorePermit {
+        let taken = Arc::clone(&self.0).try_acquire_many_owned(count);
+        taken.expect("room for them")
+    }
 }
 
 /// See the module.

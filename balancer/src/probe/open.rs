@@ -56,6 +56,11 @@ impl Opener {
         self.closing.len()
     }
 
+    #[cfg(test)]
+    pub(super) fn close_others(&self, count: u32) -> tokio::sync::OwnedSemaphorePermit {
+        self.closing.take(count)
+    }
+
     pub(super) async fn tcp(&self, address: SocketAddr) -> Result<Connection, Failure> {
         let opened = Connection::open(address, self.closing.clone()).await;
         opened.map_err(Failure::Connect)

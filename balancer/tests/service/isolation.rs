@@ -45,9 +45,11 @@ fn so_it_is_where_origins_are_asked_by_datagrams() {
 async fn by_datagrams(here: &Namespace, kind: MonitorType) {
     let config = ConfigService::start();
     let balancer = Running::start(config.address);
+    // Silence is good by UDP, and is waited for.
+    let timeout = (kind == MonitorType::Udp).then(|| INTERVAL.try_into().unwrap());
     let monitor = v1::Monitor {
         r#type: kind.into(),
-        timeout: Some(INTERVAL.try_into().unwrap()),
+        timeout,
         consecutive_down: 1,
         ..monitor(INTERVAL)
     };

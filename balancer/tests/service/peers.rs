@@ -226,19 +226,21 @@ async fn two_of_three_decide_until_one_of_them_is_silent() {
         }],
         ..Default::default()
     };
-    two.say(down("balancer-2"));
-    let keeps_talking = async {
+    let keep_talking = async {
         loop {
+            two.say(down("balancer-2"));
             three.say(down("balancer-3"));
             tokio::time::sleep(INTERVAL).await;
         }
     };
-    let taken_away = watch.until("game", "a", HealthState::Down);
-    tokio::select! {
-        () = taken_away => {}
-        never = keeps_talking => never,
-    }
-    let shown = balancer.health("game").await;
+    let taken_away = async {
+        watch.until("game", "a", HealthState::Down).await;
+        balancer.health("game").await
+    };
+    let shown = tokio::select! {
+        shown = taken_away => shown,
+        never = keep_talking => never,
+    };
     assert_eq!(
         shown.origins[0].reason,
         "down to 2 of 3 balancers: connect: timed out"

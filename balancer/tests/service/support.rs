@@ -15,6 +15,7 @@ use anyport_proto::v1::{
     sync_request::Message,
 };
 use futures_util::{Stream, StreamExt};
+use socket2::{Domain, Socket, Type};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -28,7 +29,19 @@ use tonic::{Request, Response, Status, Streaming, transport::Channel};
 /// declared.
 pub const INTERVAL: Duration = Duration::from_millis(100);
 /// How long anything may take on a busy machine.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A port on loopback that nobody else is given as long as this process lives. It is bound,
+/// and refuses until a server binds it too.
+fn own_address() -> SocketAddr {
+    let held = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    held.set_reuse_address(true).unwrap();
+    let any = SocketAddr::from(([127, 0, 0, 1], 0));
+    held.bind(&any.into()).unwrap();
+    let address = held.local_addr().unwrap().as_socket().unwrap();
+    std::mem::forget(held);
+    address
+}
 
 /// What `future` comes to; a test that waits in vain says for what.
 pub async fn within<F: Future>(what: &str, future: F) -> F::Output {
@@ -63,7 +76,7 @@ struct Script {
 
 impl ConfigService {
     pub fn start() -> Self {
-        Self::start_at("127.0.0.1:0".parse().unwrap())
+        Self::start_at(own_address())
     }
 
     /// On a thread and a runtime of its own, so that it can be stopped dead.
@@ -291,7 +304,7 @@ pub struct Origin {
 
 impl Origin {
     pub async fn start() -> Self {
-        Self::start_at("127.0.0.1:0".parse().unwrap()).await
+        Self::start_at(own_address()).await
     }
 
     pub async fn start_at(address: SocketAddr) -> Self {

@@ -18,6 +18,7 @@ use anyport_proto::{
         config_service_server::{ConfigService, ConfigServiceServer},
     },
 };
+use socket2::{Domain, Socket, Type};
 use tokio::{net::TcpListener, sync::watch};
 use tokio_stream::{
     Stream, StreamExt,
@@ -27,6 +28,16 @@ use tonic::{Request, Response, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
 pub use edge::FakeEdge;
+
+/// Where nobody listens, and nobody will as long as this process lives: the port is bound.
+pub fn nobody() -> SocketAddr {
+    let held = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+    let any = SocketAddr::from(([127, 0, 0, 1], 0));
+    held.bind(&any.into()).expect("loopback");
+    let address = held.local_addr().expect("bound");
+    std::mem::forget(held);
+    address.as_socket().expect("of IPv4")
+}
 
 #[derive(Clone, Default)]
 pub struct Fake {

@@ -71,29 +71,30 @@ async fn silence_and_the_wrong_datagram_fail_where_one_is_expected() {
     let failed = failure(&udp(address, SHORT, "PING", "PONG")).await;
     assert_eq!(
         failed.to_string(),
-        r#"no reply containing "PONG" within 150ms"#
+        r#"no reply containing "PONG" within 500ms"#
     );
     assert!(failed.is_timeout());
     let address = answering("127.0.0.1:0", &["PO", "NG"]).await;
     let failed = failure(&udp(address, LONG, "PING", "PONG")).await;
     assert_eq!(
         failed.to_string(),
-        r#"no reply containing "PONG" within 1s; heard "NG""#
+        r#"no reply containing "PONG" within 3s; heard "NG""#
     );
 }
 
 #[tokio::test]
 async fn a_timeout_is_retried_with_another_datagram() {
     let (socket, address) = silent().await;
-    let answer = tokio::spawn(async move {
+    // Of the first datagram, it says nothing.
+    tokio::spawn(async move {
         let mut heard = [0; 9];
         socket.recv_from(&mut heard).await.unwrap();
-        let (_, from) = socket.recv_from(&mut heard).await.unwrap();
-        socket.send_to(b"PONG", from).await.unwrap();
+        while let Ok((_, from)) = socket.recv_from(&mut heard).await {
+            let _ = socket.send_to(b"PONG", from).await;
+        }
     });
     let target = udp(address, LONG, "PING", "PONG");
     probe(&with_retries(target, 1)).await.unwrap();
-    answer.await.unwrap();
 }
 
 /// Needs CAP_NET_RAW, or the group in `net.ipv4.ping_group_range`.

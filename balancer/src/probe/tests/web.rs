@@ -173,7 +173,7 @@ async fn a_server_that_does_not_answer_times_out_and_one_that_stops_midway_too()
     .await;
     let target = asking(address, SHORT, Check::Http(get("/", "2xx", "")));
     let failure = failure(&target).await;
-    assert_eq!(failure.to_string(), "no answer to the request within 150ms");
+    assert_eq!(failure.to_string(), "no answer to the request within 500ms");
     assert_eq!(failure.cause(), Cause::Timeout);
 
     let (address, _) = origin(async |_, mut stream: TcpStream| {
@@ -187,7 +187,7 @@ async fn a_server_that_does_not_answer_times_out_and_one_that_stops_midway_too()
     let failure = super::failure(&target).await;
     assert_eq!(
         failure.to_string(),
-        r#"the body was not whole within 1s, nor contained "ok"; heard "load""#
+        r#"the body was not whole within 3s, nor contained "ok"; heard "load""#
     );
 }
 

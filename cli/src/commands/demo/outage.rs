@@ -23,7 +23,7 @@ const VICTIM: usize = 1;
 const AROUND: usize = 500;
 /// The balancer probes every half second and wants two failures, so a little more
 /// than a second is right; the rest is for a machine that is short of processors.
-const DOWN_WITHIN: Duration = Duration::from_secs(4);
+const DOWN_WITHIN: Duration = Duration::from_secs(10);
 /// An edge leaves an origin that refused alone for 15 s at most.
 const USED_WITHIN: Duration = Duration::from_secs(20);
 /// How it is tried whether it gets connections: so few at a time, with so much time
