@@ -102,16 +102,43 @@ mod tests {
         }
     }
 
+    #[test]
+    fn who_was_followed_has_stood_by_what_it_offered_until_it_was_left() {
+        let start = Instant::now();
+        let long = start + FORGOTTEN * 100;
+        let mut fence = Fence::default();
+        fence.left(start);
+        assert_eq!(fence.offer(3, start), Ok(()), "nothing was taken before");
+        assert_eq!(fence.offer(2, long), Ok(()), "nobody has stood by 3");
+        fence.left(long + FORGOTTEN * 100);
+        let left = long + FORGOTTEN * 100;
+        assert!(fence.offer(1, left).is_err_and(|older| older.is_news));
+        let again = fence.offer(1, left);
+        assert!(again.is_err_and(|older| !older.is_news));
+        // Another one with the same epoch, which is left, too.
+        assert_eq!(fence.offer(2, left + SECOND), Ok(()));
+        fence.left(left + FORGOTTEN);
+        let since = left + FORGOTTEN;
+        assert!(fence.offer(1, since + FORGOTTEN - SECOND).is_err());
+        assert_eq!(fence.offer(1, since + FORGOTTEN), Ok(()));
+    }
+
     proptest! {
         /// Against what was taken and when, told as a whole.
         #[test]
         fn epochs_fall_only_after_silence(
-            offers in prop::collection::vec((0u64..5, 0u64..40_000), 1..60),
+            offers in prop::collection::vec((prop::option::weighted(0.8, 0u64..5), 0u64..40_000), 1..60),
         ) {
             let (mut fence, mut now) = (Fence::default(), Instant::now());
+            // When somebody was last there who had it.
             let mut taken: Vec<(u64, Instant)> = Vec::new();
             for (epoch, millis) in offers {
                 now += Duration::from_millis(millis);
+                let Some(epoch) = epoch else {
+                    fence.left(now);
+                    taken.iter_mut().for_each(|(_, at)| *at = now);
+                    continue;
+                };
                 let last = taken.last();
                 let stands = last.is_some_and(|(highest, at)| epoch < *highest && now - *at < FORGOTTEN);
                 prop_assert_eq!(fence.offer(epoch, now).is_err(), stands);
