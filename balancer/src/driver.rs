@@ -58,7 +58,7 @@ const TABLE_GAP: Duration = Duration::from_millis(50);
 /// worth a report: it goes along with the next one.
 const REPORT_GAP: Duration = Duration::from_secs(1);
 
-/// Between two turns of the driver where there are other balancers, at most.
+/// Between two turns of the driver, at most.
 const TURN_MAX: Duration = Duration::from_secs(1);
 /// Who has made no turn for so long was stopped.
 const STOPPED: Duration = Duration::from_secs(5);
@@ -199,6 +199,8 @@ pub(crate) struct Driver {
     /// When pools were last weighed.
     weighed: Option<Instant>,
     tables: watch::Sender<Option<Arc<Table>>>,
+    /// As it was last told to edges.
+    told: Arc<Table>,
     table_pace: Pace,
     reports: watch::Sender<Option<v1::Report>>,
     report_pace: Pace,
@@ -242,6 +244,7 @@ impl Driver {
             starts: Rate::new(START_GAP, STARTS),
             weighed: None,
             tables,
+            told: Arc::default(),
             table_pace: Pace::new(TABLE_GAP),
             reports,
             report_pace: Pace::new(REPORT_GAP),
@@ -288,7 +291,7 @@ impl Driver {
                 self.next_start(now),
                 self.engine.next_step(),
                 // So that a time without a turn is one in which it did not run.
-                self.engine.has_peers().then(|| now.instant + TURN_MAX),
+                Some(now.instant + TURN_MAX),
             ];
             let wake = wake.into_iter().flatten().min();
             tokio::select! {
@@ -309,7 +312,7 @@ impl Driver {
     fn watch_time(&mut self, now: Now) {
         let before = self.turned.replace(now.instant);
         let passed = before.map(|before| now.instant.saturating_duration_since(before));
-        if passed > Some(STOPPED) && self.engine.has_peers() {
+        if passed > Some(STOPPED) {
             tracing::warn!(
                 ?passed,
                 "did not run: what it held counts when probes bear it out"
@@ -503,6 +506,8 @@ impl Driver {
     /// Publishes what is due; returns when to look again.
     fn publish_table(&mut self, now: Now) -> Option<Instant> {
         if !self.engine.settle(now) {
+            // Edges keep what they have. Who comes now is told nothing of before.
+            self.tables.send_if_modified(|held| held.take().is_some());
             return self.engine.settles_at();
         }
         let version = self.engine.weights_version();
@@ -514,8 +519,9 @@ impl Driver {
         self.table_pace
             .acted(self.engine.weights_version(), now.instant);
         let table = Arc::new(self.engine.table());
-        let old = self.tables.send_replace(Some(Arc::clone(&table)));
-        self.metrics.published(&table, &old.unwrap_or_default());
+        self.tables.send_replace(Some(Arc::clone(&table)));
+        self.metrics.published(&table, &self.told);
+        self.told = table;
         None
     }
 
@@ -595,7 +601,54 @@ async fn sleep_until(wake: Option<Instant>) {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+    use anyport_node::metrics::Registry;
+
     use super::*;
+    use crate::membership::fixtures::*;
+
+    /// Whether edges that come then are told weights: before a stop, right after it, and once
+    /// all origins were probed.
+    fn told_around_a_stop(members: &[&str]) -> [bool; 3] {
+        let metrics = Metrics::new(&Registry::new()).unwrap();
+        let opener = Opener::new().unwrap();
+        let (mut driver, _handle, published) = Driver::new(opener, metrics, &Readiness::new());
+        let mut now = now();
+        let game = pool("game", Some("quick"), &[("a", "10.0.2.2:7000")]);
+        let declared = Members::of(&resources([monitor("quick", 1, 1)], [game]));
+        driver.engine.configure(now, Revision(1), declared);
+        let url = |name: &&str| (name.parse().unwrap(), format!("http://{name}:7410"));
+        let set = Set {
+            epoch: 1,
+            members: members.iter().map(url).collect(),
+        };
+        driver.engine.take_part(now, &"me".parse().unwrap(), set);
+        let mut tell = |time| {
+            now.instant += time;
+            driver.watch_time(now);
+            let mut turn = |probes| {
+                while probes && let Some(ticket) = driver.engine.start_due(now) {
+                    driver.engine.finished(now, ticket, Ok(TABLE_GAP), 0);
+                }
+                driver.engine.step(now);
+                driver.publish_table(now);
+                published.tables.borrow().is_some()
+            };
+            (turn(false), turn(true))
+        };
+        tell(Duration::ZERO);
+        let (_, before) = tell(STOPPED);
+        let (after, _) = tell(10 * STOPPED);
+        let (_, once_probed) = tell(STOPPED);
+        [before, after, once_probed]
+    }
+
+    #[test]
+    fn who_comes_after_a_stop_is_not_told_what_was_before_where_others_may_know_better() {
+        let others = told_around_a_stop(&["me", "b0"]);
+        assert_eq!(others, [true, false, true]);
+        assert_eq!(told_around_a_stop(&["me"]), [true; 3]);
+    }
 
     #[test]
     fn probes_take_a_part_of_the_descriptors() {

@@ -170,6 +170,8 @@ impl Engine {
 
     /// Nothing is published until each origin is judged anew, or had the time for it.
     fn hold_back(&mut self, now: Now) {
+        // Then all of it, to who has come meanwhile.
+        self.weights_version += 1;
         let until = now.instant + self.time_for_verdicts();
         self.phase = Phase::Settling {
             undecided: self.origins.iter().map(|(key, _)| key).collect(),
@@ -386,19 +388,20 @@ impl Engine {
         self.judge_all(now, all)
     }
 
-    /// As [`outdate`](Self::outdate), where this balancer did not run. Others may have
-    /// gone by another set since then, and what is published from now on is taken for
-    /// as new as the set is: weights are held back as at the start.
+    /// As [`outdate`](Self::outdate), where this balancer did not run: everything is
+    /// probed at once. Others may have gone by another set since then, and what is
+    /// published from now on is taken for as new as the set is: where there are others,
+    /// weights are held back as at the start. One that is alone still tells what all
+    /// its edges hold anyway, who have nobody that knows better.
     pub(crate) fn resume(&mut self, now: Now) -> Vec<Turn> {
         self.resumed = Some(now.instant);
         self.peers.resume(now.instant);
         let turns = self.outdate(now);
-        if let Phase::Settled = self.phase {
-            let all: BTreeSet<_> = self.origins.iter().map(|(key, _)| key).collect();
-            for key in &all {
-                self.probe_soon(now, key);
-            }
-            self.verdicts_version += 1;
+        let all: Vec<_> = self.origins.iter().map(|(key, _)| key).collect();
+        for key in &all {
+            self.probe_soon(now, key);
+        }
+        if matches!(self.phase, Phase::Settled) && self.peers.are_there() {
             self.hold_back(now);
         }
         turns
@@ -837,10 +840,6 @@ impl Engine {
             serves: matches!(self.phase, Phase::Settled),
             own: own.collect(),
         })
-    }
-
-    pub(crate) fn has_peers(&self) -> bool {
-        self.peers.are_there()
     }
 
     pub(crate) fn peers_heard(&self) -> usize {

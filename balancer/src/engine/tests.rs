@@ -965,6 +965,35 @@ fn after_a_stop_weights_are_held_back_until_probes_have_borne_out_what_they_are_
     assert!(scene.engine.settle(scene.now));
 }
 
+#[test]
+fn one_that_is_alone_probes_at_once_after_a_stop_and_tells_what_edges_hold_anyway() {
+    let slow = Monitor {
+        interval: 60 * INTERVAL,
+        ..monitor("quick", 1, 1)
+    };
+    let mut scene = Scene::configured(slow, vec![game()]);
+    scene.take_part(0);
+    let a = key("game", "a");
+    scene.failing.insert(a.clone(), libc::ECONNREFUSED);
+    scene.pass(INTERVAL);
+    assert!(scene.engine.settle(scene.now));
+    let weights = scene.weights();
+    scene.engine.probe_soon(scene.now, &a);
+    let begun = scene.engine.start_due(scene.now).unwrap();
+    scene.step_to(scene.now.instant + INTERVAL);
+    assert_eq!(scene.engine.resume(scene.now), []);
+    assert!(scene.engine.settle(scene.now));
+    let turns = scene.engine.finished(scene.now, begun, Ok(MILLI), 0);
+    assert_eq!(turns, [], "it answered before");
+    assert_eq!(
+        (scene.weights(), scene.verdict(&a)),
+        (weights, Verdict::Down)
+    );
+    scene.failing.clear();
+    assert_eq!(scene.probed_within(MILLI).len(), 2, "both at once");
+    assert_eq!(scene.verdict(&a), Verdict::Up);
+}
+
 /// It passes its probes, and another one holds it down: for so long from now, or until as many
 /// passes as it takes.
 fn down_elsewhere(now: Now, held_for: Option<Duration>) -> Opinion {
