@@ -251,7 +251,7 @@ impl Service {
             admin: any_port,
             store: StoreUrl::Embedded(directory.path().to_owned()),
             retention: Default::default(),
-            store_key: None,
+            store_key: Default::default(),
             tls,
         };
         let service = ConfigService::bind(&config).await.unwrap();

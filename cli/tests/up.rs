@@ -234,6 +234,54 @@ fn in_tls_all_show_certificates_and_who_has_none_is_told_what_to_give() {
     assert_eq!(status, 0, "{log}");
 }
 
+/// Is this in any file below?
+fn lies_below(directory: &Path, secret: &[u8]) -> bool {
+    std::fs::read_dir(directory).unwrap().any(|entry| {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            return lies_below(&path, secret);
+        }
+        let bytes = std::fs::read(&path).unwrap();
+        bytes.windows(secret.len()).any(|window| window == secret)
+    })
+}
+
+#[test]
+fn with_a_store_key_private_keys_lie_sealed_in_the_store() {
+    let (host, directory) = (host(), tempfile::tempdir().unwrap());
+    let issued = directory.path().join("fleet");
+    let certificates = Certificates(&issued);
+    certificates.make(&["init"]);
+    certificates.make(&["issue", "edge", "mail"]);
+    let at = |file: &str| issued.join(file).display().to_string();
+    let (chain, key) = (at("mail.pem"), at("mail.key"));
+    let declared = format!(
+        "{GAME}certificates:\n  - {{ name: mail, cert_file: \"{chain}\", key_file: \"{key}\" }}\n"
+    );
+    let private = std::fs::read_to_string(&key).unwrap();
+    let secret = private.lines().nth(1).unwrap().as_bytes();
+    let store_key = directory.path().join("store.key");
+    let flags = [format!("--store-key={}", store_key.display())];
+
+    std::fs::write(&store_key, "1".repeat(64)).unwrap();
+    for _ in ["it is stored", "it is read again"] {
+        let mut child = up_with(&host, directory.path(), &declared, &flags);
+        lines_until(&mut child, "one: applied 1 after ");
+        let (status, log) = end(child, Signal::SIGTERM);
+        assert_eq!(status, 0, "{log}");
+        let data = directory.path().join("data");
+        assert!(!lies_below(&data.join("config"), secret), "in the store");
+        assert!(lies_below(&data.join("edge"), secret), "the edge has it");
+    }
+
+    std::fs::write(&store_key, "no key").unwrap();
+    let child = up_with(&host, directory.path(), &declared, &flags);
+    let output = child.wait_with_output().unwrap();
+    let log = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{log}");
+    assert!(log.contains("error: config service: --store-key "), "{log}");
+}
+
 #[test]
 fn a_manifest_that_is_refused_ends_it() {
     let (host, directory) = (host(), tempfile::tempdir().unwrap());

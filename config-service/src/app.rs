@@ -84,8 +84,7 @@ impl ConfigService {
     /// See [`RunError`].
     pub async fn bind(config: &Config) -> Result<Self, RunError> {
         let identity = config.tls.load_as(Role::ConfigService, None)?;
-        let keys = config.store_key.as_deref().map(StoreKeys::read);
-        let keys = keys.transpose()?.unwrap_or_default();
+        let keys = config.store_key.read()?;
         let server = Server::bind("--listen", config.listen, &identity)?;
         let admin = AdminServer::bind("--admin", config.admin, &identity)?;
         type Backend = (Arc<dyn Store>, Arc<dyn BalancerRecord>, Option<Presence>);

@@ -1,10 +1,13 @@
 //! The flags of the service.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::net::SocketAddr;
 
 use anyport_node::identity::TlsArgs;
 
-use crate::{state::Retention, store::StoreUrl};
+use crate::{
+    state::{Retention, StoreKeyArgs},
+    store::StoreUrl,
+};
 
 /// How one config service runs.
 #[derive(Debug, Clone, clap::Args)]
@@ -34,11 +37,8 @@ pub struct Config {
         default_value = "embedded:/var/lib/anyport"
     )]
     pub store: StoreUrl,
-    /// Keys to seal private keys of certificates with before they are stored: 32
-    /// random bytes in base64 or hexadecimal, one a line; the first seals, also what
-    /// was sealed with another one, and all open
-    #[arg(long, env = "ANYPORT_STORE_KEY_FILE", value_name = "FILE")]
-    pub store_key: Option<PathBuf>,
+    #[command(flatten)]
+    pub store_key: StoreKeyArgs,
     #[command(flatten)]
     pub retention: Retention,
     #[command(flatten)]

@@ -86,7 +86,7 @@ impl Running {
             admin: any_port,
             store: embedded(directory.path()),
             retention: Default::default(),
-            store_key: None,
+            store_key: Default::default(),
             tls: authority.issue(Role::ConfigService, "config-service"),
         };
         let service = ConfigService::bind(&config).await.unwrap();

@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyport_balancer::BalancerError;
-use anyport_config_service::{ConfigService, RunError, store::StoreUrl};
+use anyport_config_service::{ConfigService, RunError, state::StoreKeyArgs, store::StoreUrl};
 use anyport_edge_agent::{NameServers, Steering};
 use anyport_model::names::NodeName;
 use anyport_node::{
@@ -59,6 +59,8 @@ pub struct Args {
         hide_default_value = true
     )]
     resolver: NameServers,
+    #[command(flatten)]
+    store_key: StoreKeyArgs,
 }
 
 /// The three services, each until it has drained.
@@ -142,7 +144,7 @@ async fn start(
         admin: at(1),
         store: StoreUrl::Embedded(directory.join("config")),
         retention: Default::default(),
-        store_key: None,
+        store_key: args.store_key.clone(),
         tls: tls.clone(),
     };
     let config = ConfigService::bind(&config).await;

@@ -13,5 +13,5 @@ pub use keeper::{Draft, Keeper, Turn, follow};
 pub use latest::{Latest, News};
 pub use layout::{Layout, LayoutError};
 pub use rewind::{Rewind, Rewinds};
-pub use seal::{SealError, StoreKeyError, StoreKeys};
+pub use seal::{SealError, StoreKeyArgs, StoreKeyError, StoreKeys};
 pub use snapshot::{Remembered, Snapshot, StateAt, Target};

@@ -32,6 +32,27 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
 
+/// Where the keys are, as a flag.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct StoreKeyArgs {
+    /// Keys to seal private keys of certificates with before they are stored: 32
+    /// random bytes in base64 or hexadecimal, one a line; the first seals, also what
+    /// was sealed with another one, and all open
+    #[arg(long, env = "ANYPORT_STORE_KEY_FILE", value_name = "FILE")]
+    pub store_key: Option<PathBuf>,
+}
+
+impl StoreKeyArgs {
+    /// None, where no file is named.
+    ///
+    /// # Errors
+    /// As [`StoreKeys::read`].
+    pub fn read(&self) -> Result<StoreKeys, StoreKeyError> {
+        let keys = self.store_key.as_deref().map(StoreKeys::read);
+        Ok(keys.transpose()?.unwrap_or_default())
+    }
+}
+
 /// Keys that private keys are sealed with: the first one seals, all of them open.
 /// With none, private keys are stored as they are. Clones share them.
 #[derive(Clone, Default)]

@@ -7,7 +7,7 @@ use std::{
 
 use anyport_config_service::{
     Config, ConfigService, RunError,
-    state::Retention,
+    state::{Retention, StoreKeyArgs},
     store::{StoreUrl, embedded::OpenError},
 };
 use anyport_node::{drain::Drain, ready::Readiness};
@@ -57,7 +57,7 @@ impl Service {
             admin: "127.0.0.1:0".parse().unwrap(),
             store,
             retention,
-            store_key,
+            store_key: StoreKeyArgs { store_key },
             tls: Default::default(),
         };
         let bind = || async {
