@@ -113,7 +113,7 @@ fn flow(cluster: &Cluster) -> UdpSocket {
 /// Whether there is an answer; what was lost is asked again.
 fn answers(socket: &UdpSocket) -> std::io::Result<()> {
     let mut last = Ok(());
-    for _ in 0..3 {
+    for _ in 0..30 {
         last = socket
             .send(b"who\n")
             .and_then(|_| socket.recv(&mut [0; 100]).map(drop));

@@ -332,7 +332,7 @@ fn as_many_connections_are_let_in_as_each_limit_says(store: Store) {
     let pruned = cluster
         .try_apply(
             PREFIXES,
-            &["--prune", "--allow-mass-deletion", "--wait=30s"],
+            &["--prune", "--allow-mass-deletion", "--wait=60s"],
         )
         .unwrap();
     assert_eq!(pruned.status, Some(0), "{pruned}");

@@ -161,7 +161,7 @@ fn what_others_own_is_the_same_before_during_and_after(store: Store) {
     assert_eq!(foreign(&edge), before, "while it steers");
     let fewer = "prefixes: [ { cidr: 198.51.100.0/28 } ]";
     let said = cluster
-        .try_apply(fewer, &["--prune", "--allow-mass-deletion", "--wait=20s"])
+        .try_apply(fewer, &["--prune", "--allow-mass-deletion", "--wait=60s"])
         .unwrap();
     assert_eq!(said.status, Some(0), "{said}");
     assert_eq!(foreign(&edge), before, "after its apps are gone");

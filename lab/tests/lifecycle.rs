@@ -524,7 +524,7 @@ apps:
     let without_prefix = "prefixes:\n  - cidr: 203.0.113.0/24\n";
     for changed in [other.as_str(), without_app, without_prefix] {
         let said = cluster
-            .try_apply(changed, &["--wait=30s", "--prune", "--allow-mass-deletion"])
+            .try_apply(changed, &["--wait=60s", "--prune", "--allow-mass-deletion"])
             .unwrap();
         assert_eq!(said.status, Some(0), "{said}");
         echoes(&mut held);

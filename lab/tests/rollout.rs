@@ -67,7 +67,7 @@ fn a_change_that_makes_an_origin_unreachable_is_taken_back_by_itself(store: Stor
     assert_eq!(cluster.who(place()).unwrap().tag.as_str().to_owned(), "a");
     // Nobody listens there.
     let said = under_load(&cluster, || {
-        let arguments = ["--canary=edge1", "--promote-after=20s", "--wait=30s"];
+        let arguments = ["--canary=edge1", "--promote-after=20s", "--wait=60s"];
         cluster.try_apply(&manifest(7999), &arguments).unwrap()
     });
     assert_eq!(said.status, Some(1), "{said}");
@@ -100,7 +100,7 @@ fn a_change_that_goes_well_is_for_all(store: Store) {
     let _origins =
         [("a", 7000), ("b", 7001)].map(|(tag, port)| cluster.echo(0, tag, [port]).unwrap());
     let said = under_load(&cluster, || {
-        let arguments = ["--canary=edge1", "--promote-after=never", "--wait=30s"];
+        let arguments = ["--canary=edge1", "--promote-after=never", "--wait=60s"];
         cluster.try_apply(&manifest(7001), &arguments).unwrap()
     });
     assert_eq!(said.status, Some(0), "{said}");
@@ -127,7 +127,7 @@ fn a_change_that_goes_well_is_for_all(store: Store) {
 
     // By itself, after a second.
     let said = under_load(&cluster, || {
-        let arguments = ["--canary=edge1", "--promote-after=1s", "--wait=30s"];
+        let arguments = ["--canary=edge1", "--promote-after=1s", "--wait=60s"];
         cluster.try_apply(&manifest(7000), &arguments).unwrap()
     });
     assert_eq!(said.status, Some(0), "{said}");

@@ -302,6 +302,8 @@ apps:
     let plan = load::Plan {
         load: Load {
             control: control.clone(),
+            // What comes late on a busy machine is not lost.
+            timeout: Duration::from_secs(5),
             ..plan.load
         },
         ..plan

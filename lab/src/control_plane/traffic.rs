@@ -34,8 +34,8 @@ use crate::cluster::{PATIENCE, eventually};
 const APPS: usize = 5;
 /// Writes at one replica before it is the other's turn.
 const AT_ONE: u64 = 7;
-/// No write waits longer for one replica.
-const CALL_LIMIT: Duration = Duration::from_secs(10);
+/// No write waits longer for one replica, which answers within 6 s, also on a busy machine.
+const CALL_LIMIT: Duration = Duration::from_secs(20);
 
 /// The state that the write number `n` makes.
 fn resources(n: u64) -> Vec<v1::Resource> {

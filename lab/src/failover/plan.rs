@@ -39,7 +39,7 @@ impl Plan {
         healthy: Duration::from_millis(500),
         dead: Duration::from_secs(2),
         distance_rounds: 1,
-        even: Duration::from_millis(1500),
+        even: Duration::from_secs(3),
         slow: Duration::from_millis(500),
         recovered: Duration::from_millis(500),
     };
