@@ -270,7 +270,9 @@ fn each_way_of_steering_takes_the_place_of_the_other_without_a_gap() {
         let agent = Agent::start();
         agent.apply(by_table.wants(&PREFIXES, &claims)).await;
         let hammer = Hammer::start(&edge.client(), &STAYS);
-        for _ in 0..10 {
+        let mut rounds = 0;
+        while rounds < 10 || hammer.has_tried_less_than(20) {
+            rounds += 1;
             let applied = agent.apply(by_program.wants(&PREFIXES, &claims)).await;
             assert!(applied.program_attached, "{applied:?}");
             assert_eq!(edge.run("nft list ruleset"), "");
@@ -279,7 +281,7 @@ fn each_way_of_steering_takes_the_place_of_the_other_without_a_gap() {
             assert!(!edge.pins().exists());
         }
         let dialled = hammer.stop().await;
-        assert!(dialled > 20, "only {dialled} connections were tried");
+        assert!(dialled >= 20, "only {dialled} connections were tried");
         assert!(agent.repairs().is_empty(), "{:?}", agent.repairs());
 
         // By another process, as after a restart with another flag.
