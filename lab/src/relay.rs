@@ -235,8 +235,9 @@ mod tests {
     fn what_is_sent_comes_back_and_a_half_close_is_one() {
         let origin = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let to = origin.local_addr().unwrap();
-        // The relay goes on as long as the process; its port is one that was free.
-        let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        // The relay goes on as long as the process; its port is one that was free, of an address at
+        // which no other test takes one.
+        let free = TcpListener::bind((Ipv4Addr::new(127, 77, 0, 1), 0)).unwrap();
         let from = free.local_addr().unwrap();
         drop(free);
         let mut events = Loop::new(&[(from, to)]).unwrap();
