@@ -1034,7 +1034,7 @@ fn those_who_stop_in_the_middle_of_a_handshake_hold_up_nobody() {
         let mut tls = shaken(&cluster, door, authority.client(), EDGE).unwrap();
         says(&mut tls, b"hello");
         let took = since.elapsed();
-        assert!(took < Duration::from_secs(3), "{door}: after {took:?}");
+        assert!(took < Duration::from_secs(10), "{door}: after {took:?}");
     }
     says(&mut tls, b"after");
 }
