@@ -213,7 +213,7 @@ pub(crate) struct Driver {
     configured: Condition,
     has_configuration: watch::Sender<bool>,
     network: Condition,
-    isolated: bool,
+    isolated: Option<String>,
     host: Remark,
     /// When a probe last failed through this host's fault, and how.
     hindered: Option<(Instant, mem::Discriminant<Failure>)>,
@@ -256,7 +256,7 @@ impl Driver {
             configured,
             has_configuration: configured_once,
             network,
-            isolated: false,
+            isolated: None,
             host: readiness.remark("probes"),
             hindered: None,
         };
@@ -436,18 +436,21 @@ impl Driver {
 
     fn watch_network(&mut self) {
         let reason = self.engine.isolated();
-        let isolated = reason.is_some();
-        if isolated == self.isolated {
+        if reason == self.isolated.as_deref() {
             return;
         }
-        self.isolated = isolated;
-        self.metrics.isolated(isolated);
-        match reason {
+        let reason = reason.map(str::to_owned);
+        let before = std::mem::replace(&mut self.isolated, reason);
+        self.metrics.isolated(self.isolated.is_some());
+        match &self.isolated {
             Some(reason) => {
                 let said = format!(
                     "no probe of any origin leaves this host ({reason}); all verdicts are held"
                 );
-                tracing::warn!("{said}");
+                // As often as the reason is another one, which is said, it is no news.
+                if before.is_none() {
+                    tracing::warn!("{said}");
+                }
                 self.network.set_not_ready(said);
             }
             None => {
