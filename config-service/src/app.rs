@@ -22,7 +22,7 @@ use crate::{
     push::{DiscoveryServer, Push},
     reseal::reseal,
     rollout::conduct,
-    serve::{ConfigApi, ConfigServer},
+    serve::{ConfigApi, ConfigServer, Intake},
     state::{Keeper, Retention, StoreKeyError, StoreKeys, follow, history::tidy},
     store::{
         Store, StoreUrl,
@@ -175,9 +175,12 @@ impl ConfigService {
             metrics: metrics.clone(),
             drain: drain.clone(),
         };
+        let intake = Intake::default();
+        let discovery =
+            DiscoveryServer::new(push, balancers.clone(), drain.clone(), intake.clone());
         let server = server
-            .service(ConfigServer::new(api))
-            .service(DiscoveryServer::new(push, balancers.clone(), drain.clone()))
+            .service(ConfigServer::new(api, intake.clone()))
+            .service(discovery)
             .descriptors(DESCRIPTORS);
         tracing::info!(address = %server.address(), tls = identity.is_tls(), "serving");
         // Of its own, so that sharing ends with serving whatever ended that.

@@ -1138,3 +1138,32 @@ async fn what_was_answered_survives_a_kill() {
         .into_inner();
     assert_eq!((after.revision, after.resources.len()), (3, 4));
 }
+
+#[tokio::test]
+async fn what_a_subscriber_says_first_is_small_and_what_it_says_then_need_not_be() {
+    let (_directory, service) = fresh().await;
+    let long = v1::Subscribe {
+        region: "x".repeat(100_000),
+        ..edge("e1")
+    };
+    let mut refused = Subscriber::connect(&service, long).await;
+    let refused = refused.next().await.unwrap_err();
+    assert_eq!(refused.code(), Code::OutOfRange, "{refused}");
+
+    let mut speaker = Subscriber::connect(&service, balancer("b1")).await;
+    speaker.take().await;
+    let pool = v1::PoolHealth {
+        pool: "x".repeat(1_000_000),
+        ..Default::default()
+    };
+    let report = v1::Report {
+        pools: vec![pool],
+        ..Default::default()
+    };
+    speaker.say(Message::Report(report)).await;
+    service
+        .apply(vec![prefix("198.51.100.0/24")])
+        .await
+        .unwrap();
+    speaker.take().await;
+}

@@ -33,7 +33,7 @@ use tonic::{
 use super::{session::Push, subscriber::FIRST_WORD};
 use crate::{
     nodes::{Balancers, Role},
-    serve::status,
+    serve::{Intake, status},
     store::etcd::presence::LEASE_TTL,
     wire::{Coding, call_of, message, respond},
 };
@@ -53,14 +53,16 @@ pub struct DiscoveryServer {
     push: Push,
     balancers: Balancers,
     drain: Drain,
+    intake: Intake,
 }
 
 impl DiscoveryServer {
-    pub fn new(push: Push, balancers: Balancers, drain: Drain) -> Self {
+    pub fn new(push: Push, balancers: Balancers, drain: Drain, intake: Intake) -> Self {
         Self {
             push,
             balancers,
             drain,
+            intake,
         }
     }
 }
@@ -100,11 +102,13 @@ impl DiscoveryServer {
     fn sync(&self, request: http::Request<Body>) -> http::Response<Body> {
         let coding = Coding::accepted(request.headers());
         let caller = Caller::of(request.extensions());
+        let (request, letters) = self.intake.admit_stream(request);
         let requests = match call_of::<SyncRequest>(request, REQUEST_MAX) {
             Ok(requests) => requests,
             Err(refused) => return refused.into_http(),
         };
         let requests = requests.map(move |request| {
+            letters.read();
             let request = request?;
             if let Some(Message::Subscribe(subscribe)) = &request.message {
                 check(&caller, subscribe)?;

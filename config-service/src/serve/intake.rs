@@ -1,8 +1,9 @@
 //! How much of requests is in memory at once, and for how long they may take to come.
 
 use std::{
+    collections::VecDeque,
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
     time::Duration,
 };
@@ -16,10 +17,12 @@ use tokio::{
 use tonic::{Status, body::Body, codegen::http::Request};
 
 use super::{fields::Resources, status};
+use crate::wire::PREFIX;
 
 const APPLY: &str = "/anyport.v1.ConfigService/Apply";
 
-/// Bytes of all requests that are being received, read or answered: four of the largest.
+/// Bytes of all requests that are being received, read or answered, and of messages of
+/// subscribers that are being received: four of the largest.
 const MOST: usize = 256 << 20;
 /// So much of each counts nothing: small requests are served whatever large ones do.
 /// Those of all methods but one have to be so small.
@@ -36,7 +39,7 @@ pub(super) fn may_be_large(path: &str) -> bool {
 
 /// Room for requests. Clones share it.
 #[derive(Debug, Clone)]
-pub(super) struct Intake {
+pub struct Intake {
     room: Arc<Semaphore>,
 }
 
@@ -70,11 +73,197 @@ impl Intake {
                 taken: taken.clone(),
                 large,
                 received: 0,
-                since: Instant::now(),
-                late: None,
+                coming: Coming::since_now(),
             })
         });
         (request, taken)
+    }
+
+    /// The same for a stream, of which each message is held to the limits by itself, and
+    /// the first may not be large; and what they take, each until it is read.
+    pub(crate) fn admit_stream(&self, request: Request<Body>) -> (Request<Body>, Letters) {
+        let letters = Letters::default();
+        let request = request.map(|body| {
+            Body::new(MeteredStream {
+                body,
+                room: Arc::clone(&self.room),
+                letters: letters.clone(),
+                is_first: true,
+                prefix: Vec::with_capacity(PREFIX),
+                left: 0,
+                received: 0,
+                coming: None,
+            })
+        });
+        (request, letters)
+    }
+}
+
+/// How long something may take to come, by how much of it has.
+struct Coming {
+    since: Instant,
+    received: u64,
+    /// Set once it has to be waited for.
+    late: Option<Pin<Box<Sleep>>>,
+}
+
+impl Coming {
+    fn since_now() -> Self {
+        Self {
+            since: Instant::now(),
+            received: 0,
+            late: None,
+        }
+    }
+
+    /// When all of it has to be there, as far as it has come.
+    fn until(&self) -> Instant {
+        self.since + GRACE + Duration::from_secs(self.received / SLOWEST)
+    }
+
+    /// Ready when it has taken too long.
+    fn poll_late(&mut self, cx: &mut Context<'_>) -> Poll<Status> {
+        let until = self.until();
+        let late = self
+            .late
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(until)));
+        if late.deadline() != until {
+            late.as_mut().reset(until);
+        }
+        late.as_mut().poll(cx).map(|()| {
+            Status::deadline_exceeded(format!(
+                "{} bytes of the request had come in time; right is all of it within {} s, \
+                 and a second more for each {SLOWEST} bytes",
+                self.received,
+                GRACE.as_secs()
+            ))
+        })
+    }
+}
+
+/// The room that messages of a stream take which were not read yet, in their order.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Letters(Arc<Mutex<VecDeque<Option<OwnedSemaphorePermit>>>>);
+
+impl Letters {
+    /// The next one begins.
+    fn begin(&self) {
+        self.lock().push_back(None);
+    }
+
+    /// What has come of the latest takes more.
+    fn add(&self, more: OwnedSemaphorePermit) {
+        match self.lock().back_mut() {
+            Some(Some(taken)) => taken.merge(more),
+            Some(latest) => *latest = Some(more),
+            None => {}
+        }
+    }
+
+    /// One was read.
+    pub(crate) fn read(&self) {
+        self.lock().pop_front();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, VecDeque<Option<OwnedSemaphorePermit>>> {
+        // Every change to it is a single step, so a panic leaves it sound.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The body of a request of many messages.
+struct MeteredStream {
+    body: Body,
+    room: Arc<Semaphore>,
+    letters: Letters,
+    is_first: bool,
+    /// What has come of what goes before the next message.
+    prefix: Vec<u8>,
+    /// Bytes of the present message that have yet to come, and that have.
+    left: usize,
+    received: usize,
+    /// The present message, or its prefix; `None`: there is none.
+    coming: Option<Coming>,
+}
+
+impl MeteredStream {
+    fn take(&mut self, mut bytes: &[u8]) -> Result<(), Status> {
+        while !bytes.is_empty() {
+            let coming = self.coming.get_or_insert_with(Coming::since_now);
+            let wanted = match self.left {
+                0 => PREFIX - self.prefix.len(),
+                left => left,
+            };
+            let (now, rest) = bytes.split_at(wanted.min(bytes.len()));
+            bytes = rest;
+            coming.received += now.len() as u64;
+            if self.left > 0 {
+                self.left -= now.len();
+                self.more(now.len())?;
+            } else {
+                self.prefix.extend_from_slice(now);
+                if let [_, a, b, c, d] = self.prefix[..] {
+                    self.begin(u32::from_be_bytes([a, b, c, d]))?;
+                }
+            }
+            if self.left == 0 && self.prefix.is_empty() {
+                self.coming = None;
+            }
+        }
+        Ok(())
+    }
+
+    fn begin(&mut self, length: u32) -> Result<(), Status> {
+        self.prefix.clear();
+        self.left = usize::try_from(length).unwrap_or(usize::MAX);
+        self.received = 0;
+        if std::mem::take(&mut self.is_first) && self.left > SMALL {
+            return Err(Status::out_of_range(format!(
+                "the first message has more than {SMALL} bytes, which is the most for it"
+            )));
+        }
+        self.letters.begin();
+        Ok(())
+    }
+
+    fn more(&mut self, bytes: usize) -> Result<(), Status> {
+        let before = self.received.saturating_sub(SMALL);
+        self.received += bytes;
+        match self.received.saturating_sub(SMALL) - before {
+            0 => {}
+            more => self.letters.add(take(&self.room, more)?),
+        }
+        Ok(())
+    }
+}
+
+impl HttpBody for MeteredStream {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        match Pin::new(&mut self.body).poll_frame(cx) {
+            Poll::Ready(Some(Ok(frame))) => {
+                let bytes = frame.data_ref().map_or(&[][..], AsRef::as_ref);
+                Poll::Ready(Some(self.take(bytes).map(|()| frame)))
+            }
+            Poll::Ready(end) => Poll::Ready(end),
+            Poll::Pending => match &mut self.coming {
+                Some(coming) => coming.poll_late(cx).map(|late| Some(Err(late))),
+                None => Poll::Pending,
+            },
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 
@@ -97,15 +286,14 @@ struct Metered {
     /// What may be large has resources, which are counted; `None`: it may not.
     large: Option<Resources>,
     received: usize,
-    since: Instant,
-    /// Set once it has to be waited for.
-    late: Option<Pin<Box<Sleep>>>,
+    coming: Coming,
 }
 
 impl Metered {
     fn take(&mut self, bytes: &[u8]) -> Result<(), Status> {
         let before = self.received.saturating_sub(SMALL);
         self.received = self.received.saturating_add(bytes.len());
+        self.coming.received = self.received as u64;
         match &mut self.large {
             Some(resources) => resources.read(bytes)?,
             None if self.received > SMALL => return Err(too_long()),
@@ -115,16 +303,15 @@ impl Metered {
         if more == 0 {
             return Ok(());
         }
-        let more = u32::try_from(more).map_err(|_| status::full(MOST))?;
-        let more = Arc::clone(&self.room).try_acquire_many_owned(more);
-        self.taken.add(more.map_err(|_| status::full(MOST))?);
+        self.taken.add(take(&self.room, more)?);
         Ok(())
     }
+}
 
-    /// When all of it has to be there, as far as it has come.
-    fn until(&self) -> Instant {
-        self.since + GRACE + Duration::from_secs(self.received as u64 / SLOWEST)
-    }
+fn take(room: &Arc<Semaphore>, bytes: usize) -> Result<OwnedSemaphorePermit, Status> {
+    let bytes = u32::try_from(bytes).map_err(|_| status::full(MOST))?;
+    let taken = Arc::clone(room).try_acquire_many_owned(bytes);
+    taken.map_err(|_| status::full(MOST))
 }
 
 fn too_long() -> Status {
@@ -147,24 +334,7 @@ impl HttpBody for Metered {
                 Poll::Ready(Some(self.take(bytes).map(|()| frame)))
             }
             Poll::Ready(end) => Poll::Ready(end),
-            Poll::Pending => {
-                let until = self.until();
-                let late = self
-                    .late
-                    .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(until)));
-                if late.deadline() != until {
-                    late.as_mut().reset(until);
-                }
-                late.as_mut().poll(cx).map(|()| {
-                    let said = format!(
-                        "{} bytes of the request had come in time; right is all of it within {} s, \
-                         and a second more for each {SLOWEST} bytes",
-                        self.received,
-                        GRACE.as_secs()
-                    );
-                    Some(Err(Status::deadline_exceeded(said)))
-                })
-            }
+            Poll::Pending => self.coming.poll_late(cx).map(|late| Some(Err(late))),
         }
     }
 
@@ -253,6 +423,84 @@ mod tests {
                 assert_eq!(next(&mut body).await, read, "{path}");
             }
             assert_eq!(intake.room.available_permits(), MOST);
+        }
+    }
+
+    /// A message of gRPC with so many bytes.
+    fn letter(bytes: usize) -> Vec<u8> {
+        let length = u32::try_from(bytes).unwrap().to_be_bytes();
+        [&[0][..], &length, &vec![0; bytes]].concat()
+    }
+
+    fn stream(intake: &Intake) -> (mpsc::Sender<Result<Bytes, Status>>, Body, Letters) {
+        let (sender, bytes) = mpsc::channel(1);
+        let body = respond(bytes, Coding::Identity).into_body();
+        let (request, letters) = intake.admit_stream(Request::post("/").body(body).unwrap());
+        (sender, request.into_body(), letters)
+    }
+
+    async fn pass(
+        sender: &mpsc::Sender<Result<Bytes, Status>>,
+        body: &mut Body,
+        bytes: &[u8],
+    ) -> Result<usize, Code> {
+        sender
+            .send(Ok(Bytes::copy_from_slice(bytes)))
+            .await
+            .unwrap();
+        next(body).await
+    }
+
+    #[tokio::test]
+    async fn of_a_stream_each_message_takes_room_as_it_comes_until_it_is_read() {
+        let intake = Intake::new(100_000);
+        let free = || intake.room.available_permits();
+        let (one, mut body, letters) = stream(&intake);
+        for _ in 0..3 {
+            let small = letter(SMALL);
+            assert_eq!(pass(&one, &mut body, &small).await, Ok(small.len()));
+            letters.read();
+        }
+        assert_eq!(free(), 100_000, "small ones are free");
+        // Cut within the prefix of the second of two large ones.
+        let both = [letter(SMALL + 30_000), letter(SMALL + 50_000)].concat();
+        let cut = SMALL + 30_000 + 2 * PREFIX - 1;
+        pass(&one, &mut body, &both[..cut]).await.unwrap();
+        assert_eq!(free(), 70_000);
+        let half = cut + 1 + SMALL + 25_000;
+        pass(&one, &mut body, &both[cut..half]).await.unwrap();
+        assert_eq!(free(), 45_000);
+        pass(&one, &mut body, &both[half..]).await.unwrap();
+        assert_eq!(free(), 20_000);
+        let (other, mut refused, _letters) = stream(&intake);
+        pass(&other, &mut refused, &letter(1)).await.unwrap();
+        let full = pass(&other, &mut refused, &letter(SMALL + 20_001)).await;
+        assert_eq!(full, Err(Code::ResourceExhausted));
+        letters.read();
+        assert_eq!(free(), 50_000);
+        drop((one, body, letters));
+        assert_eq!(free(), 100_000);
+    }
+
+    #[tokio::test]
+    async fn the_first_message_of_a_stream_is_small() {
+        let (one, mut body, _letters) = stream(&Intake::default());
+        let large = pass(&one, &mut body, &letter(SMALL + 1)[..PREFIX]).await;
+        assert_eq!(large, Err(Code::OutOfRange));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_may_be_silent_between_messages_and_not_within_one() {
+        let (one, mut body, _letters) = stream(&Intake::default());
+        assert_eq!(pass(&one, &mut body, &letter(100)).await, Ok(100 + PREFIX));
+        let waited = tokio::time::timeout(100 * GRACE, next(&mut body)).await;
+        assert!(waited.is_err(), "{waited:?}");
+        for part in [PREFIX - 1, PREFIX, 100] {
+            let (one, mut body, _letters) = stream(&Intake::default());
+            assert_eq!(pass(&one, &mut body, &letter(100)[..part]).await, Ok(part));
+            let since = Instant::now();
+            assert_eq!(next(&mut body).await, Err(Code::DeadlineExceeded));
+            assert_eq!(since.elapsed().as_secs(), GRACE.as_secs());
         }
     }
 

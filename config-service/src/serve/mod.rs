@@ -11,4 +11,5 @@ pub(crate) mod status;
 mod watch;
 
 pub use config::ConfigApi;
+pub use intake::Intake;
 pub use server::ConfigServer;

@@ -50,7 +50,7 @@ pub struct ConfigServer {
 }
 
 impl ConfigServer {
-    pub fn new(api: ConfigApi) -> Self {
+    pub fn new(api: ConfigApi, intake: Intake) -> Self {
         let watches = Watches::new(api.keeper.clone(), api.drain.clone());
         let api = Arc::new(api);
         let serving = |longest| {
@@ -60,7 +60,7 @@ impl ConfigServer {
             watches,
             api: serving(SMALL),
             large: serving(UPDATE_MAX),
-            intake: Intake::default(),
+            intake,
         }
     }
 }

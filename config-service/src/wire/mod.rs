@@ -7,7 +7,5 @@ mod message;
 mod once;
 
 pub(crate) use body::{call_of, respond};
-#[cfg(test)]
-pub(crate) use message::PREFIX;
-pub(crate) use message::{Coding, message, prefix};
+pub(crate) use message::{Coding, PREFIX, message, prefix};
 pub(crate) use once::{Once, made};

@@ -9,6 +9,7 @@ use anyport_config_service::{
     Metrics, Random,
     nodes::{Balancers, Nodes},
     push::{DiscoveryServer, Push},
+    serve::Intake,
     state::{Keeper, follow},
 };
 use anyport_model::names::Revision;
@@ -247,7 +248,12 @@ impl Story {
             match follow(&followed, &readiness).await {}
         });
         replica.running = Some(Running {
-            server: DiscoveryServer::new(push, Balancers::default(), Drain::new()),
+            server: DiscoveryServer::new(
+                push,
+                Balancers::default(),
+                Drain::new(),
+                Intake::default(),
+            ),
             tasks,
         });
         self.keepers.lock().unwrap()[index] = Some(keeper);
