@@ -8,7 +8,7 @@
 use std::time::{Duration, Instant};
 
 use anyport_lab::cluster::{PATIENCE, eventually};
-use anyport_lab::control_plane::{ControlPlane, Traffic};
+use anyport_lab::control_plane::{ControlPlane, Cut, Traffic};
 use anyport_proto::v1;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
@@ -64,6 +64,37 @@ fn members_die_one_after_the_other() {
 fn the_leader_dies_again_and_again() {
     let mut plane = ControlPlane::start(None);
     members_die(&mut plane, |plane, _| plane.etcd.leader());
+}
+
+/// The member that leads is cut off, and then one that does not, and nobody is told: who asks it
+/// waits in vain.
+fn members_are_cut_off(from: Cut) {
+    let plane = ControlPlane::start(None);
+    let traffic = Traffic::start(&plane);
+    for follows in [0, 1] {
+        let member = (plane.etcd.leader() + follows) % 3;
+        plane.etcd.cut(member, from);
+        traffic.goes_on();
+        both_write(&plane, &traffic);
+        for replica in [0, 1] {
+            plane.wait_until_ready(replica);
+        }
+        plane.etcd.mend(member);
+        traffic.goes_on();
+    }
+    let longest = traffic.all_was_well(&plane);
+    eprintln!("the longest write took {longest:?}");
+    assert!(longest < STALL, "{longest:?}");
+}
+
+#[test]
+fn members_are_cut_off_from_everybody() {
+    members_are_cut_off(Cut::Everybody);
+}
+
+#[test]
+fn members_are_cut_off_from_the_others_and_still_talk_to_replicas() {
+    members_are_cut_off(Cut::Members);
 }
 
 #[test]

@@ -13,6 +13,7 @@ use anyport_netns::{Namespace, topology::Origin};
 use super::authority::{STORE_CLIENT, replica};
 use crate::{
     cluster::{PATIENCE, Process, certs, eventually},
+    network::nft,
     servers::program,
 };
 
@@ -26,6 +27,14 @@ pub struct Etcd {
     /// Of data, logs and snapshots.
     directory: PathBuf,
     setup: Setup,
+}
+
+/// From whom a member is cut off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cut {
+    Everybody,
+    /// Who asks it gets there as before.
+    Members,
 }
 
 /// What is not alike in every test.
@@ -135,6 +144,44 @@ impl Etcd {
         for member in members {
             self.wait_until_healthy(*member);
         }
+    }
+
+    /// Nothing gets to a member any more, nor away from it, and nobody is told; waits until that
+    /// shows.
+    pub fn cut(&self, member: usize, from: Cut) {
+        let lost = match from {
+            Cut::Everybody => vec!["meta oifname != lo".to_owned()],
+            Cut::Members => ["sport", "dport"]
+                .map(|port| format!("tcp {port} {PEERS}"))
+                .into(),
+        };
+        let mut rules = String::from("add table ip cut");
+        for hook in ["input", "output"] {
+            let chain =
+                format!("; add chain ip cut {hook} {{ type filter hook {hook} priority 0; }}");
+            rules += &chain;
+            for lost in &lost {
+                let lost = match hook {
+                    "input" => lost.replace("oifname", "iifname"),
+                    _ => lost.clone(),
+                };
+                rules += &format!("; add rule ip cut {hook} {lost} drop");
+            }
+        }
+        nft(&self.hosts[member].namespace, &rules);
+        let endpoint = self.clients(member).to_string();
+        eventually(PATIENCE, "a member of etcd is cut off", || {
+            match self.try_ctl(&endpoint, &["endpoint", "health"]) {
+                Ok(said) => Err(said),
+                Err(_) => Ok(()),
+            }
+        });
+    }
+
+    /// Everything gets there again; waits until it is well.
+    pub fn mend(&self, member: usize) {
+        nft(&self.hosts[member].namespace, "delete table ip cut");
+        self.wait_until_healthy(member);
     }
 
     /// The member that leads.

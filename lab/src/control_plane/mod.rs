@@ -22,7 +22,7 @@ use anyport_node::{access::Role, identity::Identity, rpc::Endpoint};
 use tempfile::TempDir;
 
 pub use authority::Authority;
-pub use etcd::{Etcd, Setup};
+pub use etcd::{Cut, Etcd, Setup};
 pub use traffic::{Answered, Client, Record, Traffic};
 
 use crate::{
