@@ -5,9 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use anyport_edge_agent::kernel::{Drift, Steering};
 
-use crate::support::{
-    Agent, Answer, Edge, Listeners, REPAIRED, claim, on_edge, steered, under_both,
-};
+use crate::support::{Agent, Answer, Edge, Listeners, claim, on_edge, steered, under_both};
 
 under_both![
     a_deleted_route,
@@ -44,7 +42,7 @@ fn broken_by(
         for &(what, count) in repairs {
             took += agent.repaired(what, count).await;
         }
-        assert!(took < REPAIRED, "repaired after {took:?}");
+        agent.assert_prompt(took);
         assert_both_steered(&edge).await;
         assert_eq!(ours(&edge), before);
         assert_eq!(

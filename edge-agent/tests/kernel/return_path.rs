@@ -11,7 +11,7 @@ use std::{
 
 use anyport_edge_agent::kernel::{Desired, Drift, Kernel, Steering, undo};
 
-use crate::support::{Agent, Edge, Listeners, REPAIRED, claim, on_edge};
+use crate::support::{Agent, Edge, Listeners, claim, on_edge};
 
 const FAMILIES: [&str; 2] = ["-4", "-6"];
 
@@ -130,12 +130,10 @@ fn whatever_others_break_of_it_is_put_right() {
         ] {
             edge.run(command);
             repaired += count;
-            let took = agent.repaired(Drift::ReturnPath, repaired).await;
-            assert!(took < REPAIRED, "{command}: after {took:?}");
+            all += agent.repaired(Drift::ReturnPath, repaired).await;
             assert_eq!(shown(&edge), there, "{command}");
-            all += took;
         }
-        // Within a second each, where the machine does not stand still.
+        // Within a second each; by the pass that looks at everything it would be 2.5 s on average.
         assert!(all < repaired as u32 * Duration::from_secs(1), "{all:?}");
     });
 }

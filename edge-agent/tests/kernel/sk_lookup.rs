@@ -22,7 +22,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use crate::{
     change::{Hammer, PREFIXES, STAYS},
     repair::{V4, V6, assert_both_steered, ours, set_up},
-    support::{Agent, Answer, Edge, Listeners, PATIENCE, REPAIRED, claim, on_edge, steered},
+    support::{Agent, Answer, Edge, Listeners, PATIENCE, claim, on_edge, steered},
 };
 
 /// Breaks the set-up by `deed`, which is given the directory of the pins, and
@@ -38,7 +38,7 @@ fn broken_by(deed: fn(&Path), repairs: &'static [(Drift, u64)]) {
         for &(what, count) in repairs {
             took += agent.repaired(what, count).await;
         }
-        assert!(took < REPAIRED, "repaired after {took:?}");
+        agent.assert_prompt(took);
         assert_both_steered(&edge).await;
         assert_eq!(pins(&edge), before);
         assert_eq!(agent.repairs(), repairs.iter().copied().collect());
