@@ -12,12 +12,19 @@ use anyport_config_service::{
         OBJECT_MAX,
         etcd::{
             connect,
-            presence::{Presence, Publication},
+            presence::{LEASE_TTL, Presence, Publication},
         },
     },
 };
+use anyport_model::{
+    names::Revision,
+    replica::{Gap, Update},
+};
 use anyport_node::identity::Identity;
-use anyport_proto::v1;
+use anyport_proto::{
+    sync::{self, Applied, Origin},
+    v1,
+};
 use prost::Message;
 use support::{
     etcd::{EtcdServer, etcd_url, url},
@@ -28,7 +35,8 @@ use support::{
     soon,
     subscriber::{Subscriber, edge},
 };
-use tonic::Code;
+use tokio::sync::watch;
+use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
 #[tokio::test]
@@ -197,7 +205,8 @@ async fn without_its_store_a_replica_reads_but_does_not_write_and_says_so() {
     })
     .await;
     let mut subscriber = Subscriber::connect(&cut_off, edge("e1")).await;
-    assert_eq!(subscriber.take().await.upserts.len(), 3);
+    let first = subscriber.take().await;
+    assert_eq!(first.upserts.len(), 3);
 
     link.cut();
     let mut changes = cut_off.readiness.changes();
@@ -222,7 +231,20 @@ async fn without_its_store_a_replica_reads_but_does_not_write_and_says_so() {
     near.apply(vec![app("app-1", 701)]).await.unwrap();
     server.compact().await;
     link.mend();
-    let update = subscriber.take().await;
+    let update = match subscriber.next().await {
+        Ok(update) => update,
+        // Where that took long, it was to ask another replica; it asks this one again.
+        Err(sent_away) => {
+            assert_eq!(sent_away.code(), Code::Unavailable, "{sent_away:?}");
+            let held = v1::Subscribe {
+                revision: first.revision,
+                state_hash: first.state_hash,
+                ..edge("e1")
+            };
+            soon("ready again", cut_off.readiness.ready()).await;
+            Subscriber::connect(&cut_off, held).await.take().await
+        }
+    };
     assert_eq!(
         (update.base_revision, update.revision, update.upserts.len()),
         (1, 3, 2)
@@ -351,6 +373,98 @@ async fn a_replica_that_is_cut_off_does_not_go_on_showing_the_nodes_of_others() 
     shown(0).await;
     link.mend();
     shown(1).await;
+}
+
+#[tokio::test]
+async fn who_is_connected_to_a_replica_that_is_cut_off_is_sent_to_others() {
+    let server = EtcdServer::start().await;
+    let link = Link::to(server.port()).await;
+    let near = Service::ready(server.url("fleet")).await;
+    let cut_off = Service::ready(url(link.port(), "fleet")).await;
+    let applied = near.apply(many(2)).await.unwrap();
+    eventually("the state", || async {
+        (cut_off.list().await.0 == applied.revision).then_some(())
+    })
+    .await;
+    let began = Instant::now();
+    link.cut();
+    let mut early = Subscriber::connect(&cut_off, edge("early")).await;
+    early.take().await;
+    let sent_away = early.next().await.unwrap_err();
+    assert_eq!(sent_away.code(), Code::Unavailable, "{sent_away:?}");
+    assert!(sent_away.message().contains("cut off from its store"));
+    // Who is back in time is gone to nobody.
+    assert!(began.elapsed() >= LEASE_TTL, "{:?}", began.elapsed());
+    // Who has found no better one is told what is known here, and may stay.
+    let mut late = Subscriber::connect(&cut_off, edge("late")).await;
+    assert_eq!(late.take().await.revision, applied.revision);
+    assert!(late.nothing_comes().await);
+    // Until all is well again, and then for good.
+    link.mend();
+    let next = near.apply(vec![app("app-0", 700)]).await.unwrap();
+    assert_eq!(late.take().await.revision, next.revision);
+}
+
+/// Takes whatever it is given.
+#[derive(Default)]
+struct Takes(Revision, Vec<u8>);
+
+impl sync::Subscriber for Takes {
+    fn held(&self) -> (Revision, Vec<u8>) {
+        (self.0, self.1.clone())
+    }
+
+    async fn apply(&mut self, update: Update, _: Origin) -> Result<Applied, Gap> {
+        *self = Self(update.revision, update.state_hash);
+        Ok(Applied::default())
+    }
+
+    fn connection(&mut self, _: Result<(), &Status>) {}
+}
+
+#[tokio::test]
+async fn who_knows_several_replicas_is_told_by_others_what_one_that_is_cut_off_has_missed() {
+    let server = EtcdServer::start().await;
+    let link = Link::to(server.port()).await;
+    let near = Service::ready(server.url("fleet")).await;
+    let cut_off = Service::ready(url(link.port(), "fleet")).await;
+    let dials = [&cut_off, &near].map(|service| {
+        let endpoint = service.endpoint();
+        move || {
+            let endpoint = endpoint.clone();
+            async move {
+                let connected = endpoint.connect().await;
+                connected.map_err(|error| Status::from_error(error.into()))
+            }
+        }
+    });
+    let who = sync::Identity {
+        role: v1::NodeRole::Balancer,
+        name: "b".to_owned(),
+        region: String::new(),
+        version: String::new(),
+        steering: String::new(),
+        address: "http://b:7410".to_owned(),
+    };
+    let (_report, reports) = watch::channel(None);
+    tokio::spawn(async move {
+        // The first one first.
+        sync::follow(dials.into(), who, reports, &mut Takes::default(), || 0).await;
+    });
+    let has = async |revision: u64| {
+        let has = || async {
+            let nodes = near.nodes().await.into_iter();
+            let mut there = nodes.filter(|node| node.name == "b");
+            there.find(|node| node.applied_revision == revision)
+        };
+        eventually("it has the revision", has).await
+    };
+    let first = near.apply(many(2)).await.unwrap();
+    let before = has(first.revision).await;
+    link.cut();
+    let next = near.apply(vec![app("app-0", 700)]).await.unwrap();
+    let after = has(next.revision).await;
+    assert_ne!(after.replica, before.replica);
 }
 
 #[tokio::test]

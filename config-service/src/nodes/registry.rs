@@ -86,6 +86,8 @@ struct Shared {
     changes: watch::Sender<u64>,
     /// Nothing is known of nodes elsewhere, where there is an elsewhere.
     elsewhere_unknown: AtomicBool,
+    /// To other replicas, the nodes that are connected here are gone.
+    cut_off: watch::Sender<bool>,
     /// As `changes`, of the nodes that are connected here only.
     changes_here: watch::Sender<u64>,
 }
@@ -285,6 +287,7 @@ impl Nodes {
                 elsewhere.insert(key, Arc::new(status));
             }
         }
+        self.shared.cut_off.send_if_modified(std::mem::take);
         let mut book = self.book();
         if book.elsewhere == elsewhere {
             return;
@@ -304,6 +307,14 @@ impl Nodes {
         if !lost.is_empty() {
             self.shared.changes.send_modify(|count| *count += 1);
         }
+        self.shared
+            .cut_off
+            .send_if_modified(|cut_off| !std::mem::replace(cut_off, true));
+    }
+
+    /// Whether to other replicas the nodes that are connected here are gone.
+    pub fn cut_off(&self) -> watch::Receiver<bool> {
+        self.shared.cut_off.subscribe()
     }
 
     /// Notices every change of [`list`](Self::list).

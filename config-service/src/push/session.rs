@@ -36,6 +36,12 @@ const WHOLE_AT_ONCE: usize = 32;
 /// A subscriber that takes longer than this makes room for others.
 const WHOLE_PATIENCE: Duration = Duration::from_secs(10);
 
+/// Who comes to a replica that is cut off has found no better one, and is not sent away
+/// for so long at least, and twice that at most.
+const STAY: Duration = Duration::from_secs(60);
+/// Those who are sent away leave one after the other, within so long.
+const LEAVE: Duration = Duration::from_secs(5);
+
 /// Rejections kept of one acknowledgement, and the longest reason in bytes.
 const REJECTIONS_MAX: usize = 1_000;
 const REASON_MAX: usize = 1_000;
@@ -141,6 +147,7 @@ impl Shared {
             shared: self,
         };
         let mut present = self.keeper.subscribe();
+        let mut sent_away = pin!(self.sent_away());
         loop {
             if connection.found.is_none()
                 && let Some(Held { revision, hash }) = connection.held
@@ -179,6 +186,9 @@ impl Shared {
                 () = self.drain.started() => {
                     return Err(status::stopping());
                 }
+                () = &mut sent_away => {
+                    return Err(status::cut_off());
+                }
                 () = connection.too_slow() => {}
                 // Cannot fail: `self` holds the sender.
                 _ = present.changed(), if connection.in_flight.is_none() => {}
@@ -189,6 +199,28 @@ impl Shared {
                 },
             }
         }
+    }
+
+    /// Returns when a subscriber had better ask another replica. One that is cut off from
+    /// the store knows nothing of later revisions, and its nodes are gone to all others.
+    async fn sent_away(&self) {
+        let mut cut_off = self.nodes.cut_off();
+        if *cut_off.borrow() {
+            tokio::time::sleep(STAY + self.part_of(STAY)).await;
+        }
+        loop {
+            // Cannot fail: `self` holds the sender.
+            let _ = cut_off.wait_for(|cut_off| *cut_off).await;
+            tokio::time::sleep(self.part_of(LEAVE)).await;
+            if *cut_off.borrow() {
+                return;
+            }
+        }
+    }
+
+    /// A random one.
+    fn part_of(&self, time: Duration) -> Duration {
+        time.mul_f64(self.keeper.random() as f64 / u64::MAX as f64)
     }
 
     fn first_status(&self, subscriber: &Subscriber, now: SystemTime) -> v1::NodeStatus {

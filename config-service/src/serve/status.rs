@@ -99,6 +99,15 @@ pub(crate) fn stopping() -> Status {
     )
 }
 
+/// The store could not be reached for a while.
+pub(crate) fn cut_off() -> Status {
+    retry(
+        Code::Unavailable,
+        "this config service is cut off from its store; another replica may not be".to_owned(),
+        STORE_RETRY,
+    )
+}
+
 /// Other requests take so many bytes by now.
 pub(crate) fn full(bytes: usize) -> Status {
     retry(
