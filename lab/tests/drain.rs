@@ -110,15 +110,16 @@ fn flow(cluster: &Cluster) -> UdpSocket {
     client
 }
 
-/// Whether there is an answer; what was lost is asked again.
+/// Whether there is an answer; what was lost is asked again, and what is refused is not.
 fn answers(socket: &UdpSocket) -> std::io::Result<()> {
     let mut last = Ok(());
     for _ in 0..30 {
         last = socket
             .send(b"who\n")
             .and_then(|_| socket.recv(&mut [0; 100]).map(drop));
-        if last.is_ok() {
-            break;
+        match &last {
+            Err(error) if error.kind() != ErrorKind::ConnectionRefused => {}
+            _ => break,
         }
     }
     last
