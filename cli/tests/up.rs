@@ -144,6 +144,32 @@ fn one_command_takes_a_manifest_to_a_carried_connection() {
     assert_eq!(status, 0, "{log}");
 }
 
+#[test]
+fn while_it_drains_who_is_there_stays_and_who_comes_is_refused() {
+    let (host, directory) = (host(), tempfile::tempdir().unwrap());
+    let mut child = up(&host, directory.path(), GAME);
+    lines_until(&mut child, "one: applied 1 after ");
+    let connect = || host.run(|| TcpStream::connect("198.51.100.10:25565"));
+    let mut open = connect().unwrap().unwrap();
+    open.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut text = String::new();
+    // The origin says no more, and it stays open, since this end may.
+    open.read_to_string(&mut text).unwrap();
+    assert_eq!(text, "hello from a\n");
+    let pid = Pid::from_raw(i32::try_from(child.id()).unwrap());
+    kill(pid, Signal::SIGTERM).unwrap();
+    let mut accepted = 0;
+    while connect().unwrap().is_ok() {
+        accepted += 1;
+        thread::sleep(Duration::from_millis(10));
+    }
+    // It waits 10 s for who is there.
+    assert!(accepted < 300, "{accepted} seemed to be accepted");
+    drop(open);
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+}
+
 /// Certificates of `anyport certs` in a directory.
 struct Certificates<'a>(&'a Path);
 

@@ -246,6 +246,8 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
         });
         offering.ok()
     } else {
+        // Listeners are to be closed when workers close them.
+        drop(estate);
         None
     };
 
