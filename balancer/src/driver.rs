@@ -566,10 +566,7 @@ fn pool_health(engine: &Engine, only: Option<&PoolName>) -> Vec<v1::PoolHealth> 
     pools
         .map(|(pool, weights)| {
             write_pool_health(pool, weights, |origin| {
-                engine.opinion(&OriginKey {
-                    pool: pool.name.clone(),
-                    origin: origin.clone(),
-                })
+                engine.opinion(&OriginKey::of(&pool.name, origin))
             })
         })
         .collect()

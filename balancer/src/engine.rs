@@ -7,6 +7,11 @@
 //! and the verdicts come to, or it is to be weighed: many verdicts of a large
 //! pool are one weighing, when [`Engine::weigh`] is called next.
 
+mod reports;
+mod settling;
+mod sharing;
+mod weighing;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -14,23 +19,22 @@ use std::{
 };
 
 use anyport_model::{
-    evidence::Accusation,
     health::{Now, Verdict},
-    load::{self, Balance},
-    names::{NodeName, OriginName, PoolName, Revision},
+    load::Balance,
+    names::{NodeName, PoolName, Revision},
     opinion::{Opinion, majority},
-    resource::{Pool, Weight},
-    slow_start,
-    weights::{Known, PoolWeights},
+    resource::Pool,
+    weights::PoolWeights,
 };
 
+use self::{reports::OnlyEdge, settling::Phase};
 use crate::{
-    health::{DialReport, Generation, Judged, Origins, Turn, Watched},
+    health::{Generation, Judged, Origins, Turn, Watched},
     membership::{Members, OriginKey, Target},
-    peers::{Heard, Peers, Set, Verdicts},
+    peers::{Peers, Verdicts},
     probe::{
         Outcome,
-        schedule::{Schedule, first_pause, pause},
+        schedule::{Schedule, pause},
         vantage::{Probed, Vantage},
     },
     weights::{Pools, Table},
@@ -40,21 +44,9 @@ use crate::{
 /// longer: connections already go there, so not knowing is not for long.
 const UNKNOWN_INTERVAL: Duration = Duration::from_secs(1);
 
-/// After the first configuration, nothing is published until every origin has a
-/// verdict, or had the time for one, but for at most this long. Edges keep the
-/// weights they have meanwhile; a balancer that restarts must not bring back
-/// origins that are down.
-const SETTLE_MAX: Duration = Duration::from_secs(60);
-
 /// Two probes of an origin are at least this far apart where edges report it, or
 /// others are suspected.
 const ASKED_GAP: Duration = Duration::from_millis(500);
-
-/// How often it is looked whether all origins are spoken for.
-const LOOK: Duration = Duration::from_secs(5);
-
-/// An edge that has not reported for so long is gone: it does so every second.
-const EDGE_FRESH: Duration = Duration::from_secs(10);
 
 /// A probe that is to be made, or is under way.
 #[derive(Debug, Clone)]
@@ -63,23 +55,6 @@ pub(crate) struct Ticket {
     pub(crate) target: Target,
     generation: Generation,
     pub(crate) started: Instant,
-}
-
-/// The one edge that reports, and since when there is no other.
-#[derive(Debug)]
-struct OnlyEdge {
-    name: NodeName,
-    since: Instant,
-}
-
-#[derive(Debug)]
-enum Phase {
-    Unconfigured,
-    Settling {
-        undecided: BTreeSet<OriginKey>,
-        until: Instant,
-    },
-    Settled,
 }
 
 /// See the module.
@@ -168,30 +143,6 @@ impl Engine {
         }
     }
 
-    /// Nothing is published until each origin is judged anew, or had the time for it.
-    fn hold_back(&mut self, now: Now) {
-        // Then all of it, to who has come meanwhile.
-        self.weights_version += 1;
-        let until = now.instant + self.time_for_verdicts();
-        self.phase = Phase::Settling {
-            undecided: self.origins.iter().map(|(key, _)| key).collect(),
-            until: until.max(self.peers.listens_until().unwrap_or(until)),
-        };
-    }
-
-    /// How long an origin may take to be found down if it gives no answer at
-    /// all: the longest of all.
-    fn time_for_verdicts(&self) -> Duration {
-        let longest = self.origins.iter().map(|(_, watched)| {
-            let monitor = &watched.target.monitor;
-            let attempts = monitor.retries.saturating_add(1);
-            let probe = monitor.timeout.saturating_mul(attempts);
-            let probe = probe.saturating_add(UNKNOWN_INTERVAL);
-            probe.saturating_mul(monitor.thresholds.down.get())
-        });
-        longest.max().unwrap_or_default().min(SETTLE_MAX)
-    }
-
     fn rearrange(&mut self, now: Now, targets: BTreeMap<OriginKey, Target>) {
         let changes = self.origins.watch(now.wall, targets);
         for key in &changes.gone {
@@ -221,160 +172,6 @@ impl Engine {
                 self.schedule.hasten(&key, now.instant + interval);
             }
         }
-    }
-
-    /// Probes of `keys` those that are this balancer's to probe, and no others.
-    fn share_out(&mut self, now: Now, keys: Vec<OriginKey>) -> Vec<Turn> {
-        let mut fresh = Vec::new();
-        let mut turns = Vec::new();
-        let mut had_time = None;
-        for key in keys {
-            let mine = self.is_mine(&key);
-            let was_mine = self.origins.get(&key).is_some_and(|o| o.own.is_some());
-            match (was_mine, mine) {
-                (true, false) if !self.leaving.contains(&key) => {
-                    let had_time =
-                        had_time.get_or_insert_with(|| now.instant + self.time_for_verdicts());
-                    self.leaving.put(key.clone(), *had_time);
-                }
-                (false, true) => {
-                    self.origins.assign(now, &key, true);
-                    self.verdicts_version += 1;
-                    fresh.push(key.clone());
-                }
-                (_, true) => self.leaving.remove(&key),
-                (_, false) => {}
-            }
-            turns.extend(self.judge(now, &key));
-        }
-        let count = fresh.len();
-        for (index, key) in fresh.into_iter().enumerate() {
-            if let Some(watched) = self.origins.get(&key) {
-                let wait = first_pause(index, count, watched.target.monitor.interval);
-                self.vantage.add(key.clone(), watched.target.origin.ip());
-                self.schedule.put(key, now.instant + wait);
-            }
-        }
-        turns
-    }
-
-    /// Others have probed it for long enough.
-    fn leave(&mut self, now: Now, key: &OriginKey) -> Option<Turn> {
-        if !self.is_mine(key) && self.origins.assign(now, key, false) {
-            self.verdicts_version += 1;
-            self.schedule.remove(key);
-            self.vantage.remove(key);
-            self.fades.remove(key);
-        }
-        self.judge(now, key)
-    }
-
-    /// Takes the set of balancers that take part into use; returns the verdicts that
-    /// it turned.
-    pub(crate) fn take_part(&mut self, now: Now, me: &NodeName, set: Set) -> Vec<Turn> {
-        if !self.peers.take_part(now.instant, me, set) {
-            return Vec::new();
-        }
-        self.weights_version += 1;
-        self.verdicts_version += 1;
-        self.next_look = self.peers.share_work().then(|| now.instant + LOOK);
-        let all: Vec<_> = self.origins.iter().map(|(key, _)| key).collect();
-        if self.peers.listens_until().is_some() {
-            for key in &all {
-                self.origins.wait_for_others(now, key);
-            }
-            if !matches!(self.phase, Phase::Unconfigured) {
-                self.hold_back(now);
-            }
-        }
-        let mut turns = self.share_out(now, all);
-        turns.extend(self.listen(now));
-        turns
-    }
-
-    /// Once all were heard who may know more, what probes from here showed counts.
-    fn listen(&mut self, now: Now) -> Vec<Turn> {
-        if !self.peers.have_been_heard(now.instant) {
-            return Vec::new();
-        }
-        let proven = self
-            .origins
-            .iter()
-            .filter(|(_, watched)| watched.is_proven());
-        let proven: Vec<_> = proven.map(|(key, _)| key).collect();
-        for key in &proven {
-            self.count(now, key);
-        }
-        self.judge_all(now, proven)
-    }
-
-    /// What probes showed of an origin counts from now on, unless others are to be heard
-    /// first.
-    fn count(&mut self, now: Now, key: &OriginKey) {
-        let Some(watched) = self.origins.get(key) else {
-            return;
-        };
-        if !watched.is_proven() || self.peers.listens_until().is_some() {
-            return;
-        }
-        let others = majority(self.peers.of(key, watched.asked));
-        if self.origins.count(now, key, others.as_ref()) {
-            self.verdicts_version += 1;
-            self.fade_later(now, key);
-        }
-    }
-
-    /// Takes in what another balancer says; returns the verdicts that it turned.
-    pub(crate) fn heard(&mut self, now: Now, peer: &NodeName, heard: Heard) -> Vec<Turn> {
-        let touched = self.peers.heard(now.instant, peer, heard);
-        let mut turns = self.judge_all(now, touched);
-        turns.extend(self.listen(now));
-        turns
-    }
-
-    /// Another balancer says nothing any more.
-    pub(crate) fn unheard(&mut self, now: Now, peer: &NodeName) -> Vec<Turn> {
-        let touched = self.peers.unheard(now.instant, peer);
-        self.judge_all(now, touched)
-    }
-
-    fn is_mine(&self, key: &OriginKey) -> bool {
-        self.peers.is_mine(key) || self.adopted.contains(key)
-    }
-
-    /// Those who are to probe an origin may all be out of this balancer's hearing: it
-    /// probes for itself then, until one of them is heard.
-    fn look_who_is_spoken_for(&mut self, now: Now) -> Vec<Turn> {
-        self.next_look = Some(now.instant + LOOK);
-        let of_others = self
-            .origins
-            .iter()
-            .filter(|(key, _)| !self.peers.is_mine(key));
-        let (spoken, unspoken): (Vec<_>, Vec<_>) =
-            of_others.partition(|(key, watched)| self.peers.is_spoken_for(key, watched.asked));
-        let mut changed = Vec::new();
-        for (key, _) in spoken {
-            if self.adopted.contains(&key) {
-                changed.push((key, false));
-            }
-        }
-        let mut still_unspoken = BTreeSet::new();
-        for (key, _) in unspoken {
-            if self.unspoken.contains(&key) && !self.adopted.contains(&key) {
-                changed.push((key.clone(), true));
-            }
-            still_unspoken.insert(key);
-        }
-        self.unspoken = still_unspoken;
-        let keys = changed.into_iter().map(|(key, adopts)| {
-            match adopts {
-                true => self.adopted.insert(key.clone()),
-                false => self.adopted.remove(&key),
-            };
-            key
-        });
-        let keys = keys.collect();
-        self.share_out(now, keys)
     }
 
     /// This balancer did not run, or saw nothing, for a while: what it held is of
@@ -515,17 +312,6 @@ impl Engine {
         turns
     }
 
-    /// While nothing can be said of any origin, no time passes towards a verdict.
-    fn settle_later(&mut self, now: Now) {
-        let Phase::Settling { .. } = self.phase else {
-            return;
-        };
-        let later = now.instant + self.time_for_verdicts();
-        if let Phase::Settling { until, .. } = &mut self.phase {
-            *until = later;
-        }
-    }
-
     fn observe(
         &mut self,
         now: Now,
@@ -540,52 +326,12 @@ impl Engine {
         self.judge(now, key)
     }
 
-    fn turned(&mut self, now: Now, turn: &Turn) {
-        let beat = self.next_beat(now.instant);
-        let returns = turn.verdict == Verdict::Up && self.was_missed(&turn.key);
-        if let Some(watched) = self.origins.get_mut(&turn.key).filter(|_| returns) {
-            watched.starts_slowly(beat);
-        }
-        self.mark(&turn.key.pool);
-    }
-
     fn fade_later(&mut self, now: Now, key: &OriginKey) {
         let watched = self.origins.get(key);
         match watched.and_then(|watched| watched.health.next_fade(now.instant)) {
             Some(at) => self.fades.put(key.clone(), at),
             None => self.fades.remove(key),
         }
-    }
-
-    fn next_beat(&mut self, now: Instant) -> Instant {
-        slow_start::next_beat(*self.first_beat.get_or_insert(now), now)
-    }
-
-    /// Did the origin get no connections, while others of its pool got some? If
-    /// none did, there is nobody to share them with while it takes them up.
-    fn was_missed(&self, key: &OriginKey) -> bool {
-        let (Some(watched), Some(weights)) = (self.origins.get(key), self.weights.get(&key.pool))
-        else {
-            return false;
-        };
-        let own = weights.origins.get(watched.target.place);
-        let gets_none = own.is_some_and(|own| own.weight == Weight::ZERO);
-        gets_none && weights.origins.iter().any(|o| o.weight > Weight::ZERO)
-    }
-
-    /// Those of which that is so, where weights are of the configuration before.
-    fn missed(&self, fresh: &[OriginKey]) -> BTreeSet<OriginKey> {
-        let mut takers: BTreeMap<&PoolName, BTreeSet<&OriginName>> = BTreeMap::new();
-        let missed = fresh.iter().filter(|key| {
-            let takers = takers.entry(&key.pool).or_insert_with(|| {
-                let weights = self.weights.get(&key.pool);
-                let origins = weights.into_iter().flat_map(|weights| &weights.origins);
-                let takes = origins.filter(|origin| origin.weight > Weight::ZERO);
-                takes.map(|origin| &origin.name).collect()
-            });
-            !takers.is_empty() && !takers.contains(&key.origin)
-        });
-        missed.cloned().collect()
     }
 
     fn schedule_next(&mut self, now: Now, ticket: &Ticket, random: u64) {
@@ -606,88 +352,11 @@ impl Engine {
         }
     }
 
-    /// Takes in what an edge saw of real dials. Probes that are called for are
-    /// brought forward, and where most edges agree that connections fail, that
-    /// decides; returns the verdicts that it turned.
-    pub(crate) fn reported(
-        &mut self,
-        now: Now,
-        edge: &NodeName,
-        reports: &[DialReport],
-    ) -> Vec<Turn> {
-        self.reports(now.instant, edge);
-        let mut turns = Vec::new();
-        for report in reports {
-            let Some(watched) = self.origins.get_mut(&report.key) else {
-                continue;
-            };
-            watched.saw(now.instant, edge, report);
-            if !self.measures.contains(&report.key.pool) {
-                let at = now.instant + load::STEP;
-                self.measures.put(report.key.pool.clone(), at);
-            }
-            self.look_closer(now, report);
-            turns.extend(self.accused(now, report));
-        }
-        turns
-    }
-
-    /// Keeps which edges there are, and since when one is the only one.
-    fn reports(&mut self, now: Instant, edge: &NodeName) {
-        let fresh = |last: &Instant| now.saturating_duration_since(*last) < EDGE_FRESH;
-        self.edges.retain(|_, last| fresh(last));
-        let went_on = self.edges.insert(edge.clone(), now).is_some();
-        let since = match self.only_edge.take() {
-            Some(only) if went_on && only.name == *edge => only.since,
-            _ => now,
-        };
-        let only_edge = OnlyEdge {
-            name: edge.clone(),
-            since,
-        };
-        self.only_edge = (self.edges.len() == 1).then_some(only_edge);
-    }
-
-    fn look_closer(&mut self, now: Now, report: &DialReport) {
-        let Some(watched) = self.origins.get(&report.key) else {
-            return;
-        };
-        if report.is_alarming() && watched.health.verdict() != Verdict::Down {
-            self.probe_soon(now, &report.key);
-        }
-    }
-
     fn probe_soon(&mut self, now: Now, key: &OriginKey) {
         let watched = self.origins.get(key);
         let started = watched.and_then(|watched| watched.started);
         let earliest = started.map_or(now.instant, |started| started + ASKED_GAP);
         self.schedule.hasten(key, earliest.max(now.instant));
-    }
-
-    /// One edge may take an origin away where it is the only one, which takes some
-    /// time to be known.
-    fn accusers_least(&self, now: Now) -> usize {
-        let known =
-            |only: &OnlyEdge| now.instant.saturating_duration_since(only.since) >= EDGE_FRESH;
-        match self.only_edge.as_ref().is_some_and(known) {
-            true => 1,
-            false => 2,
-        }
-    }
-
-    /// A balancer that cannot look for itself holds what it knows.
-    fn accused(&mut self, now: Now, report: &DialReport) -> Option<Turn> {
-        if report.failures == 0 || self.isolated().is_some() {
-            return None;
-        }
-        let watched = self.origins.get(&report.key)?;
-        let accusation = watched.accuse(now.instant, self.accusers_least(now))?;
-        let why = accused_of(accusation, &report.last_failure);
-        if self.origins.eject(now, &report.key, &why) {
-            self.verdicts_version += 1;
-            self.fade_later(now, &report.key);
-        }
-        self.judge(now, &report.key)
     }
 
     /// When the next probe is due.
@@ -720,32 +389,6 @@ impl Engine {
         turns
     }
 
-    /// Moves what load and latency make of weights by one step.
-    fn measure(&mut self, now: Instant, name: &PoolName) {
-        let (Some(pool), Some(weights)) = (self.pools.get(name), self.weights.get(name)) else {
-            return;
-        };
-        let measured = pool.origins.iter().map(|origin| {
-            let watched = self.origins.get_mut(&key_of(name, &origin.name))?;
-            let measured = watched.measure(now)?;
-            let counts = !weights.panic && origin.weight > Weight::ZERO;
-            counts.then_some((origin.weight, measured))
-        });
-        let measured: Vec<_> = measured.collect();
-        let balance = self.balances.entry(name.clone()).or_default();
-        let wanted = balance.wanted(pool.policy, &measured);
-        let mut all_at_rest = true;
-        for (origin, wanted) in pool.origins.iter().zip(wanted) {
-            if let Some(watched) = self.origins.get_mut(&key_of(name, &origin.name)) {
-                all_at_rest &= watched.follow(wanted);
-            }
-        }
-        if !all_at_rest {
-            self.measures.put(name.clone(), now + load::STEP);
-        }
-        self.mark(name);
-    }
-
     /// When [`step`](Self::step) has something to do.
     pub(crate) fn next_step(&self) -> Option<Instant> {
         let next = [
@@ -759,48 +402,9 @@ impl Engine {
         next.into_iter().flatten().min()
     }
 
-    /// Until when weights are held back for want of verdicts; `None` while they
-    /// are not, or time alone does not end it.
-    pub(crate) fn settles_at(&self) -> Option<Instant> {
-        match &self.phase {
-            Phase::Settling { until, .. } if self.isolated().is_none() => Some(*until),
-            Phase::Settling { .. } | Phase::Unconfigured | Phase::Settled => None,
-        }
-    }
-
-    /// May the weights be published?
-    pub(crate) fn settle(&mut self, now: Now) -> bool {
-        if let Phase::Settling { undecided, until } = &self.phase
-            && (undecided.is_empty() || (now.instant >= *until && self.isolated().is_none()))
-        {
-            self.phase = Phase::Settled;
-            self.verdicts_version += 1;
-        }
-        matches!(self.phase, Phase::Settled)
-    }
-
     /// Why nothing can be said of any origin at present, in words.
     pub(crate) fn isolated(&self) -> Option<&str> {
         self.vantage.isolated()
-    }
-
-    fn mark(&mut self, pool: &PoolName) {
-        // Most have been already.
-        if !self.unweighed.contains(pool) {
-            self.unweighed.insert(pool.clone());
-        }
-    }
-
-    /// May [`weigh`](Self::weigh) change something?
-    pub(crate) fn is_to_weigh(&self) -> bool {
-        !self.unweighed.is_empty()
-    }
-
-    /// Makes the weights what all that happened until now comes to.
-    pub(crate) fn weigh(&mut self, now: Now) {
-        for name in std::mem::take(&mut self.unweighed) {
-            self.weigh_pool(now.instant, &name);
-        }
     }
 
     /// Grows with every change of [`table`](Self::table); 0 before the first.
@@ -865,54 +469,6 @@ impl Engine {
 
     pub(crate) fn opinion(&self, key: &OriginKey) -> Option<&Opinion> {
         self.origins.get(key).map(|watched| &watched.joint)
-    }
-
-    fn decided(&mut self, key: &OriginKey) {
-        if let Phase::Settling { undecided, .. } = &mut self.phase {
-            undecided.remove(key);
-        }
-    }
-
-    fn weigh_pool(&mut self, now: Instant, name: &PoolName) {
-        let Some(pool) = self.pools.get(name) else {
-            return;
-        };
-        let watched = self.origins.of_pool(pool);
-        let known = |watched: &Option<&Watched>| match watched {
-            Some(watched) => watched.known(now),
-            None => Known::from(None),
-        };
-        let weights = PoolWeights::weigh_in_order(pool, watched.iter().map(known));
-        let next = watched.iter().flatten();
-        match next.filter_map(|watched| watched.next_step(now)).min() {
-            Some(at) => self.steps.put(name.clone(), at),
-            None => self.steps.remove(name),
-        }
-        if self.weights.get(name).is_none_or(|held| **held != weights) {
-            self.weights.insert(name.clone(), Arc::new(weights));
-            self.weights_version += 1;
-            self.health_version += 1;
-        }
-    }
-}
-
-/// Of the last failure, what an edge says is shown up to so many characters.
-const FAILURE_SHOWN: usize = 200;
-
-fn accused_of(accusation: Accusation, last_failure: &str) -> String {
-    let Accusation {
-        accusers,
-        edges,
-        failures,
-    } = accusation;
-    let last: String = last_failure.chars().take(FAILURE_SHOWN).collect();
-    format!("{failures} connections failed at {accusers} of {edges} edges ({last})")
-}
-
-fn key_of(pool: &PoolName, origin: &OriginName) -> OriginKey {
-    OriginKey {
-        pool: pool.clone(),
-        origin: origin.clone(),
     }
 }
 

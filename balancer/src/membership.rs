@@ -27,6 +27,15 @@ pub(crate) struct OriginKey {
     pub(crate) origin: OriginName,
 }
 
+impl OriginKey {
+    pub(crate) fn of(pool: &PoolName, origin: &OriginName) -> Self {
+        Self {
+            pool: pool.clone(),
+            origin: origin.clone(),
+        }
+    }
+}
+
 /// `game/a`, as the command line writes it.
 impl fmt::Display for OriginKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -115,10 +124,7 @@ impl Members {
     fn probe(&mut self, pool: &Pool, monitor: &Arc<Monitor>) {
         let origins = pool.origins.iter().enumerate();
         for (place, origin) in origins.filter(|(_, origin)| origin.enabled) {
-            let key = OriginKey {
-                pool: pool.name.clone(),
-                origin: origin.name.clone(),
-            };
+            let key = OriginKey::of(&pool.name, &origin.name);
             let target = Target {
                 origin: origin.address,
                 place,

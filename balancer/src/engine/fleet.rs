@@ -6,6 +6,8 @@
 
 use std::{io, time::SystemTime};
 
+use anyport_model::resource::Weight;
+
 use super::{
     chance::{Chance, tell_stories},
     *,
@@ -212,7 +214,7 @@ impl Fleet {
 
     fn see_who_is_held(&mut self) {
         for (origin, held) in self.pool.origins.iter().zip(&mut self.held_until) {
-            let key = key_of(&self.pool.name, &origin.name);
+            let key = OriginKey::of(&self.pool.name, &origin.name);
             let run = self.balancers.iter().filter(|balancer| balancer.runs());
             let own = run.filter_map(|b| b.engine.origins.get(&key)?.own.as_deref());
             let until = own.map(|own| own.held_until.filter(|_| own.verdict == Verdict::Down));

@@ -9,7 +9,7 @@
 use std::{io, time::SystemTime};
 
 use anyport_model::{
-    resource::{Origin, Policy},
+    resource::{Origin, Policy, Weight},
     weights::{OriginHealth, PoolWeights},
 };
 
@@ -17,7 +17,7 @@ use super::{
     chance::{Chance, tell_stories},
     *,
 };
-use crate::{membership::fixtures::*, probe::failure::Failure};
+use crate::{health::DialReport, membership::fixtures::*, probe::failure::Failure};
 
 /// Told every time; `ANYPORT_STORIES=5000` tells more.
 const STORIES: u64 = 400;
@@ -242,7 +242,7 @@ impl World {
             *open += if reaches { made } else { 0.0 };
             let made = made.round() as u64;
             DialReport {
-                key: key_of(&self.pool.name, &self.pool.origins[index].name),
+                key: OriginKey::of(&self.pool.name, &self.pool.origins[index].name),
                 dials: made,
                 failures: if reaches { 0 } else { made },
                 last_failure: String::new(),

@@ -2,14 +2,17 @@
 use std::{io, time::SystemTime};
 
 use anyport_model::{
-    resource::Monitor,
+    names::OriginName,
+    resource::{Monitor, Weight},
     weights::{OriginHealth, PoolState},
 };
 use proptest::prelude::*;
 
-use super::*;
+use super::{settling::SETTLE_MAX, sharing::LOOK, *};
 use crate::{
+    health::DialReport,
     membership::fixtures::*,
+    peers::{Heard, Set},
     probe::{failure::Failure, schedule},
 };
 
@@ -841,13 +844,13 @@ proptest! {
             for (pool, weights) in engine.pools() {
                 let at = scene.now.instant;
                 let expected = PoolWeights::weigh(pool, |origin| {
-                    let watched = engine.origins.get(&key_of(&pool.name, origin));
+                    let watched = engine.origins.get(&OriginKey::of(&pool.name, origin));
                     watched.map_or(None.into(), |watched| watched.known(at))
                 });
                 let is_to_weigh = engine.unweighed.contains(&pool.name);
                 prop_assert!(is_to_weigh || *weights == expected, "{:?} {:?}", weights, expected);
                 for origin in &pool.origins {
-                    let key = OriginKey { pool: pool.name.clone(), origin: origin.name.clone() };
+                    let key = OriginKey::of(&pool.name, &origin.name);
                     let probed = origin.enabled && pool.monitor.is_some();
                     prop_assert_eq!(engine.opinion(&key).is_some(), probed);
                 }

@@ -1,9 +1,11 @@
 //! How much of requests is in memory at once, and for how long they may take to come.
 
+mod message;
+mod stream;
+
 use std::{
-    collections::VecDeque,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -16,8 +18,11 @@ use tokio::{
 };
 use tonic::{Status, body::Body, codegen::http::Request};
 
-use super::{fields::Resources, status};
-use crate::wire::PREFIX;
+use self::{message::Message, stream::Messages};
+use super::status;
+
+pub(super) use message::Taken;
+pub(crate) use stream::Letters;
 
 const APPLY: &str = "/anyport.v1.ConfigService/Apply";
 
@@ -40,13 +45,8 @@ pub(super) fn may_be_large(path: &str) -> bool {
 /// Room for requests. Clones share it.
 #[derive(Debug, Clone)]
 pub struct Intake {
-    room: Arc<Semaphore>,
+    room: Room,
 }
-
-/// The room that one request takes, until it is dropped everywhere: by whoever reads
-/// the request and by whoever answers it.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Taken(Arc<Mutex<Option<OwnedSemaphorePermit>>>);
 
 impl Default for Intake {
     fn default() -> Self {
@@ -57,45 +57,42 @@ impl Default for Intake {
 impl Intake {
     fn new(most: usize) -> Self {
         Self {
-            room: Arc::new(Semaphore::new(most)),
+            room: Room(Arc::new(Semaphore::new(most))),
         }
     }
 
     /// The request, held to the limits; and what it takes, to be kept as long as it is
     /// worked on.
     pub(super) fn admit(&self, request: Request<Body>) -> (Request<Body>, Taken) {
-        let taken = Taken::default();
-        let large = may_be_large(request.uri().path()).then(Resources::default);
-        let request = request.map(|body| {
-            Body::new(Metered {
-                body,
-                room: Arc::clone(&self.room),
-                taken: taken.clone(),
-                large,
-                received: 0,
-                coming: Coming::since_now(),
-            })
-        });
-        (request, taken)
+        let message = Message::new(self.room.clone(), may_be_large(request.uri().path()));
+        let taken = message.taken();
+        (request.map(|body| metered(body, message)), taken)
     }
 
     /// The same for a stream, of which each message is held to the limits by itself, and
     /// the first may not be large; and what they take, each until it is read.
     pub(crate) fn admit_stream(&self, request: Request<Body>) -> (Request<Body>, Letters) {
-        let letters = Letters::default();
-        let request = request.map(|body| {
-            Body::new(MeteredStream {
-                body,
-                room: Arc::clone(&self.room),
-                letters: letters.clone(),
-                is_first: true,
-                prefix: Vec::with_capacity(PREFIX),
-                left: 0,
-                received: 0,
-                coming: None,
-            })
-        });
-        (request, letters)
+        let messages = Messages::new(self.room.clone());
+        let letters = messages.letters();
+        (request.map(|body| metered(body, messages)), letters)
+    }
+}
+
+/// What is not taken yet.
+#[derive(Debug, Clone)]
+struct Room(Arc<Semaphore>);
+
+impl Room {
+    /// What `bytes` more take, where `received` have come before; `None`: nothing.
+    fn take(&self, received: usize, bytes: usize) -> Result<Option<OwnedSemaphorePermit>, Status> {
+        let large = |received: usize| received.saturating_sub(SMALL);
+        let more = large(received.saturating_add(bytes)) - large(received);
+        if more == 0 {
+            return Ok(None);
+        }
+        let more = u32::try_from(more).map_err(|_| status::full(MOST))?;
+        let taken = Arc::clone(&self.0).try_acquire_many_owned(more);
+        taken.map(Some).map_err(|_| status::full(MOST))
     }
 }
 
@@ -141,186 +138,26 @@ impl Coming {
     }
 }
 
-/// The room that messages of a stream take which were not read yet, in their order.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Letters(Arc<Mutex<VecDeque<Option<OwnedSemaphorePermit>>>>);
+/// Holds what comes to the limits.
+trait Meter {
+    /// These bytes have come; an error ends the request.
+    fn take(&mut self, bytes: &[u8]) -> Result<(), Status>;
 
-impl Letters {
-    /// The next one begins.
-    fn begin(&self) {
-        self.lock().push_back(None);
-    }
-
-    /// What has come of the latest takes more.
-    fn add(&self, more: OwnedSemaphorePermit) {
-        match self.lock().back_mut() {
-            Some(Some(taken)) => taken.merge(more),
-            Some(latest) => *latest = Some(more),
-            None => {}
-        }
-    }
-
-    /// One was read.
-    pub(crate) fn read(&self) {
-        self.lock().pop_front();
-    }
-
-    fn lock(&self) -> MutexGuard<'_, VecDeque<Option<OwnedSemaphorePermit>>> {
-        // Every change to it is a single step, so a panic leaves it sound.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+    /// What has begun to come and is not whole, if anything is.
+    fn coming(&mut self) -> Option<&mut Coming>;
 }
 
-/// The body of a request of many messages.
-struct MeteredStream {
-    body: Body,
-    room: Arc<Semaphore>,
-    letters: Letters,
-    is_first: bool,
-    /// What has come of what goes before the next message.
-    prefix: Vec<u8>,
-    /// Bytes of the present message that have yet to come, and that have.
-    left: usize,
-    received: usize,
-    /// The present message, or its prefix; `None`: there is none.
-    coming: Option<Coming>,
-}
-
-impl MeteredStream {
-    fn take(&mut self, mut bytes: &[u8]) -> Result<(), Status> {
-        while !bytes.is_empty() {
-            let coming = self.coming.get_or_insert_with(Coming::since_now);
-            let wanted = match self.left {
-                0 => PREFIX - self.prefix.len(),
-                left => left,
-            };
-            let (now, rest) = bytes.split_at(wanted.min(bytes.len()));
-            bytes = rest;
-            coming.received += now.len() as u64;
-            if self.left > 0 {
-                self.left -= now.len();
-                self.more(now.len())?;
-            } else {
-                self.prefix.extend_from_slice(now);
-                if let [_, a, b, c, d] = self.prefix[..] {
-                    self.begin(u32::from_be_bytes([a, b, c, d]))?;
-                }
-            }
-            if self.left == 0 && self.prefix.is_empty() {
-                self.coming = None;
-            }
-        }
-        Ok(())
-    }
-
-    fn begin(&mut self, length: u32) -> Result<(), Status> {
-        self.prefix.clear();
-        self.left = usize::try_from(length).unwrap_or(usize::MAX);
-        self.received = 0;
-        if std::mem::take(&mut self.is_first) && self.left > SMALL {
-            return Err(Status::out_of_range(format!(
-                "the first message has more than {SMALL} bytes, which is the most for it"
-            )));
-        }
-        self.letters.begin();
-        Ok(())
-    }
-
-    fn more(&mut self, bytes: usize) -> Result<(), Status> {
-        let before = self.received.saturating_sub(SMALL);
-        self.received += bytes;
-        match self.received.saturating_sub(SMALL) - before {
-            0 => {}
-            more => self.letters.add(take(&self.room, more)?),
-        }
-        Ok(())
-    }
-}
-
-impl HttpBody for MeteredStream {
-    type Data = Bytes;
-    type Error = Status;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        match Pin::new(&mut self.body).poll_frame(cx) {
-            Poll::Ready(Some(Ok(frame))) => {
-                let bytes = frame.data_ref().map_or(&[][..], AsRef::as_ref);
-                Poll::Ready(Some(self.take(bytes).map(|()| frame)))
-            }
-            Poll::Ready(end) => Poll::Ready(end),
-            Poll::Pending => match &mut self.coming {
-                Some(coming) => coming.poll_late(cx).map(|late| Some(Err(late))),
-                None => Poll::Pending,
-            },
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
-
-impl Taken {
-    fn add(&self, more: OwnedSemaphorePermit) {
-        // Every change to it is a single step, so a panic leaves it sound.
-        let mut taken = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        match &mut *taken {
-            Some(taken) => taken.merge(more),
-            None => *taken = Some(more),
-        }
-    }
+fn metered(body: Body, meter: impl Meter + Send + Unpin + 'static) -> Body {
+    Body::new(Metered { body, meter })
 }
 
 /// The body of a request.
-struct Metered {
+struct Metered<M> {
     body: Body,
-    room: Arc<Semaphore>,
-    taken: Taken,
-    /// What may be large has resources, which are counted; `None`: it may not.
-    large: Option<Resources>,
-    received: usize,
-    coming: Coming,
+    meter: M,
 }
 
-impl Metered {
-    fn take(&mut self, bytes: &[u8]) -> Result<(), Status> {
-        let before = self.received.saturating_sub(SMALL);
-        self.received = self.received.saturating_add(bytes.len());
-        self.coming.received = self.received as u64;
-        match &mut self.large {
-            Some(resources) => resources.read(bytes)?,
-            None if self.received > SMALL => return Err(too_long()),
-            None => {}
-        }
-        let more = self.received.saturating_sub(SMALL) - before;
-        if more == 0 {
-            return Ok(());
-        }
-        self.taken.add(take(&self.room, more)?);
-        Ok(())
-    }
-}
-
-fn take(room: &Arc<Semaphore>, bytes: usize) -> Result<OwnedSemaphorePermit, Status> {
-    let bytes = u32::try_from(bytes).map_err(|_| status::full(MOST))?;
-    let taken = Arc::clone(room).try_acquire_many_owned(bytes);
-    taken.map_err(|_| status::full(MOST))
-}
-
-fn too_long() -> Status {
-    Status::out_of_range(format!(
-        "the request has more than {SMALL} bytes, which is the most for all methods but Apply"
-    ))
-}
-
-impl HttpBody for Metered {
+impl<M: Meter + Unpin> HttpBody for Metered<M> {
     type Data = Bytes;
     type Error = Status;
 
@@ -331,10 +168,13 @@ impl HttpBody for Metered {
         match Pin::new(&mut self.body).poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => {
                 let bytes = frame.data_ref().map_or(&[][..], AsRef::as_ref);
-                Poll::Ready(Some(self.take(bytes).map(|()| frame)))
+                Poll::Ready(Some(self.meter.take(bytes).map(|()| frame)))
             }
             Poll::Ready(end) => Poll::Ready(end),
-            Poll::Pending => self.coming.poll_late(cx).map(|late| Some(Err(late))),
+            Poll::Pending => match self.meter.coming() {
+                Some(coming) => coming.poll_late(cx).map(|late| Some(Err(late))),
+                None => Poll::Pending,
+            },
         }
     }
 
@@ -356,7 +196,7 @@ mod tests {
     use tonic::Code;
 
     use super::*;
-    use crate::wire::{Coding, respond};
+    use crate::wire::{Coding, PREFIX, respond};
 
     /// A request whose bytes come as they are sent.
     fn request(intake: &Intake) -> (mpsc::Sender<Result<Bytes, Status>>, Body, Taken) {
@@ -392,22 +232,22 @@ mod tests {
         send(&one, 60_000).await;
         assert_eq!(next(&mut body).await, Ok(60_000));
         assert_eq!(
-            intake.room.available_permits(),
+            intake.room.0.available_permits(),
             100_000,
             "small ones are free"
         );
         send(&one, 100_000).await;
         assert_eq!(next(&mut body).await, Ok(100_000));
         let left = 100_000 - (160_000 - SMALL);
-        assert_eq!(intake.room.available_permits(), left);
+        assert_eq!(intake.room.0.available_permits(), left);
         let (other, mut refused, _) = request(&intake);
         send(&other, SMALL + left + 1).await;
         assert_eq!(next(&mut refused).await, Err(Code::ResourceExhausted));
         // It is held as long as it is worked on, read or not.
         drop((one, body));
-        assert_eq!(intake.room.available_permits(), left);
+        assert_eq!(intake.room.0.available_permits(), left);
         drop(taken);
-        assert_eq!(intake.room.available_permits(), 100_000);
+        assert_eq!(intake.room.0.available_permits(), 100_000);
     }
 
     #[tokio::test]
@@ -422,7 +262,7 @@ mod tests {
                 sender.send(Ok(Bytes::from(vec![0; bytes]))).await.unwrap();
                 assert_eq!(next(&mut body).await, read, "{path}");
             }
-            assert_eq!(intake.room.available_permits(), MOST);
+            assert_eq!(intake.room.0.available_permits(), MOST);
         }
     }
 
@@ -454,7 +294,7 @@ mod tests {
     #[tokio::test]
     async fn of_a_stream_each_message_takes_room_as_it_comes_until_it_is_read() {
         let intake = Intake::new(100_000);
-        let free = || intake.room.available_permits();
+        let free = || intake.room.0.available_permits();
         let (one, mut body, letters) = stream(&intake);
         for _ in 0..3 {
             let small = letter(SMALL);
