@@ -56,7 +56,7 @@ fuzz: ## every parser for FUZZ_SECONDS (600) each, from the committed corpus on
 	@scripts/setup build fuzz
 	@scripts/fuzz $(or $(FUZZ_SECONDS),600)
 
-bpf: ## the steering program, after a change of its source (building needs no clang)
+bpf: ## the BPF programs, after a change of their sources (building needs no clang)
 	@scripts/setup bpf
 	edge-agent/bpf/compile
 

@@ -18,7 +18,10 @@
 #define TYPE(name, type) typeof(type) *name
 
 static void *(*const bpf_map_lookup_elem)(void *map, const void *key) = (void *)1;
+static __u32 (*const bpf_get_prandom_u32)(void) = (void *)7;
+static long (*const bpf_sk_select_reuseport)(void *ctx, void *map, void *key, __u64 flags) = (void *)82;
 static long (*const bpf_sk_release)(void *sock) = (void *)86;
 static long (*const bpf_sk_assign)(void *ctx, void *sock, __u64 flags) = (void *)124;
+static __u64 (*const bpf_ktime_get_coarse_ns)(void) = (void *)160;
 
 #endif

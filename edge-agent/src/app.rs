@@ -34,7 +34,7 @@ use crate::{
         notify,
     },
     kernel::{self, Drift, Dropped, Kernel, ListenerPorts, Reconciler},
-    listen::{Listeners, Phases, Workers},
+    listen::{Listeners, Phases, Spread, Workers},
     live::Live,
     origin::{Resolver, follow_dns},
     protect::Protected,
@@ -162,7 +162,12 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
     // What the kernel still steers from the last run is served from the moment
     // that the rules lead to the new listeners. A successor waits for its turn.
     let phases = Phases::until(drain.child(), config.drain_timeout);
+    let (spread, loads) = Spread::prepare(&listeners.workers).context("listeners")?;
+    let mut spread = Some(spread);
     if predecessor.is_none() {
+        if let Some(spread) = spread.take() {
+            spread.begin();
+        }
         phases.accepting.cancel();
         phases.taking.cancel();
     }
@@ -185,7 +190,7 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
         limit: config.drain_timeout,
     };
     let duty = Duty::resume(&config.state_dir, parts).await;
-    let workers = Workers::start(listeners.workers, orders, &service, &phases)?;
+    let workers = Workers::start(listeners.workers, loads, orders, &service, &phases)?;
     applier.restore().await?;
     if let Some(predecessor) = &predecessor {
         if let Some(fault) = kernel.fault() {
@@ -217,6 +222,9 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
             departing = predecessor.succeed() => departing?,
             () = drain.started() => return Ok(()),
         };
+        if let Some(spread) = spread.take() {
+            spread.begin();
+        }
         phases.accepting.cancel();
         generations = departing.gone().await;
         phases.taking.cancel();

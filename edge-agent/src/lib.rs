@@ -15,6 +15,7 @@ pub mod proxy_protocol;
 
 mod admin;
 mod app;
+mod bpf;
 mod config;
 mod control;
 mod descriptors;

@@ -3,7 +3,9 @@
 
 mod accept;
 mod sockets;
+mod spread;
 mod worker;
 
 pub use sockets::Listeners;
+pub use spread::{Load, Spread};
 pub use worker::{Phases, Workers};

@@ -17,6 +17,7 @@ use std::{
 };
 
 use anyport_model::{drain::closing_times, names::AppName, resource::Timeouts};
+use prometheus::IntGauge;
 use rand::seq::SliceRandom;
 use tokio::{
     sync::{mpsc, watch},
@@ -26,7 +27,7 @@ use tokio::{
 
 pub use ordered::{Begins, Drained, NamedWindows, OrderId, Ordered};
 
-use crate::stats::AppStats;
+use crate::{listen::Load, stats::AppStats};
 
 /// Which app, as long as something of it lives: a connection holds its app's
 /// counters, so their address is nobody else's until it is gone.
@@ -132,6 +133,52 @@ thread_local! {
 struct Slots {
     slots: Vec<Slot>,
     free: Vec<u32>,
+    shown: Option<Shown>,
+}
+
+/// Where a worker shows how many connections it has open.
+#[derive(Debug)]
+pub struct Shown {
+    /// To people.
+    pub metric: IntGauge,
+    /// To what gives workers connections.
+    pub load: Option<Load>,
+}
+
+impl Slots {
+    fn take(&mut self) -> u32 {
+        let index = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(Slot::default());
+            // Descriptors end long before numbers do.
+            u32::try_from(self.slots.len() - 1).unwrap_or(u32::MAX)
+        });
+        self.show();
+        index
+    }
+
+    fn give_back(&mut self, index: u32) {
+        self.free.push(index);
+        self.show();
+    }
+
+    fn show(&self) {
+        let Some(Shown { metric, load }) = &self.shown else {
+            return;
+        };
+        let open = self.slots.len() - self.free.len();
+        metric.set(i64::try_from(open).unwrap_or(i64::MAX));
+        if let Some(load) = load {
+            load.is(open);
+        }
+    }
+}
+
+/// From now on, it is shown there how many connections this thread has open.
+pub fn show(at: Shown) {
+    OPEN.with_borrow_mut(|open| {
+        open.shown = Some(at);
+        open.show();
+    });
 }
 
 /// One connection of this thread; empty where there is none.
@@ -149,14 +196,7 @@ pub struct Place(u32);
 
 impl Place {
     pub fn take() -> Self {
-        OPEN.with_borrow_mut(|open| {
-            if let Some(index) = open.free.pop() {
-                return Self(index);
-            }
-            open.slots.push(Slot::default());
-            // Descriptors end long before numbers do.
-            Self(u32::try_from(open.slots.len() - 1).unwrap_or(u32::MAX))
-        })
+        Self(OPEN.with_borrow_mut(Slots::take))
     }
 
     /// Runs the connection as a task of its own, which closing ends.
@@ -188,7 +228,7 @@ impl Drop for Place {
         let slot = with_slot(self.0, std::mem::take);
         // Outside of the borrow, whatever it may set off.
         drop(slot);
-        let _ = OPEN.try_with(|open| open.borrow_mut().free.push(self.0));
+        let _ = OPEN.try_with(|open| open.borrow_mut().give_back(self.0));
     }
 }
 

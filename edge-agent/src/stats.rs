@@ -17,8 +17,8 @@ use std::{
 use anyport_model::names::{AppName, PoolName};
 use anyport_node::metrics::registered;
 use prometheus::{
-    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
-    exponential_buckets,
+    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, exponential_buckets,
 };
 
 use self::app::Families;
@@ -42,6 +42,7 @@ pub struct Stats {
     pub drift_repaired: IntCounterVec,
     pub dropped_packets: IntCounterVec,
     connections_shed: IntCounterVec,
+    worker_connections: IntGaugeVec,
     /// TLS handshakes that succeeded, with clients and with origins.
     pub tls_handshake: HistogramVec,
     /// Connections that no app took: they came while the kernel's rules and
@@ -121,6 +122,16 @@ impl Stats {
                 "anyport_connections_shed_total",
                 "Connections reset as soon as they were accepted, by the reason.",
                 &["reason"],
+            )?,
+            worker_connections: registered(
+                registry,
+                IntGaugeVec::new(
+                    Opts::new(
+                        "anyport_worker_connections",
+                        "Connections of TCP that a worker thread has open.",
+                    ),
+                    &["worker"],
+                ),
             )?,
             tls_handshake: registered(
                 registry,
@@ -245,6 +256,12 @@ impl Stats {
     pub fn shed(&self, reason: Shed) {
         let counter = self.connections_shed.with_label_values(&[reason.as_str()]);
         counter.inc();
+    }
+
+    /// What a worker has open, by its number from 0.
+    pub fn worker_connections(&self, worker: usize) -> IntGauge {
+        let worker = worker.to_string();
+        self.worker_connections.with_label_values(&[&worker])
     }
 
     /// How many were, for this reason.

@@ -322,6 +322,58 @@ fn workers_may_be_fewer_or_more_after_an_upgrade_and_four_earlier_ones_go_on() {
     cluster.who(at(NEW)).unwrap();
 }
 
+anyport_lab::under_both_steerings![workers_have_as_many_connections_as_each_other];
+
+fn workers_have_as_many_connections_as_each_other(steering: Steering) {
+    const EACH: usize = 60;
+    let workers = |count| NonZeroUsize::new(count).unwrap();
+    let mut cluster = Cluster::start(Plan {
+        steering,
+        workers: workers(3),
+        ..Plan::default()
+    })
+    .unwrap();
+    let _origin = cluster.echo(0, "a", [7000]).unwrap();
+    cluster
+        .apply(
+            r#"
+prefixes: [{ cidr: 198.51.100.0/24 }, { cidr: "2001:db8:51::/64" }]
+apps: [{ name: held, protocol: tcp/443, edge_ips: [198.51.100.10, "2001:db8:51::10"], origin_direct: ["tcp://10.0.2.2:7000"], timeouts: { drain: 10m } }]
+"#,
+        )
+        .unwrap();
+    let (mut held, mut old) = (Vec::new(), Vec::new());
+    // As it starts, and after upgrades to fewer workers and to more.
+    for count in [3, 2, 4, 1, 2] {
+        if !held.is_empty() {
+            cluster.set_workers(workers(count));
+            old.push(upgrade(&mut cluster));
+        }
+        for number in 0..EACH * count {
+            let target = [HELD, "[2001:db8:51::10]:443"][number % 2];
+            let mut one = cluster.dial(at(target)).unwrap();
+            echoes(&mut one);
+            held.push(one);
+        }
+        let metrics = cluster.metrics(EDGE).unwrap();
+        let mut open: Vec<_> = (0..count)
+            .map(|worker| {
+                let worker = [("worker", &*worker.to_string())];
+                metrics
+                    .value("anyport_worker_connections", &worker)
+                    .unwrap()
+            })
+            .collect();
+        // An agent before may have been about to accept the first.
+        let strays = (EACH * count) as f64 - open.iter().sum::<f64>();
+        assert!((0.0..=2.0).contains(&strays), "{open:?}");
+        open.sort_by(f64::total_cmp);
+        // The kernel's hash would have some 7 more or less at each, and 20 not seldom.
+        assert!(open[count - 1] - open[0] <= 6.0, "{open:?}");
+    }
+    held.iter_mut().for_each(echoes);
+}
+
 /// A successor that speaks as far as the test wants.
 struct Impostor(Socket);
 

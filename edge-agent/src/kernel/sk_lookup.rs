@@ -39,7 +39,7 @@ use sha2::{Digest as _, Sha256};
 
 use self::{
     image::{Image, Steered},
-    object::{Loaded, OBJECT, Shared, quieten},
+    object::{Loaded, Shared},
     pins::{Pins, pin},
     sockets::{SocketKind, cookie_in},
 };
@@ -48,6 +48,7 @@ use super::{
     error::KernelError,
     plan::Amiss,
 };
+use crate::bpf;
 
 pub(crate) use foreign::foreign_programs;
 pub(crate) use pins::has_bpf_fs;
@@ -125,7 +126,7 @@ struct Seen {
 impl SkLookup {
     /// For the network namespace of the calling thread. Changes nothing.
     pub(crate) fn open() -> std::result::Result<Self, KernelError> {
-        quieten();
+        bpf::quieten();
         let path = "/proc/thread-self/ns/net";
         let opened = File::open(path).and_then(|file| Ok((file.metadata()?.ino(), file)));
         let (inode, namespace) = opened.map_err(|source| KernelError::System {
@@ -446,7 +447,7 @@ fn difference(before: &Elements, now: &Elements) -> (usize, usize) {
 /// Of the claims and of the program's code, as far as a file's name needs it.
 fn digest_of(elements: &Elements) -> String {
     let mut hash = Sha256::new();
-    hash.update(OBJECT);
+    hash.update(bpf::STEER);
     for (protocol, element) in steered(elements) {
         hash.update([protocol]);
         for address in [element.addresses.0, element.addresses.1] {

@@ -8,9 +8,9 @@ use futures_util::future::join_all;
 use tokio::{net::TcpListener, runtime, sync::mpsc, time::timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::{accept::accept, sockets::WorkerListeners};
+use super::{accept::accept, sockets::WorkerListeners, spread::Load};
 use crate::{
-    live::{self, Orders},
+    live::{self, Orders, Shown},
     tcp::Service,
     udp::{self, Taking},
 };
@@ -63,10 +63,11 @@ pub struct WorkerError {
 }
 
 impl Workers {
-    /// Starts one worker per set of listeners, each with its orders. They end
-    /// when the last connection has.
+    /// Starts one worker per set of listeners, each with its orders and with what
+    /// it says by how much it has to do. They end when the last connection has.
     pub fn start(
         listeners: Vec<WorkerListeners>,
+        loads: Vec<Option<Load>>,
         orders: Vec<Orders>,
         service: &Arc<Service>,
         phases: &Phases,
@@ -74,9 +75,11 @@ impl Workers {
         let flows = service.descriptors.flows_max();
         let flows = udp::Limits::of_one(flows, listeners.len(), phases.limit);
         let mut threads = Vec::with_capacity(listeners.len());
-        let workers = listeners.into_iter().zip(orders).enumerate();
-        for (index, (listeners, orders)) in workers {
+        let workers = listeners.into_iter().zip(loads).zip(orders).enumerate();
+        for (index, ((listeners, load), orders)) in workers {
             let failed = |source| WorkerError { index, source };
+            let metric = service.stats.worker_connections(index);
+            let shown = Shown { metric, load };
             let runtime = runtime::Builder::new_current_thread()
                 .enable_io()
                 .enable_time()
@@ -88,6 +91,7 @@ impl Workers {
                 flows,
             };
             let body = move || {
+                live::show(shown);
                 runtime.block_on(async {
                     let (tell, told) = mpsc::unbounded_channel();
                     tokio::spawn(live::obey(orders, tell));
