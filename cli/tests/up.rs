@@ -165,6 +165,7 @@ fn while_it_drains_who_is_there_stays_and_who_comes_is_refused() {
     }
     // It waits 10 s for who is there.
     assert!(accepted < 300, "{accepted} seemed to be accepted");
+    assert_eq!(child.try_wait().unwrap(), None, "who is there is cut off");
     drop(open);
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(0), "{output:?}");

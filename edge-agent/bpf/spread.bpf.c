@@ -3,17 +3,20 @@
  * Spreads new TCP connections evenly over the workers.
  *
  * The kernel runs this whenever it has to choose one listener of a group
- * (SO_REUSEPORT), for what opens a connection: its first packet, or the
- * acknowledgement that answers a SYN cookie. Left alone it chooses by a hash: of
+ * (SO_REUSEPORT): for the first packet of a connection, and for any that belongs
+ * to none, as what answers a SYN cookie does. Left alone it chooses by a hash: of
  * 32 connections one of two workers then has 20 or more in one case of five, and
  * its clients wait for each other while the other worker sleeps.
  *
  * Of two workers drawn at random the one that was given less of late is taken
  * (Mitzenmacher, The Power of Two Choices in Randomized Load Balancing, 2001).
- * Connections do not end as evenly as they come, so the one that has fewer open
- * is given more, but never more than 9 for the other's 7: what is open may be
- * idle, and what comes may be short and end at once, so that the difference stays
- * however much the one is given.
+ * Connections do not end as evenly as they come, so of these two the one that has
+ * fewer open is given more. That is about 9 for the other's 7, once there are some
+ * in a second, and no more: what is open may be idle, and what comes may be short
+ * and end at once, so that the difference stays however much the one is given.
+ *
+ * Two processors may do this at once, and both halve what a worker was given. That
+ * is made up for with what comes next.
  *
  * The layout of the maps is known to listen/spread.rs.
  */
@@ -24,7 +27,7 @@
 
 #define ETH_P_IPV6 0x86dd
 
-/* What was given counts half as much after 2^30 ns, 1.07 s. */
+/* What was given counts half as much each 2^30 ns, 1.07 s. */
 #define HALVED 30
 
 /* Of one worker; a cache line of its own. */

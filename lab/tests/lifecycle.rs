@@ -366,10 +366,10 @@ apps: [{ name: held, protocol: tcp/443, edge_ips: [198.51.100.10, "2001:db8:51::
             .collect();
         // An agent before may have been about to accept the first.
         let strays = (EACH * count) as f64 - open.iter().sum::<f64>();
-        assert!((0.0..=2.0).contains(&strays), "{open:?}");
+        assert!((0.0..=4.0).contains(&strays), "{open:?}");
         open.sort_by(f64::total_cmp);
         // The kernel's hash would have some 7 more or less at each, and 20 not seldom.
-        assert!(open[count - 1] - open[0] <= 6.0, "{open:?}");
+        assert!(open[count - 1] - open[0] <= 6.0 + strays, "{open:?}");
     }
     held.iter_mut().for_each(echoes);
 }

@@ -4,8 +4,9 @@
 //! They are bound to loopback, on a port that the kernel chooses and that the
 //! rules of TPROXY are then written for: a fixed port could be taken by an
 //! outgoing connection at the moment of a restart. With TPROXY they have to be
-//! transparent, with sk_lookup not. All workers share the port
-//! by `SO_REUSEPORT`, so the kernel spreads connections and flows over them.
+//! transparent, with sk_lookup not. All workers share the port by
+//! `SO_REUSEPORT`, so the kernel spreads flows over them, and connections as it is
+//! told to (see `spread`).
 
 use std::{
     io,

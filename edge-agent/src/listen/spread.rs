@@ -27,8 +27,8 @@ use crate::bpf;
 /// connections comes first.
 const LOAD: usize = 64;
 
-/// `ENDED` there: it is given nothing any more, also where its listener is still
-/// open, as a successor's may be.
+/// `ENDED` there: it is given nothing any more while one that has not is drawn
+/// beside it, also where its listener is still open, as a successor's may be.
 const ENDED: u64 = u64::MAX;
 
 /// How new connections are to be spread over the workers, from a moment on.
@@ -58,7 +58,11 @@ impl Spread {
             Ok(Some((program, loads))) => (Some(program), loads.into_iter().map(Some).collect()),
             Ok(None) => (None, none()),
             Err(error) => {
-                tracing::warn!(%error, "connections are spread over workers by hash");
+                tracing::warn!(
+                    %error,
+                    "connections are spread over workers by hash, less evenly than with the BPF \
+                     program for it, which needs CAP_BPF and Linux 5.11"
+                );
                 (None, none())
             }
         };

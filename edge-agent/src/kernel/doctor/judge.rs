@@ -15,6 +15,8 @@ use super::{
 
 /// Numbers of `linux/capability.h`.
 const CAP_NET_ADMIN: u32 = 12;
+const CAP_SYS_ADMIN: u32 = 21;
+const CAP_BPF: u32 = 39;
 
 /// Interval sets of addresses and ports came with 5.6, comments on tables,
 /// which are our mark, with 5.10.
@@ -113,16 +115,24 @@ impl Findings {
         let Some(bits) = self.known(TOPIC, capabilities) else {
             return;
         };
-        if bits & (1 << CAP_NET_ADMIN) != 0 {
-            self.ok(
-                TOPIC,
-                "CAP_NET_ADMIN is there, for routes, nftables and transparent listeners",
-            );
-        } else {
+        let has = |capability: u32| bits & (1 << capability) != 0;
+        if !has(CAP_NET_ADMIN) {
             self.fail(
                 TOPIC,
                 "CAP_NET_ADMIN is missing: no route, no nftables rule and no transparent listener can be made",
                 "run the agent as root, or give it CAP_NET_ADMIN (systemd: AmbientCapabilities=CAP_NET_ADMIN)",
+            );
+        } else if !has(CAP_BPF) && !has(CAP_SYS_ADMIN) {
+            self.warn(
+                TOPIC,
+                "CAP_BPF is missing: connections are spread over workers by a hash, which gives \
+                 some more than others, and sk_lookup cannot be had",
+                "give the agent CAP_BPF beside CAP_NET_ADMIN (systemd: AmbientCapabilities)",
+            );
+        } else {
+            self.ok(
+                TOPIC,
+                "CAP_NET_ADMIN and CAP_BPF are there, for routes, nftables, listeners and BPF programs",
             );
         }
     }

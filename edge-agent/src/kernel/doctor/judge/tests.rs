@@ -103,6 +103,17 @@ fn what_makes_steering_impossible() {
 }
 
 #[test]
+fn without_bpf_it_works_less_well() {
+    let net_admin = 1 << 12;
+    assert_found(
+        |f| f.capabilities = Ok(net_admin),
+        "privileges",
+        Severity::Warn,
+        &["CAP_BPF", "hash"],
+    );
+}
+
+#[test]
 fn settings_that_drop_packets() {
     use Severity::Warn;
     let strict = Ok(vec![("all".to_owned(), 1), ("eth0".to_owned(), 0)]);
