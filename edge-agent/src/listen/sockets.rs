@@ -335,17 +335,30 @@ fn bound_acknowledgement_delay(socket: &Socket) -> bool {
     /// In microseconds. Two ticks of the slowest usual clock are the least that
     /// it takes.
     const PATIENCE: libc::c_int = 8_000;
+    set_int(socket, libc::IPPROTO_TCP, DELACK_MAX_US, PATIENCE).is_ok()
+}
+
+/// An option of sockets that neither nix nor socket2 knows.
+pub(super) fn set_int(
+    socket: &impl AsFd,
+    level: libc::c_int,
+    name: libc::c_int,
+    value: libc::c_int,
+) -> io::Result<()> {
     // SAFETY: the value is an int of that size, alive during the call.
     let failed = unsafe {
         libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::IPPROTO_TCP,
-            DELACK_MAX_US,
-            std::ptr::from_ref(&PATIENCE).cast(),
-            size_of_val(&PATIENCE) as libc::socklen_t,
+            socket.as_fd().as_raw_fd(),
+            level,
+            name,
+            std::ptr::from_ref(&value).cast(),
+            size_of_val(&value) as libc::socklen_t,
         )
     };
-    failed == 0
+    match failed {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 fn udp_socket(address: SocketAddr, steering: Steering) -> Result<UdpSocket, ListenerError> {

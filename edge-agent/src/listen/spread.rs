@@ -20,7 +20,7 @@ use std::{
 use libbpf_rs::{MapCore, MapFlags, Object, Result};
 use nix::sys::mman::{MapFlags as Mapping, ProtFlags, mmap, munmap};
 
-use super::sockets::WorkerListeners;
+use super::sockets::{WorkerListeners, set_int};
 use crate::bpf;
 
 /// Bytes of `struct load` in `bpf/spread.bpf.c`, where the number of open
@@ -128,31 +128,19 @@ fn fill(listeners: &impl MapCore, workers: &[WorkerListeners]) -> Result<()> {
 
 fn attach(group: &OwnedFd, object: &Object) -> Result<()> {
     let program = bpf::program(object)?.as_fd().as_raw_fd();
-    Ok(set(group, libc::SO_ATTACH_REUSEPORT_EBPF, program)?)
+    Ok(set_int(
+        group,
+        libc::SOL_SOCKET,
+        libc::SO_ATTACH_REUSEPORT_EBPF,
+        program,
+    )?)
 }
 
 fn detach(group: &OwnedFd) -> Result<()> {
-    match set(group, libc::SO_DETACH_REUSEPORT_BPF, 0) {
+    match set_int(group, libc::SOL_SOCKET, libc::SO_DETACH_REUSEPORT_BPF, 0) {
         // There is none.
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
         detached => Ok(detached?),
-    }
-}
-
-fn set(group: &OwnedFd, option: libc::c_int, value: libc::c_int) -> io::Result<()> {
-    // SAFETY: the value is an int of that size, alive during the call.
-    let failed = unsafe {
-        libc::setsockopt(
-            group.as_raw_fd(),
-            libc::SOL_SOCKET,
-            option,
-            std::ptr::from_ref(&value).cast(),
-            size_of_val(&value) as libc::socklen_t,
-        )
-    };
-    match failed {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
     }
 }
 
