@@ -148,7 +148,6 @@ impl SkLookup {
     /// the kernel, the privileges or the file system may refuse.
     pub(crate) fn try_out(&self) -> std::result::Result<(), KernelError> {
         let tried = || {
-            self.pins.make()?;
             let loaded = Loaded::load(&Image::of([]), None)?;
             self.pins.try_out(&*loaded.program()?)
         };

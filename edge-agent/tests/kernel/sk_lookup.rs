@@ -11,7 +11,9 @@ use std::{
     time::Duration,
 };
 
-use anyport_edge_agent::kernel::{Applied, Drift, Dropped, SteeredSockets, Steering, Undone, undo};
+use anyport_edge_agent::kernel::{
+    Applied, Drift, Dropped, SteeredSockets, Steering, Undone, choose, undo,
+};
 use anyport_model::{resource::Transport, steering::Claim};
 use libbpf_rs::{
     ErrorKind, Link, MapCore, MapFlags, MapHandle, ObjectBuilder,
@@ -101,6 +103,30 @@ fn a_link_detached_by_hand_while_others_start() {
         for other in starting {
             other.join().unwrap();
         }
+    });
+}
+
+/// An agent that starts tries what it can have, and leaves nothing of that; nor
+/// does it take from the one that starts beside it.
+#[test]
+fn one_tries_out_while_another_starts() {
+    on_edge(async |edge| {
+        let here = edge.here();
+        let trying = tokio::task::spawn_blocking(move || {
+            here.run(|| {
+                for _ in 0..300 {
+                    assert_eq!(choose(None).unwrap(), Steering::SkLookup);
+                }
+            })
+        });
+        let listeners = Listeners::open(Steering::SkLookup);
+        while !trying.is_finished() {
+            set_up(&listeners).await.kill().await;
+            assert_both_steered(&edge).await;
+            undo().await.unwrap();
+        }
+        trying.await.unwrap().unwrap();
+        assert!(!edge.pins().exists());
     });
 }
 

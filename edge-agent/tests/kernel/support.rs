@@ -151,6 +151,10 @@ impl Edge {
         bpf_fs.join("anyport").join(namespace.ino().to_string())
     }
 
+    pub(crate) fn here(&self) -> Namespace {
+        self.topology.edge().clone()
+    }
+
     pub(crate) fn client(&self) -> Namespace {
         self.topology.client().clone()
     }

@@ -9,7 +9,8 @@
 //!
 //! An agent holds a shared lock on the directory while it runs: a link that was
 //! detached looks like one of a namespace that is gone, whose pins any agent of
-//! the host may remove.
+//! the host may remove. Between looking at a directory and removing it, another
+//! may come into its place; so who makes or removes one is [`alone`] meanwhile.
 
 use std::{
     ffi::CString,
@@ -81,40 +82,27 @@ impl Pins {
         self.directory.exists()
     }
 
-    /// Makes the directory where it is not there, and first of all the file
-    /// system.
-    pub(super) fn make(&self) -> Result<()> {
+    /// Makes the directory where it is not there.
+    fn make(&self, _alone: &Alone) -> Result<()> {
         if self.exist() {
             return Ok(());
         }
-        mount_bpf_fs()?;
         let mut builder = DirBuilder::new();
         let made = builder.recursive(true).mode(0o700).create(&self.directory);
-        made.with_context(|| format!("making {}", self.directory.display()))?;
-        remove_of_dead_namespaces();
-        Ok(())
+        made.with_context(|| format!("making {}", self.directory.display()))
     }
 
     /// Makes the directory and keeps others from taking it for a dead
     /// namespace's.
     pub(super) fn hold(&mut self) -> Result<()> {
-        while !self.is_held() {
-            self.make()?;
-            let holding = || {
-                let directory = File::open(&self.directory)?;
-                let lock = Flock::lock(directory, FlockArg::LockShared);
-                lock.map_err(|(_, error)| io::Error::from(error))
-            };
-            match holding() {
-                // It may have been removed just before it was locked.
-                Ok(lock) => self.held = Some(lock),
-                Err(error) if error.kind() == ErrorKind::NotFound => {}
-                Err(error) => {
-                    return Err(error)
-                        .with_context(|| format!("locking {}", self.directory.display()));
-                }
-            }
+        if self.is_held() {
+            return Ok(());
         }
+        let alone = alone()?;
+        remove_of_dead_namespaces(&alone);
+        self.make(&alone)?;
+        let held = locked(&self.directory, FlockArg::LockShared);
+        self.held = Some(held.with_context(|| format!("locking {}", self.directory.display()))?);
         Ok(())
     }
 
@@ -128,12 +116,17 @@ impl Pins {
 
     /// Pins `object` for a moment, and leaves nothing.
     pub(super) fn try_out(&self, object: &impl AsFd) -> Result<()> {
+        let alone = alone()?;
+        self.make(&alone)?;
         let path = self.path(TRIAL);
         pin(object, &path)?;
         fs::remove_file(&path).with_context(|| format!("unpinning {}", path.display()))?;
-        // As long as there are other pins, these are refused.
-        let _ = fs::remove_dir(&self.directory);
-        let _ = fs::remove_dir(OURS);
+        // An agent may be about to pin here.
+        if let Ok(_lock) = locked(&self.directory, FlockArg::LockExclusiveNonblock) {
+            // As long as there are other pins, these are refused.
+            let _ = fs::remove_dir(&self.directory);
+            let _ = fs::remove_dir(OURS);
+        }
         Ok(())
     }
 
@@ -189,12 +182,13 @@ impl Pins {
         if !self.exist() {
             return Ok(false);
         }
+        let _alone = alone()?;
         if let Some(link) = self.attached_link() {
             // Another process may hold it, so unpinning may not end it.
             link.detach().context("detaching the sk_lookup program")?;
         }
         match fs::remove_dir_all(&self.directory) {
-            // Without its link it is free for any agent to remove.
+            // Another may have come first.
             Err(error) if error.kind() != ErrorKind::NotFound => {
                 return Err(error)
                     .with_context(|| format!("removing {}", self.directory.display()));
@@ -239,17 +233,34 @@ pub(crate) fn has_bpf_fs() -> bool {
     statfs(BPF_FS).is_ok_and(|found| found.filesystem_type() == BPF_FS_MAGIC)
 }
 
-/// As systemd does, where nobody has.
+/// What keeps all others of the host from making and removing directories of
+/// pins, for as long as it lives.
+struct Alone(#[expect(dead_code, reason = "held for its lock")] Flock<File>);
+
+/// Waits for those who are at it, which they are for a moment. Mounts the BPF
+/// file system where nobody has.
+fn alone() -> Result<Alone> {
+    mount_bpf_fs()?;
+    lock_bpf_fs().map(Alone)
+}
+
+/// Whichever file system is there.
+fn lock_bpf_fs() -> Result<Flock<File>> {
+    locked(Path::new(BPF_FS), FlockArg::LockExclusive).with_context(|| format!("locking {BPF_FS}"))
+}
+
+fn locked(directory: &Path, how: FlockArg) -> io::Result<Flock<File>> {
+    Flock::lock(File::open(directory)?, how).map_err(|(_, error)| error.into())
+}
+
+/// As systemd does.
 fn mount_bpf_fs() -> Result<()> {
     if has_bpf_fs() {
         return Ok(());
     }
     // Two agents that start together must not hide one's pins by the other's
     // mount.
-    let directory = File::open(BPF_FS).context("opening /sys/fs/bpf")?;
-    let _lock = Flock::lock(directory, FlockArg::LockExclusive)
-        .map_err(|(_, error)| io::Error::from(error))
-        .context("locking /sys/fs/bpf")?;
+    let _lock = lock_bpf_fs()?;
     if has_bpf_fs() {
         return Ok(());
     }
@@ -262,14 +273,13 @@ fn mount_bpf_fs() -> Result<()> {
 }
 
 /// A pin outlives its namespace, with nothing left to do.
-fn remove_of_dead_namespaces() {
+fn remove_of_dead_namespaces(_alone: &Alone) {
     for entry in fs::read_dir(OURS).into_iter().flatten().flatten() {
-        if is_of_the_dead(&entry.path().join(LINK))
-            && let Ok(directory) = File::open(entry.path())
-            && let Ok(_lock) = Flock::lock(directory, FlockArg::LockExclusiveNonblock)
+        let directory = entry.path();
+        if is_of_the_dead(&directory.join(LINK))
+            && let Ok(_lock) = locked(&directory, FlockArg::LockExclusiveNonblock)
         {
-            // Somebody else may be at it.
-            let _ = fs::remove_dir_all(entry.path());
+            let _ = fs::remove_dir_all(directory);
         }
     }
 }
