@@ -190,6 +190,7 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
         limit: config.drain_timeout,
     };
     let duty = Duty::resume(&config.state_dir, parts).await;
+    let mut joining = listeners.joining;
     let workers = Workers::start(listeners.workers, loads, orders, &service, &phases)?;
     applier.restore().await?;
     if let Some(predecessor) = &predecessor {
@@ -217,16 +218,20 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
         // The predecessor knows which origins are down. Without a balancer so
         // does nobody.
         let known = followed_seen.wait_for(|following| *following);
-        let _ = tokio::time::timeout(WEIGHTS_PATIENCE, known).await;
-        let departing = tokio::select! {
-            departing = predecessor.succeed() => departing?,
+        tokio::select! {
+            _ = tokio::time::timeout(WEIGHTS_PATIENCE, known) => {}
             () = drain.started() => return Ok(()),
-        };
+        }
+        // From here on it may be ours already, and nobody else's. Whatever is
+        // asked of this agent, it has to know first.
+        let departing = predecessor.succeed().await?;
+        joining.take_connections();
         if let Some(spread) = spread.take() {
             spread.begin();
         }
         phases.accepting.cancel();
         generations = departing.gone().await;
+        joining.take_datagrams();
         phases.taking.cancel();
     }
     let follow = earlier.clone().follow(

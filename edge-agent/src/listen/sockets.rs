@@ -52,6 +52,56 @@ pub struct FamilyListeners {
 pub struct Listeners {
     pub workers: Vec<WorkerListeners>,
     pub ports: ListenerPorts,
+    /// Those of them that no client reaches before its turn has come.
+    pub joining: Joining,
+}
+
+/// Sockets of a successor that has more workers than the agent before it. From the
+/// moment that they take part the kernel gives them a share of what is new, which
+/// nobody serves as long as it is the other agent's turn.
+#[derive(Debug, Default)]
+pub struct Joining {
+    tcp: Vec<(Socket, SocketAddr)>,
+    udp: Vec<(Socket, SocketAddr)>,
+}
+
+impl Joining {
+    /// From now on they are given connections.
+    pub fn take_connections(&mut self) {
+        for (socket, address) in self.tcp.drain(..) {
+            joined(listen(&socket, address));
+        }
+    }
+
+    /// From now on they are given first datagrams.
+    pub fn take_datagrams(&mut self) {
+        for (socket, address) in self.udp.drain(..) {
+            joined(bind(&socket, address));
+        }
+    }
+
+    /// Opens another pair, for one worker more.
+    fn open(
+        &mut self,
+        tcp: SocketAddr,
+        udp: SocketAddr,
+        steering: Steering,
+    ) -> Result<(TcpListener, UdpSocket), ListenerError> {
+        let (listener, steered) = (tcp_socket(tcp, steering)?, udp_socket(udp, steering)?);
+        // Bound, a listener is given nothing; a socket of UDP is.
+        bind(&listener, tcp)?;
+        let copy = |socket: &Socket, at| socket.try_clone().map_err(failed("duplicate", at));
+        self.tcp.push((copy(&listener, tcp)?, tcp));
+        self.udp.push((copy(&steered, udp)?, udp));
+        Ok((listener.into(), steered.into()))
+    }
+}
+
+/// It is too late to go back; the worker's other sockets serve.
+fn joined(done: Result<(), ListenerError>) {
+    if let Err(error) = done {
+        tracing::error!(%error, "a worker has a listener less");
+    }
 }
 
 /// A listener could not be made.
@@ -90,28 +140,32 @@ impl Listeners {
     /// Binds `workers` listeners per family and transport.
     pub fn bind(workers: usize, steering: Steering) -> Result<Self, ListenerError> {
         let v4 = FamilyGroup::bind(workers, steering, Ipv4Addr::LOCALHOST.into())?;
-        Ok(Self::spread(workers, v4, bind_v6(workers, steering)?))
+        let v6 = bind_v6(workers, steering)?;
+        Ok(Self::spread(workers, v4, v6, Joining::default()))
     }
 
     /// Takes over the listeners of another agent, all of them: clients may wait
     /// in the queue of each. Where there are fewer than `workers`, more are
-    /// bound to the same ports.
+    /// opened for the same ports, which are to join them later.
     pub fn inherit(
         workers: usize,
         steering: Steering,
         estate: &mut Estate,
     ) -> Result<Self, InheritError> {
-        let v4 = FamilyGroup::inherit(workers, steering, Family::V4, estate)?;
+        let mut joining = Joining::default();
+        let mut inherit =
+            |family| FamilyGroup::inherit(workers, steering, family, estate, &mut joining);
+        let v4 = inherit(Family::V4)?;
         let v4 = v4.ok_or(InheritError::Missing { family: "IPv4" })?;
-        let v6 = match FamilyGroup::inherit(workers, steering, Family::V6, estate)? {
+        let v6 = match inherit(Family::V6)? {
             Some(v6) => Some(v6),
             // The host had no IPv6 when that agent started.
             None => bind_v6(workers, steering)?,
         };
-        Ok(Self::spread(workers, v4, v6))
+        Ok(Self::spread(workers, v4, v6, joining))
     }
 
-    fn spread(workers: usize, v4: FamilyGroup, v6: Option<FamilyGroup>) -> Self {
+    fn spread(workers: usize, v4: FamilyGroup, v6: Option<FamilyGroup>, joining: Joining) -> Self {
         let count = workers.max(1);
         let ports = ListenerPorts {
             v4: v4.ports,
@@ -124,7 +178,11 @@ impl Listeners {
         for (number, pair) in v6.into_iter().flat_map(|v6| v6.pairs).enumerate() {
             workers[number % count].v6.push(pair);
         }
-        Self { workers, ports }
+        Self {
+            workers,
+            ports,
+            joining,
+        }
     }
 
     /// All of them, as the kernel steers to them.
@@ -164,7 +222,11 @@ impl FamilyGroup {
     fn bind(count: usize, steering: Steering, ip: IpAddr) -> Result<Self, ListenerError> {
         let any_port = SocketAddr::new(ip, 0);
         let (tcp, tcp_port) = group(count, any_port, |at| tcp_listener(at, steering))?;
-        let (udp, udp_port) = group(count, any_port, |at| udp_socket(at, steering))?;
+        let (udp, udp_port) = group(count, any_port, |at| {
+            let socket = udp_socket(at, steering)?;
+            bind(&socket, at)?;
+            Ok(socket.into())
+        })?;
         let ports = FamilyPorts {
             tcp: tcp_port,
             udp: udp_port,
@@ -179,6 +241,7 @@ impl FamilyGroup {
         steering: Steering,
         family: Family,
         estate: &mut Estate,
+        joining: &mut Joining,
     ) -> Result<Option<Self>, InheritError> {
         let ip = match family {
             Family::V4 => IpAddr::from(Ipv4Addr::LOCALHOST),
@@ -197,9 +260,11 @@ impl FamilyGroup {
         };
         let mut tcp: Vec<TcpListener> = tcp.into_iter().map(Into::into).collect();
         let mut udp: Vec<UdpSocket> = udp.into_iter().map(Into::into).collect();
+        let [tcp_at, udp_at] = [tcp_port, udp_port].map(|port| SocketAddr::new(ip, port.get()));
         for _ in tcp.len()..count {
-            tcp.push(tcp_listener(SocketAddr::new(ip, tcp_port.get()), steering)?);
-            udp.push(udp_socket(SocketAddr::new(ip, udp_port.get()), steering)?);
+            let (listener, steered) = joining.open(tcp_at, udp_at, steering)?;
+            tcp.push(listener);
+            udp.push(steered);
         }
         let ports = FamilyPorts {
             tcp: tcp_port,
@@ -299,19 +364,32 @@ fn failed(doing: &'static str, address: SocketAddr) -> impl Fn(io::Error) -> Lis
 }
 
 fn tcp_listener(address: SocketAddr, steering: Steering) -> Result<TcpListener, ListenerError> {
+    let socket = tcp_socket(address, steering)?;
+    bind(&socket, address)?;
+    listen(&socket, address)?;
+    Ok(socket.into())
+}
+
+fn tcp_socket(address: SocketAddr, steering: Steering) -> Result<Socket, ListenerError> {
     let open = || {
         let socket = unbound(address, steering, Type::STREAM, Protocol::TCP)?;
         // Inherited by what is accepted.
         socket.set_tcp_nodelay(true)?;
         Ok(socket)
     };
-    let socket = open().map_err(failed("open", address))?;
+    open().map_err(failed("open", address))
+}
+
+fn bind(socket: &Socket, address: SocketAddr) -> Result<(), ListenerError> {
     let bound = socket.bind(&SockAddr::from(address));
-    bound.map_err(failed("bind", address))?;
+    bound.map_err(failed("bind", address))
+}
+
+fn listen(socket: &Socket, address: SocketAddr) -> Result<(), ListenerError> {
     let listening = socket.listen(BACKLOG);
     listening.map_err(failed("listen on", address))?;
-    answer_with_acknowledgements(&socket);
-    Ok(socket.into())
+    answer_with_acknowledgements(socket);
+    Ok(())
 }
 
 /// Has the kernel acknowledge a client's first bytes with the answer to them,
@@ -361,7 +439,8 @@ pub(super) fn set_int(
     }
 }
 
-fn udp_socket(address: SocketAddr, steering: Steering) -> Result<UdpSocket, ListenerError> {
+/// Unbound.
+fn udp_socket(address: SocketAddr, steering: Steering) -> Result<Socket, ListenerError> {
     let open = || {
         let socket = unbound(address, steering, Type::DGRAM, Protocol::UDP)?;
         if address.is_ipv4() {
@@ -373,10 +452,7 @@ fn udp_socket(address: SocketAddr, steering: Steering) -> Result<UdpSocket, List
         setsockopt(&socket, sockopt::RcvBufForce, &FIRST_DATAGRAMS)?;
         Ok(socket)
     };
-    let socket = open().map_err(failed("open", address))?;
-    let bound = socket.bind(&SockAddr::from(address));
-    bound.map_err(failed("bind", address))?;
-    Ok(socket.into())
+    open().map_err(failed("open", address))
 }
 
 fn unbound(
@@ -407,7 +483,10 @@ fn suit(socket: &Socket, address: SocketAddr, steering: Steering) -> io::Result<
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use std::net::TcpStream;
+    use std::{
+        net::TcpStream,
+        time::{Duration, Instant},
+    };
 
     use super::*;
 
@@ -421,5 +500,56 @@ mod tests {
         let accepted = SockRef::from(&accepted);
         let bounded = bound_acknowledgement_delay(&accepted);
         assert_eq!(accepted.tcp_quickack().unwrap(), !bounded);
+    }
+
+    /// How many of 100 connections and of 100 first datagrams each worker is given.
+    fn shares(listeners: &Listeners) -> (Vec<usize>, Vec<usize>) {
+        let FamilyPorts { tcp, udp } = listeners.ports.v4;
+        let clients = [(); 100].map(|()| {
+            let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, tcp.get())).unwrap();
+            let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+            let sent = socket.send_to(b"first", (Ipv4Addr::LOCALHOST, udp.get()));
+            assert_eq!(sent.unwrap(), 5);
+            (stream, socket)
+        });
+        let pairs: Vec<_> = listeners.workers.iter().flat_map(|of| &of.v4).collect();
+        let mut given = (vec![0; pairs.len()], vec![0; pairs.len()]);
+        // The last packets may come a moment after the client knows.
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while Instant::now() < deadline
+            && [&given.0, &given.1].map(|counts| counts.iter().sum::<usize>()) != [clients.len(); 2]
+        {
+            for (worker, pair) in pairs.iter().enumerate() {
+                given.0[worker] += usize::from(pair.tcp.accept().is_ok());
+                given.1[worker] += usize::from(pair.udp.recv(&mut [0; 8]).is_ok());
+            }
+        }
+        given
+    }
+
+    #[test]
+    fn who_has_more_workers_than_the_agent_before_takes_nothing_before_its_turn() {
+        let before = Listeners::bind(1, Steering::SkLookup).unwrap();
+        let mut estate = Estate::from_iter(before.duplicates().unwrap());
+        let mut now = Listeners::inherit(3, Steering::SkLookup, &mut estate).unwrap();
+        assert_eq!(now.workers.len(), 3);
+        assert_eq!(shares(&now), (vec![100, 0, 0], vec![100, 0, 0]));
+        now.joining.take_connections();
+        let (connections, datagrams) = shares(&now);
+        // Each is left out by chance once in (3/2)^100.
+        assert!(
+            connections.iter().all(|&count| count > 0),
+            "{connections:?}"
+        );
+        assert_eq!(datagrams, [100, 0, 0]);
+        now.joining.take_datagrams();
+        let (connections, datagrams) = shares(&now);
+        assert_eq!(connections.iter().sum::<usize>(), 100);
+        assert_eq!(datagrams.iter().sum::<usize>(), 100);
+        assert!(datagrams.iter().all(|&count| count > 0), "{datagrams:?}");
+        // What it leaves to the next one is whole.
+        let mut estate = Estate::from_iter(now.duplicates().unwrap());
+        let next = Listeners::inherit(3, Steering::SkLookup, &mut estate).unwrap();
+        assert_eq!(next.ports, now.ports);
     }
 }

@@ -37,7 +37,14 @@ pub struct Spread {
     /// A listener of each group (SO_REUSEPORT), that is of each family.
     groups: Vec<OwnedFd>,
     /// None where the kernel spreads by hash.
-    program: Option<Object>,
+    program: Option<Program>,
+}
+
+#[derive(Debug)]
+struct Program {
+    object: Object,
+    /// To be put where it finds them, by index. Only what listens can be.
+    listeners: Vec<(u32, OwnedFd)>,
 }
 
 impl Spread {
@@ -71,10 +78,19 @@ impl Spread {
 
     /// From now on, connections are spread like this, and no longer as another
     /// agent had it.
+    ///
+    /// All listeners listen by now.
     pub fn begin(self) {
+        let program = self.program.as_ref().filter(|program| {
+            let filled = program.fill();
+            if let Err(error) = &filled {
+                tracing::warn!(%error, "connections are spread over workers by hash");
+            }
+            filled.is_ok()
+        });
         for group in &self.groups {
-            let begun = match &self.program {
-                Some(object) => attach(group, object),
+            let begun = match program {
+                Some(program) => attach(group, &program.object),
                 None => detach(group),
             };
             if let Err(error) = begun {
@@ -84,8 +100,19 @@ impl Spread {
     }
 }
 
+impl Program {
+    fn fill(&self) -> Result<()> {
+        let listeners = bpf::map(&self.object, "listeners")?;
+        for (index, listener) in &self.listeners {
+            let fd = u64::try_from(listener.as_raw_fd()).unwrap_or(u64::MAX);
+            listeners.update(&index.to_ne_bytes(), &fd.to_ne_bytes(), MapFlags::ANY)?;
+        }
+        Ok(())
+    }
+}
+
 /// The program, in the kernel and not attached, with these workers' listeners.
-fn load(workers: &[WorkerListeners]) -> Result<(Object, Vec<Load>)> {
+fn load(workers: &[WorkerListeners]) -> Result<(Program, Vec<Load>)> {
     let count = u32::try_from(workers.len()).unwrap_or(u32::MAX);
     let mut open = bpf::open(bpf::SPREAD)?;
     for mut map in open.maps_mut() {
@@ -100,7 +127,7 @@ fn load(workers: &[WorkerListeners]) -> Result<(Object, Vec<Load>)> {
         }
     }
     let object = open.load()?;
-    fill(&bpf::map(&object, "listeners")?, workers)?;
+    let listeners = one_of_each(workers)?;
     let loads = Loads::share(bpf::map(&object, "loads")?.as_fd(), workers.len())?;
     let loads = Arc::new(loads);
     let load = |worker| Load {
@@ -108,22 +135,21 @@ fn load(workers: &[WorkerListeners]) -> Result<(Object, Vec<Load>)> {
         worker,
     };
     let loads = (0..workers.len()).map(load).collect();
-    Ok((object, loads))
+    Ok((Program { object, listeners }, loads))
 }
 
-/// Puts a listener of each worker and family where the program finds it. After
+/// A listener of each worker and family, by its index in the program's map. After
 /// a hand-over a worker may have several; one is enough to be given connections
 /// by.
-fn fill(listeners: &impl MapCore, workers: &[WorkerListeners]) -> Result<()> {
+fn one_of_each(workers: &[WorkerListeners]) -> io::Result<Vec<(u32, OwnedFd)>> {
+    let mut listeners = Vec::new();
     for (number, worker) in (0u32..).zip(workers) {
         for (family, pairs) in (0u32..).zip([&worker.v4, &worker.v6]) {
             let Some(pair) = pairs.first() else { continue };
-            let fd = u64::try_from(pair.tcp.as_raw_fd()).unwrap_or(u64::MAX);
-            let index = number * 2 + family;
-            listeners.update(&index.to_ne_bytes(), &fd.to_ne_bytes(), MapFlags::ANY)?;
+            listeners.push((number * 2 + family, pair.tcp.as_fd().try_clone_to_owned()?));
         }
     }
-    Ok(())
+    Ok(listeners)
 }
 
 fn attach(group: &OwnedFd, object: &Object) -> Result<()> {
