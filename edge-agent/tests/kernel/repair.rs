@@ -284,7 +284,8 @@ fn a_closed_listener_answers_with_rst(steering: Steering) {
         let listeners = Listeners::open(steering);
         let _agent = set_up(&listeners).await;
         listeners.close().await;
-        assert_eq!(edge.dial(V4).await, Answer::Refused);
-        assert_eq!(edge.dial(V6).await, Answer::Refused);
+        for to in [V4, V6] {
+            assert_eq!(edge.dial_what_is_closed(to).await, Answer::Refused, "{to}");
+        }
     });
 }

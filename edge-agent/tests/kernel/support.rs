@@ -118,6 +118,19 @@ impl Edge {
         dial(self.topology.client(), to).await
     }
 
+    /// As [`dial`](Self::dial), where this process has closed its listener just now. A child of
+    /// another test has all descriptors for a moment, between its fork and its exec, and resets
+    /// who came to the listener meanwhile.
+    pub(crate) async fn dial_what_is_closed(&self, to: &str) -> Answer {
+        let start = Instant::now();
+        loop {
+            match self.dial(to).await {
+                Answer::Reset if start.elapsed() < PATIENCE => {}
+                answer => return answer,
+            }
+        }
+    }
+
     /// Waits until a connection is taken.
     pub(crate) async fn until_steered(&self, to: &str) {
         let start = Instant::now();

@@ -97,7 +97,10 @@ fn programs() -> HashMap<u64, String> {
                 .strip_prefix("socket:[")
                 .and_then(|t| t.strip_suffix(']'));
             if let Some(inode) = inode.and_then(|inode| inode.parse().ok()) {
-                programs.insert(inode, name.trim().to_owned());
+                // The oldest, by its number, and not a child that is about to be
+                // another program.
+                let of_oldest = programs.entry(inode);
+                of_oldest.or_insert_with(|| name.trim().to_owned());
             }
         }
     }
