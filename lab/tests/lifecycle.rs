@@ -369,7 +369,7 @@ apps: [{ name: held, protocol: tcp/443, edge_ips: [198.51.100.10, "2001:db8:51::
         assert!((0.0..=4.0).contains(&strays), "{open:?}");
         open.sort_by(f64::total_cmp);
         // The kernel's hash would have some 7 more or less at each, and 20 not seldom.
-        assert!(open[count - 1] - open[0] <= 6.0 + strays, "{open:?}");
+        assert!(open[count - 1] - open[0] <= 8.0 + strays, "{open:?}");
     }
     held.iter_mut().for_each(echoes);
 }
@@ -408,7 +408,14 @@ impl Impostor {
 
 #[test]
 fn a_successor_that_dies_leaves_the_agent_as_it_was() {
-    let mut cluster = cluster();
+    // One worker has all connections, unless the kernel gives some to a successor that
+    // has more.
+    let workers = |count| NonZeroUsize::new(count).unwrap();
+    let mut cluster = Cluster::start(Plan {
+        workers: workers(1),
+        ..Plan::default()
+    })
+    .unwrap();
     let _origin = cluster.echo(0, "a", [7000]).unwrap();
     cluster
         .apply(&manifest("timeouts: { drain: 10m }"))
@@ -448,6 +455,7 @@ fn a_successor_that_dies_leaves_the_agent_as_it_was() {
         let said = |text| log.matches(text).count();
         (said("a successor takes over"), said("was broken off"))
     };
+    cluster.set_workers(workers(4));
     for after in [0, 30, 60, 120, 250, 400, 600, 900] {
         let before = attempts(&cluster);
         let mut successor = cluster.spawn_beside(EDGE).unwrap();
@@ -466,6 +474,7 @@ fn a_successor_that_dies_leaves_the_agent_as_it_was() {
         goes_on(&cluster, "it was killed");
         assert_eq!(cluster.pid(EDGE).unwrap(), agent);
     }
+    cluster.set_workers(workers(1));
     upgrade(&mut cluster);
     traffic.passes();
     traffic.all_was_well(&cluster);
