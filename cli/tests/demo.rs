@@ -39,7 +39,7 @@ struct Demo {
     child: Child,
     /// Its `TMPDIR`.
     directory: TempDir,
-    _alone: MutexGuard<'static, ()>,
+    alone: MutexGuard<'static, ()>,
 }
 
 impl Demo {
@@ -63,7 +63,7 @@ impl Demo {
         Self {
             child,
             directory,
-            _alone: alone,
+            alone,
         }
     }
 
@@ -90,8 +90,9 @@ impl Demo {
         }
     }
 
-    /// Waits for its end, and makes sure that nothing is left of it.
-    async fn end(self) -> (Output, String) {
+    /// Waits for its end, and makes sure that nothing is left of it. As long as the guard is held
+    /// no other one begins.
+    async fn end(self) -> (Output, String, MutexGuard<'static, ()>) {
         let output = timeout(DEADLINE, self.child.wait_with_output()).await;
         let output = output.expect("the demo ends in time").unwrap();
         let left = waitpid(None, Some(WaitPidFlag::WNOHANG));
@@ -99,7 +100,7 @@ impl Demo {
         let files: Vec<_> = fs::read_dir(self.directory.path()).unwrap().collect();
         assert!(files.is_empty(), "left on disk: {files:?}");
         let shown = String::from_utf8(output.stdout.clone()).unwrap();
-        (output, shown)
+        (output, shown, self.alone)
     }
 }
 
@@ -147,7 +148,7 @@ async fn the_whole_demo_is_as_expected_and_leaves_nothing() {
     let own: BTreeSet<String> = children.into_iter().filter_map(namespace_of).collect();
     assert_eq!(own.len(), 4, "the edge and three origins: {own:?}");
 
-    let (output, shown) = demo.end().await;
+    let (output, shown, _alone) = demo.end().await;
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{shown}\n{errors}");
     assert_eq!(errors, "");
@@ -179,7 +180,7 @@ async fn ctrl_c_ends_the_demo_and_leaves_nothing() {
         let demo = Demo::start();
         demo.children().await;
         kill(Pid::from_raw(demo.pid()), signal).unwrap();
-        let (output, shown) = demo.end().await;
+        let (output, shown, _alone) = demo.end().await;
         assert_eq!(output.status.code(), Some(1), "{shown}");
         let errors = String::from_utf8_lossy(&output.stderr);
         assert!(errors.starts_with("error: stopped by "), "{errors}");
@@ -196,7 +197,7 @@ async fn a_service_that_dies_fails_the_demo_by_name() {
     };
     let balancer = children.iter().find(is_balancer).expect("a balancer");
     kill(Pid::from_raw(*balancer), Signal::SIGKILL).unwrap();
-    let (output, shown) = demo.end().await;
+    let (output, shown, _alone) = demo.end().await;
     assert_eq!(output.status.code(), Some(1), "{shown}");
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(

@@ -144,7 +144,7 @@ fn an_interrupted_comparison_cleans_up() {
         assert_eq!(status.code(), Some(1));
         let left: Vec<_> = fs::read_dir(directory.path()).unwrap().collect();
         assert!(left.is_empty(), "{contender}: {left:?}");
-        assert_eq!(processes_with(directory.path()), Vec::<String>::new());
+        gone_with(directory.path());
     }
 }
 
@@ -157,11 +157,16 @@ fn the_processes_of_a_killed_comparison_go_with_it() {
         assert_ne!(processes_with(directory.path()), Vec::<String>::new());
         child.kill().unwrap();
         child.wait().unwrap();
-        within(|| match processes_with(directory.path()) {
-            left if left.is_empty() => Ok(()),
-            left => Err(format!("{left:?}")),
-        });
+        gone_with(directory.path());
     }
+}
+
+/// Waits until no process is left: those of nginx end after the one that is waited for.
+fn gone_with(directory: &Path) {
+    within(|| match processes_with(directory) {
+        left if left.is_empty() => Ok(()),
+        left => Err(format!("{left:?}")),
+    });
 }
 
 /// Starts a comparison, and returns when `contender` is under load.

@@ -33,7 +33,7 @@ pools:
 apps:
   - { name: game,       protocol: tcp/443,  edge_ips: [198.51.100.10, "2001:db8:51::10"], origin_pool: game }
   - { name: plain,      protocol: tcp/1000, edge_ips: [198.51.100.10], origin_direct: ["tcp://10.0.2.2:7000"] }
-  - { name: idle,       protocol: tcp/1001, edge_ips: [198.51.100.10], origin_direct: ["tcp://10.0.2.2:7000"], timeouts: { idle: 1s } }
+  - { name: idle,       protocol: tcp/1001, edge_ips: [198.51.100.10], origin_direct: ["tcp://10.0.2.2:7000"], timeouts: { idle: 3s } }
   - { name: closed,     protocol: tcp/1002, edge_ips: [198.51.100.10], origin_direct: ["tcp://10.0.2.2:9"] }
   - { name: silent,     protocol: tcp/1003, edge_ips: [198.51.100.10], origin_direct: ["tcp://10.0.2.99:7000"], timeouts: { connect: 300ms } }
   - { name: no-route,   protocol: tcp/1004, edge_ips: [198.51.100.10], origin_direct: ["tcp://10.250.0.1:7000"] }

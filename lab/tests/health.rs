@@ -129,26 +129,41 @@ fn an_origin_that_flaps_is_held_down_and_then_eased_in() {
         .apply(&manifest("", &pool("game", 0..2, "")))
         .unwrap();
     eventually_weighs(&cluster, &[1.0, 1.0]);
-    for _ in 0..3 {
+    let held = || status_of(&cluster, "b")["held_until"].is_string();
+    let mut flap = || {
         drop(b.take());
         eventually_weighs(&cluster, &[1.0, 0.0]);
         b = Some(cluster.echo(1, "b", [7000]).unwrap());
         let healthy = || of_origin(&cluster, "anyport_origin_healthy", "b");
-        let held = || status_of(&cluster, "b")["held_until"].is_string();
         eventually(PATIENCE, "it is back, or held down", || {
             (healthy() == Some(1.0) || held())
                 .then_some(())
                 .ok_or("it is neither")
         });
+    };
+    flap();
+    flap();
+    assert!(!held());
+    // On a machine that is slow enough the hold is over before all is seen, and the next one is
+    // longer.
+    for times in 3.. {
+        flap();
+        // It answers, and gets nothing all the same.
+        let why = format!("it turned down {times} times lately");
+        eventually(PATIENCE, "it is told why, while it is so", || {
+            let told = status_of(&cluster, "b")["reason"].to_string();
+            let whole =
+                told.contains("probes pass, but it is held down for") && told.contains(&why);
+            (whole || !held()).then_some(()).ok_or(told)
+        });
+        let (tags, shares) = (answering(&cluster, 40), weights(&cluster, 2));
+        if held() {
+            assert_eq!(tags, ["a".to_owned()].into());
+            assert_eq!(shares, [1.0, 0.0]);
+            break;
+        }
+        eventually_weighs(&cluster, &[1.0, 1.0]);
     }
-    // It answers, and gets nothing all the same.
-    eventually(PATIENCE, "it is told why", || {
-        let shown = status_of(&cluster, "b");
-        let why = "probes pass, but it is held down for 10 s: it turned down 3 times lately";
-        (shown["reason"] == why).then_some(()).ok_or(shown)
-    });
-    assert_eq!(answering(&cluster, 40), ["a".to_owned()].into());
-    assert_eq!(weights(&cluster, 2), [1.0, 0.0]);
     // Its time ends, and it comes back little by little.
     let mut seen = Vec::new();
     eventually(PATIENCE, "it is back with all of its weight", || {

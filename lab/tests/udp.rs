@@ -82,10 +82,14 @@ fn ask(socket: &UdpSocket, to: SocketAddr, request: &[u8]) -> (Vec<u8>, SocketAd
     socket
         .set_read_timeout(Some(Duration::from_secs(2)))
         .unwrap();
-    for _ in 0..30 {
+    for sent_before in 0..30 {
         socket.send_to(request, to).unwrap();
         if let Ok((count, from)) = socket.recv_from(&mut reply) {
             reply.truncate(count);
+            // What was late and not lost is answered too, and is no answer to what is asked next.
+            for _ in 0..sent_before {
+                let _ = socket.recv_from(&mut vec![0; 1 << 16]);
+            }
             return (reply, from);
         }
     }

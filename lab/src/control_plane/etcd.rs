@@ -225,15 +225,21 @@ impl Etcd {
         let value = self.directory.join("junk");
         fs::write(&value, "x".repeat(1_000_000)).unwrap();
         let endpoints = self.endpoints();
-        for number in 0.. {
+        let put = |number: u32| {
             let mut put = self.etcdctl(&endpoints);
             put.args(["put", &format!("/junk/{number}")]);
             let put = put.stdin(fs::File::open(&value).unwrap()).output().unwrap();
             let said = String::from_utf8_lossy(&put.stderr).into_owned();
-            if said.contains("space exceeded") {
-                return;
+            match put.status.success() {
+                true => Ok(true),
+                false if said.contains("space exceeded") => Ok(false),
+                // So much at once may be late.
+                false => Err(said),
             }
-            assert!(put.status.success(), "{said}");
+        };
+        let mut numbers = 0..;
+        while eventually(PATIENCE, "etcd takes it, or is full", || put(numbers.start)) {
+            numbers.next();
         }
     }
 
