@@ -359,3 +359,30 @@ fn taken_port_is_named(port: u16, service: &str) {
     );
     drop(taken);
 }
+
+#[test]
+fn a_second_one_in_a_network_namespace_is_refused_and_the_first_goes_on() {
+    let (host, directory) = (host(), tempfile::tempdir().unwrap());
+    let mut first = up(&host, directory.path(), GAME);
+    lines_until(&mut first, "one: applied 1 after ");
+    // It has ports and a directory of its own.
+    let other = tempfile::tempdir().unwrap();
+    let second = up_with(&host, other.path(), GAME, &["--port=8400".to_owned()]);
+    let output = second.wait_with_output().unwrap();
+    let errors = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{errors}");
+    let why = format!("another edge agent (process {})", first.id());
+    assert!(errors.contains(&why), "{errors}");
+    assert_eq!(greeting(&host), "hello from a\n");
+    let (status, log) = end(first, Signal::SIGTERM);
+    assert_eq!(status, 0, "{log}");
+    let mut next = up_with(&host, other.path(), GAME, &["--port=8400".to_owned()]);
+    lines_until(&mut next, "one: applied 1 after ");
+    assert_eq!(greeting(&host), "hello from a\n");
+    // Who is killed leaves nothing that keeps the next one out.
+    next.kill().unwrap();
+    next.wait().unwrap();
+    let mut last = up(&host, directory.path(), GAME);
+    lines_until(&mut last, "one: applied 1 after ");
+    end(last, Signal::SIGTERM);
+}

@@ -33,7 +33,7 @@ use crate::{
         self, Estate, Generations, HandedOver, Key, Notice, Offering, Standstill, Start, StateLock,
         notify,
     },
-    kernel::{self, Drift, Dropped, Kernel, ListenerPorts, Reconciler},
+    kernel::{self, Drift, Dropped, Kernel, ListenerPorts, Reconciler, Sole},
     listen::{Listeners, Phases, Spread, Workers},
     live::Live,
     origin::{Resolver, follow_dns},
@@ -67,9 +67,10 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
         begun = handover::begin(&config.state_dir, name.as_str()) => begun?,
         () = drain.started() => return Ok(()),
     };
-    let (lock, mut predecessor) = match begun {
-        Start::First(lock) => (lock, None),
-        Start::Successor(mut predecessor) => (predecessor.state_lock()?, Some(predecessor)),
+    let (lock, mut sole, mut predecessor) = match begun {
+        Start::First(lock) => (lock, Some(Sole::take()?), None),
+        // The predecessor is the only one until it is gone.
+        Start::Successor(mut predecessor) => (predecessor.state_lock()?, None, Some(predecessor)),
     };
     let registry = Registry::new();
     let readiness = Readiness::new();
@@ -231,6 +232,9 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
         }
         phases.accepting.cancel();
         generations = departing.gone().await;
+        // An agent from before there was this lock has none to give up.
+        let taken = Sole::take().inspect_err(|error| tracing::error!(%error));
+        sole = taken.ok();
         joining.take_datagrams();
         phases.taking.cancel();
     }
@@ -333,7 +337,7 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
         phases.drain.begin();
         let Some(handed_over) = handed_over else {
             notify(Notice::Stopping);
-            return (Some((admin, control, lock)), None);
+            return (Some((admin, control, lock, sole)), None);
         };
         let successor = handed_over.successor();
         // It takes datagrams when it is told that this agent is gone.
@@ -348,7 +352,7 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
         let finishing = finishing.inspect_err(|error| {
             tracing::error!(%error, "what this agent finishes is neither listed nor closed by order");
         });
-        drop((admin, lock, handed_over));
+        drop((admin, lock, sole, handed_over));
         let open = service.stats.open_connections();
         tracing::info!(successor, open, "handed over; finishing open connections");
         (None, finishing.ok())

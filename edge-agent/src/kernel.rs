@@ -36,6 +36,7 @@ mod plan;
 mod reconcile;
 mod return_path;
 mod sk_lookup;
+mod sole;
 mod table;
 mod undo;
 
@@ -49,4 +50,5 @@ pub use handle::{Applied, Conflict, Drift, Kernel, KernelHandle, Standing};
 pub(crate) use open::OpenSockets;
 pub use reconcile::Reconciler;
 pub use sk_lookup::{Dropped, SteeredSockets};
+pub use sole::{Sole, SoleError};
 pub use undo::{Undone, undo};
