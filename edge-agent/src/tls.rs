@@ -23,5 +23,7 @@ pub use arrive::{Arrived, Turned, arrive};
 pub use configs::{Configs, Termination, ToOrigin};
 pub use leg::{ClientLeg, OriginLeg};
 pub use origin::connect;
+#[cfg(test)]
+pub(crate) use peek::tests::hello_of;
 use peek::{Begins, Unseen, peek};
 use refuse::unrecognized_name;

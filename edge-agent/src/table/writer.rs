@@ -173,9 +173,11 @@ impl TableWriter {
 
     /// Puts a table to use. Connections that are open keep what they have.
     pub fn publish(&mut self, prepared: Prepared) {
-        let snapshot = prepared.snapshot;
+        let snapshot = Arc::new(prepared.snapshot);
+        self.current.store(Arc::clone(&snapshot));
+        // After it is seen: a connection that opens meanwhile either counts as open
+        // already, or finds that its app is gone.
         self.forget_what_is_gone(&snapshot);
-        self.current.store(Arc::new(snapshot));
     }
 
     fn forget_what_is_gone(&mut self, snapshot: &Snapshot) {

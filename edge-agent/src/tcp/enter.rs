@@ -21,6 +21,9 @@ use crate::{
     tls::{self, Arrived, Turned},
 };
 
+/// Why a client that waited for too long is turned away.
+const GONE: &str = "the app was deleted";
+
 /// A connection on its way to an app.
 pub(super) struct Arriving<'s, 't> {
     pub(super) service: &'s Service,
@@ -205,8 +208,15 @@ impl<'s, 't> Arriving<'s, 't> {
         let client = self.client(identity);
         // By the rules of now: the client may have let us wait through a change.
         let now = self.service.table.load();
-        let newer = (now.revision != self.table.revision).then(|| now.declared(app));
-        let admitted = account.admit(newer.flatten().unwrap_or(&app.app), client);
+        let declared = if now.revision == self.table.revision {
+            Some(app.app.as_ref())
+        } else {
+            now.declared(app)
+        };
+        // Its counters may be forgotten by now, and whoever counts or closes what
+        // is open would miss the connection.
+        let gone = || turned(app, Status::Closed, GONE.to_owned());
+        let admitted = account.admit(declared.ok_or_else(gone)?, client);
         admitted.map_err(|refusal| denied(app, refusal))
     }
 
@@ -236,4 +246,93 @@ fn turned(app: &AppEntry, status: Status, reason: String) -> Turned {
 
 fn denied(app: &AppEntry, why: impl fmt::Display) -> Turned {
     turned(app, Status::Denied, why.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use anyport_model::{
+        names::Revision,
+        resource::{App, OriginChoice, Resource},
+        tls::Tls,
+    };
+    use prometheus::{IntCounter, Registry};
+    use tokio::{io::AsyncWriteExt, net::TcpListener};
+
+    use super::*;
+    use crate::{
+        descriptors::Budget,
+        events::{Connections, EventLog},
+        stats::Stats,
+        table::TableWriter,
+    };
+
+    const NAME: &str = "web.example.com";
+
+    /// An app of that name.
+    fn web() -> Resource {
+        let origin = OriginChoice::Direct(vec![]);
+        let nets = vec!["127.0.0.0/8".parse().unwrap()];
+        let ports = "1-65535".parse().unwrap();
+        Resource::App(Arc::new(App {
+            tls: Tls::Off {
+                sni: vec![NAME.parse().unwrap()],
+            },
+            ..App::new("web".parse().unwrap(), ports, nets, origin)
+        }))
+    }
+
+    fn publish(table: &mut TableWriter, revision: u64, all: impl IntoIterator<Item = Resource>) {
+        let all = all.into_iter().map(|one| (one.reference(), one));
+        let prepared = table.prepare(Revision(revision), &all.collect());
+        table.publish(prepared);
+    }
+
+    /// With that app, and what changes its table.
+    fn service() -> (TableWriter, Service) {
+        let stats = Arc::new(Stats::new(&Registry::new()).unwrap());
+        let mut table = TableWriter::new(Arc::clone(&stats));
+        publish(&mut table, 1, [web()]);
+        let service = Service {
+            table: table.reader(),
+            stats,
+            connections: Arc::new(Connections::default()),
+            events: Arc::new(EventLog::new(IntCounter::new("lost", "lost").unwrap())),
+            descriptors: Arc::new(Budget::of_process(1)),
+            drained: Default::default(),
+        };
+        (table, service)
+    }
+
+    /// Why a client is turned away that was accepted by the table of `accepted`
+    /// and says only now which app it wants.
+    async fn turned_away(service: &Service, accepted: &Snapshot) -> Option<String> {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let destination = listener.local_addr().unwrap();
+        let client = TcpStream::connect(destination);
+        let (client, accept) = tokio::join!(client, listener.accept());
+        let (mut client, (stream, peer)) = (client.unwrap(), accept.unwrap());
+        client.write_all(&tls::hello_of(NAME)).await.unwrap();
+        let arriving = Arriving {
+            service,
+            table: accepted,
+            peer,
+            destination,
+        };
+        let (account, inside) = arriving.enter(&stream, Place::take()).await.unwrap();
+        assert_eq!(account.connection().details().app.as_str(), "web");
+        inside.err().map(|turned| turned.reason)
+    }
+
+    #[tokio::test]
+    async fn who_names_an_app_that_was_deleted_meanwhile_is_turned_away() {
+        let (mut table, service) = service();
+        let accepted = service.table.load_full();
+        assert_eq!(turned_away(&service, &accepted).await, None);
+        publish(&mut table, 2, [web()]);
+        assert_eq!(turned_away(&service, &accepted).await, None);
+        publish(&mut table, 3, []);
+        let why = turned_away(&service, &accepted).await;
+        assert_eq!(why.as_deref(), Some(GONE));
+    }
 }

@@ -69,7 +69,7 @@ async fn look(client: &TcpStream) -> Result<Begins, Unseen> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use rustls::pki_types::ServerName;
@@ -89,7 +89,7 @@ mod tests {
     }
 
     /// What a real client begins with.
-    fn hello_of(name: &'static str) -> Vec<u8> {
+    pub(crate) fn hello_of(name: &'static str) -> Vec<u8> {
         let config = super::super::Configs::default().unchecked().unwrap();
         let name = ServerName::try_from(name).unwrap();
         let mut client = rustls::ClientConnection::new(config, name).unwrap();
