@@ -13,6 +13,8 @@ mod weights;
 
 pub use cache::{Cache, CacheError};
 pub use configuration::{Applier, SharedTable};
+#[cfg(test)]
+pub(crate) use in_use::{Configured, Source};
 pub use in_use::{InUse, Progress};
 pub use report::report;
 pub use trial::tell_trial;

@@ -28,6 +28,9 @@ pub struct Progress {
     pub rejections: Vec<v1::Rejection>,
     pub source: Source,
     pub connected: bool,
+    /// What the kernel had said when all that follows from it was told and kept;
+    /// `None` while that is under way.
+    pub settled: Option<Standing>,
 }
 
 /// Where the configuration in use came from.
@@ -82,12 +85,16 @@ impl InUse {
         stats: Arc<Stats>,
         ready: Condition,
     ) -> Self {
+        let progress = Progress {
+            settled: Some(kernel.borrow().clone()),
+            ..Progress::default()
+        };
         Self {
             kernel,
             cache,
             stats,
             ready,
-            progress: watch::Sender::default(),
+            progress: watch::Sender::new(progress),
             configured: Mutex::default(),
         }
     }
@@ -129,10 +136,21 @@ impl InUse {
     }
 
     async fn tell(&self, configured: &mut Option<Configured>) {
-        let Some(configured) = configured else {
-            return;
-        };
-        let Standing { fault, conflicts } = self.kernel.borrow().clone();
+        self.settled(None);
+        let standing = self.kernel.borrow().clone();
+        if let Some(configured) = configured {
+            self.tell_of(configured, standing.clone()).await;
+        }
+        self.settled(Some(standing));
+    }
+
+    fn settled(&self, standing: Option<Standing>) {
+        self.progress
+            .send_modify(|progress| progress.settled = standing);
+    }
+
+    async fn tell_of(&self, configured: &mut Configured, standing: Standing) {
+        let Standing { fault, conflicts } = standing;
         let ended = self.kernel.has_changed().err();
         let fault = fault.or(ended.map(|_| KernelError::Ended.to_string().into()));
         let mut rejections = configured.rejections.clone();

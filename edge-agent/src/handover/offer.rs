@@ -19,7 +19,10 @@ use super::{
     sys::FDS_MAX,
     wire::{Door, Message, PROMPTLY, Wire, WireError},
 };
-use crate::{control::Progress, kernel::KernelHandle};
+use crate::{
+    control::Progress,
+    kernel::{Kernel, KernelHandle},
+};
 
 /// From the offer until the successor is ready: it reads its configuration and
 /// looks at the kernel. An agent stands still that long at most.
@@ -51,7 +54,22 @@ impl Standstill {
         Still {
             _configuration: configuration,
             _kernel: kernel,
-            revision: self.progress.borrow().revision,
+            revision: self.settled().await,
+        }
+    }
+
+    /// The revision in use, once what the kernel said last is told and kept: a
+    /// kernel that takes late what it had refused is followed under no lock.
+    async fn settled(&self) -> Revision {
+        let standing = self.kernel.standing().borrow().clone();
+        let mut progress = self.progress.clone();
+        let settled = progress
+            .wait_for(|progress| progress.settled.as_ref() == Some(&standing))
+            .await;
+        match settled {
+            Ok(progress) => progress.revision,
+            // Nobody tells or keeps anything any more.
+            Err(_) => self.progress.borrow().revision,
         }
     }
 }
@@ -189,4 +207,60 @@ impl HandedOver {
 
 pub(super) fn out_of_turn(message: &Message) -> WireError {
     WireError::Malformed(format!("{message:?} is out of turn"))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use anyport_node::ready::Readiness;
+    use anyport_proto::v1;
+
+    use super::*;
+    use crate::{
+        control::{Cache, Configured, InUse, Source},
+        kernel::{KernelError, Standing},
+        stats::Stats,
+    };
+
+    #[tokio::test]
+    async fn a_successor_is_offered_what_is_on_disk_also_where_the_kernel_took_it_late() {
+        let directory = tempfile::tempdir().unwrap();
+        let cache = Cache::open(directory.path()).unwrap();
+        let (kernel, _wishes, stand, _turn) = KernelHandle::channel();
+        let in_use = Arc::new(InUse::new(
+            kernel.standing(),
+            cache.clone(),
+            Arc::new(Stats::new(&prometheus::Registry::new()).unwrap()),
+            Readiness::new().condition("configuration", "none was received yet"),
+        ));
+        let standstill = Standstill {
+            configuring: Arc::default(),
+            kernel,
+            progress: in_use.progress(),
+        };
+        assert_eq!(standstill.stand_still().await.revision, Revision::EMPTY);
+        stand.send_modify(|standing| {
+            standing.fault = Some(KernelError::ForeignTable.to_string().into());
+        });
+        let update = v1::Update {
+            revision: 2,
+            ..Default::default()
+        };
+        let configured = Configured {
+            revision: Revision(2),
+            state_hash: Vec::new(),
+            source: Source::ConfigService,
+            rejections: Vec::new(),
+            keep: Some(update.clone()),
+        };
+        in_use.conclude(configured).await;
+        assert_eq!(cache.load().unwrap(), None);
+        // Nobody has heard of it yet when the successor comes.
+        stand.send_replace(Standing::default());
+        let follower = tokio::spawn(async move { in_use.follow_kernel().await });
+        let still = standstill.stand_still().await;
+        assert_eq!(still.revision, Revision(2));
+        assert_eq!(cache.load().unwrap(), Some(update));
+        follower.abort();
+    }
 }

@@ -241,12 +241,10 @@ impl<F: FnMut(Drift, u64) + Send> Reconciler<F> {
         if (self.needs_return_path)() {
             goal.return_path = goal.return_path.and(self.return_path);
         }
-        let converged = {
-            let turn = Arc::clone(&self.turn);
-            let _turn = turn.lock().await;
-            self.converge(&goal).await
-        };
-        match converged {
+        let turn = Arc::clone(&self.turn);
+        // Also while it is told: whoever has the turn next goes by what was done.
+        let _turn = turn.lock().await;
+        match self.converge(&goal).await {
             Ok((applied, lingering, drift)) => {
                 goal.lingering = lingering;
                 // What could not be had is not drift when it can be had later.
