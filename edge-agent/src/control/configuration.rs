@@ -29,7 +29,7 @@ use anyport_proto::{
     sync::{Applied, Origin, Subscriber},
     v1,
 };
-use tokio::sync::watch;
+use tokio::{sync::watch, task::JoinHandle};
 use tracing::Instrument;
 
 use super::{
@@ -195,8 +195,9 @@ impl<K: Kernel> Applier<K> {
     }
 
     /// An agent that starts during a trial has seen nothing of how connections
-    /// ended before; `held` says whether all that it has seen is part of it.
-    fn begin_trial(&mut self, held: (Revision, Vec<u8>)) -> Trial {
+    /// ended before; `held` says whether all that it has seen is part of it. A
+    /// trial that is new is being kept on disk.
+    fn begin_trial(&mut self, held: (Revision, Vec<u8>)) -> (Trial, Option<JoinHandle<()>>) {
         let counted = self.stats.endings();
         let (revision, state_hash) = (self.replica.revision, self.replica.state_hash.clone());
         let begun = self.begun.take();
@@ -205,19 +206,18 @@ impl<K: Kernel> Applier<K> {
         if let Some(before) = before.filter(|before| before.revision == revision.0) {
             let is_part = held == (revision, state_hash);
             let counted = if is_part { BTreeMap::new() } else { counted };
-            return Trial::resume(&before, counted);
+            return (Trial::resume(&before, counted), None);
         }
         let trial = Trial::begin(revision, counted);
         let before = Some(trial.begun());
         let cache = self.cache.clone();
-        // Nothing waits for the disk.
-        tokio::task::spawn_blocking(move || {
+        let keeping = tokio::task::spawn_blocking(move || {
             let begun = TrialBegun { state_hash, before };
             if let Err(error) = cache.save_trial(&begun) {
                 tracing::error!(%error, "what a trial is held against is not kept");
             }
         });
-        trial
+        (trial, Some(keeping))
     }
 
     async fn apply_update(&mut self, update: Update, trial: bool) -> Result<Applied, Gap> {
@@ -229,8 +229,11 @@ impl<K: Kernel> Applier<K> {
         let revision = self.replica.revision;
         // Before any connection goes by it.
         let tried = trial.then_some(revision);
+        let mut keeping = None;
         if self.trial.borrow().as_ref().map(|trial| trial.revision) != tried {
             let begun = trial.then(|| self.begin_trial(held));
+            let (begun, kept) = begun.unzip();
+            keeping = kept.flatten();
             self.trial.send_replace(begun);
         }
         self.stats
@@ -238,6 +241,13 @@ impl<K: Kernel> Applier<K> {
             .set(i64::try_from(revision.0).unwrap_or(i64::MAX));
         let rejections = self.take_into_use(Source::ConfigService).await;
         self.stats.apply_time.observe(start.elapsed().as_secs_f64());
+        // No connection waits for the disk, but the next trial does, and so does a
+        // hand-over: both write the same file.
+        if let Some(keeping) = keeping
+            && let Err(error) = keeping.await
+        {
+            tracing::error!(%error, "what a trial is held against is not kept");
+        }
         tracing::info!(%revision, resources = self.replica.resources.len(), "configuration in use");
         Ok(Applied {
             rejections,

@@ -338,16 +338,7 @@ async fn tries(agent: &mut Agent, revision: u64, trial: bool) -> Option<v1::Tria
 async fn what_a_trial_is_held_against_outlives_the_agent() {
     let mut agent = Agent::start().await;
     let begun = tries(&mut agent, 3, true).await.unwrap();
-    let kept = async {
-        loop {
-            match agent.applier.cache.load_trial().unwrap() {
-                Some(kept) => return kept,
-                None => tokio::task::yield_now().await,
-            }
-        }
-    };
-    let kept = tokio::time::timeout(Duration::from_secs(10), kept).await;
-    let mut kept = kept.unwrap();
+    let mut kept = agent.applier.cache.load_trial().unwrap().unwrap();
     assert_eq!((&kept.state_hash, &kept.before), (&vec![1], &Some(begun)));
     let seen = v1::TrialReport {
         revision: 3,
@@ -373,4 +364,35 @@ async fn what_a_trial_is_held_against_outlives_the_agent() {
     agent.applier.cache.save_trial(&kept).unwrap();
     let mut agent = agent.restart().await;
     assert_eq!(tries(&mut agent, 3, true).await.unwrap().apps, []);
+}
+
+#[test]
+fn one_trial_is_kept_before_the_next_begins() {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(1)
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let mut agent = Agent::start().await;
+        // So that nothing but the trial is kept.
+        agent.kernel.refuse();
+        let (let_go, held_up) = std::sync::mpsc::channel::<()>();
+        let disk = tokio::task::spawn_blocking(move || held_up.recv());
+        let mut progress = agent.applier.in_use.progress();
+        let cache = agent.applier.cache.clone();
+        let mut trying = std::pin::pin!(tries(&mut agent, 3, true));
+        tokio::select! {
+            biased;
+            _ = &mut trying => panic!("its trial is yet to be kept"),
+            told = progress.wait_for(|progress| !progress.rejections.is_empty()) => {
+                told.unwrap();
+            }
+        }
+        let_go.send(()).unwrap();
+        disk.await.unwrap().unwrap();
+        let begun = trying.await;
+        assert!(begun.is_some());
+        assert_eq!(cache.load_trial().unwrap().unwrap().before, begun);
+    });
 }
