@@ -19,6 +19,7 @@ mod bpf;
 mod config;
 mod control;
 mod descriptors;
+mod disk;
 mod drain;
 mod earlier;
 mod endings;

@@ -3,14 +3,15 @@
 //! before, and what a revision on trial is held against.
 
 use std::{
-    fs::{self, File},
-    io::{self, Write},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    fs, io,
+    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
 };
 
 use anyport_proto::v1;
 use prost::Message;
+
+use crate::disk;
 
 const CONFIGURATION: &str = "last-known-good";
 const TRIAL: &str = "trial";
@@ -114,18 +115,8 @@ impl Cache {
 
     fn write(&self, file: &str, message: &impl Message) -> Result<(), CacheError> {
         let path = self.path(file);
-        let new = self.path(&format!("{file}.new"));
-        // Also where the directory is older than that.
-        let mut options = File::options();
-        options.write(true).create(true).truncate(true).mode(0o600);
-        let written = options.open(&new).and_then(|mut file| {
-            file.write_all(&encode(message))?;
-            file.sync_all()
-        });
-        let renamed = written
-            .and_then(|()| fs::rename(&new, &path))
-            .and_then(|()| File::open(&self.directory)?.sync_all());
-        renamed.map_err(|source| CacheError {
+        let written = disk::replace(&path, &encode(message));
+        written.map_err(|source| CacheError {
             doing: "write",
             path,
             source,

@@ -7,6 +7,8 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use crate::disk;
+
 const FILE: &str = "drained";
 
 const TEXT: &str = "This edge was taken out of service by `anyport drain edge`.\n\
@@ -36,16 +38,22 @@ impl Kept {
     /// carried out all the same.
     pub async fn keep(&self, grace: Duration) {
         let text = text(grace, SystemTime::now());
-        let kept = write(&self.0, &text).await;
+        let write = move |path: &Path| disk::replace(path, text.as_bytes());
+        let kept = self.on_disk(write).await;
         self.complain(kept, "the order to drain will not outlive this process");
     }
 
     pub async fn discard(&self) {
-        let discarded = match tokio::fs::remove_file(&self.0).await {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            discarded => discarded,
-        };
+        let discarded = self.on_disk(disk::remove).await;
         self.complain(discarded, "the next start will find the order to drain");
+    }
+
+    async fn on_disk(
+        &self,
+        work: impl FnOnce(&Path) -> io::Result<()> + Send + 'static,
+    ) -> io::Result<()> {
+        let path = self.0.clone();
+        tokio::task::spawn_blocking(move || work(&path)).await?
     }
 
     fn complain(&self, done: io::Result<()>, what: &str) {
@@ -76,12 +84,6 @@ fn grace_left(text: &str, now: SystemTime) -> Duration {
     read().unwrap_or_default()
 }
 
-async fn write(path: &Path, text: &str) -> io::Result<()> {
-    let mut file = tokio::fs::File::create(path).await?;
-    tokio::io::AsyncWriteExt::write_all(&mut file, text.as_bytes()).await?;
-    file.sync_all().await
-}
-
 impl fmt::Display for Kept {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.display().fmt(f)
@@ -90,7 +92,27 @@ impl fmt::Display for Kept {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
+
+    #[tokio::test]
+    async fn an_order_takes_the_place_of_another_as_a_whole() {
+        let directory = tempfile::tempdir().unwrap();
+        let kept = Kept::in_directory(directory.path());
+        kept.keep(Duration::from_secs(3600)).await;
+        let before = directory.path().join("before");
+        std::fs::hard_link(&kept.0, &before).unwrap();
+        kept.keep(Duration::ZERO).await;
+        let of = |path| {
+            grace_left(
+                &std::fs::read_to_string(path).unwrap(),
+                SystemTime::UNIX_EPOCH,
+            )
+        };
+        assert_eq!((of(&before).as_secs(), of(&kept.0).as_secs()), (3600, 0));
+        kept.discard().await;
+        assert_eq!(kept.grace_left(), None);
+    }
 
     #[test]
     fn the_rest_of_a_grace_outlives_the_process() {
