@@ -162,6 +162,11 @@ impl Snapshot {
         apps.map(|entry| (&entry.app.name, AppKey::of(&entry.stats)))
     }
 
+    /// The counters of each app.
+    pub fn app_stats(&self) -> impl Iterator<Item = &AppStats> {
+        self.apps.iter().map(|entry| entry.stats.as_ref())
+    }
+
     /// Apps that are disabled and whose open connections are not to go on.
     pub fn to_close(&self) -> HashMap<AppKey, AppName> {
         let apps = self.apps.iter();

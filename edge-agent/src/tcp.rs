@@ -13,5 +13,7 @@ mod way;
 
 pub use buffers::{Pending, with_scratch};
 pub use connection::{Service, serve};
+#[cfg(test)]
+pub(crate) use enter::tests::service;
 pub use leg::Leg;
 pub use unanswered::Unanswered;

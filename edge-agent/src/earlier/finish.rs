@@ -108,6 +108,11 @@ impl FinishingService for Obedient {
         let change = obeyed.take(id, drain.as_ref().map(|drain| drain.since));
         let change = change.map_err(|late| Status::aborted(late.to_string()))?;
         let table = self.service.table.load();
+        // Who waits for a name belongs to no app when what is open is closed, and
+        // asks when it has one.
+        for app in table.app_stats() {
+            app.set_closed_by_order(close.contains(app.name()));
+        }
         let to_close = table.apps().filter(|(name, _)| close.contains(*name));
         self.live
             .close(to_close.map(|(name, key)| (key, name.clone())).collect());
@@ -161,4 +166,40 @@ fn read_drain(wire: v1::DrainWindows) -> Result<Drained, Status> {
 
 fn unreadable(fault: impl std::fmt::Display) -> Status {
     Status::invalid_argument(fault.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::tcp;
+
+    #[tokio::test]
+    async fn the_latest_order_says_whose_connections_are_closed() {
+        let (_table, service) = tcp::service();
+        let service = Arc::new(service);
+        let (live, _orders) = Live::of_workers(1);
+        let obeyed = Obeyed::own(&live.ordered().borrow());
+        let obedient = Obedient {
+            live,
+            service: Arc::clone(&service),
+            obeyed: Mutex::new(obeyed),
+        };
+        let table = service.table.load_full();
+        let app = table.app_stats().next().unwrap();
+        for (id, close, is_closed) in [
+            (u64::MAX - 2, vec!["web", "unknown"], true),
+            (u64::MAX - 3, vec![], true),
+            (u64::MAX - 1, vec!["unknown"], false),
+        ] {
+            let order = v1::ObeyRequest {
+                id,
+                close: close.into_iter().map(str::to_owned).collect(),
+                ..Default::default()
+            };
+            // One that comes late is refused.
+            let _ = obedient.obey(Request::new(order)).await;
+            assert_eq!(app.is_closed_by_order(), is_closed, "{id}");
+        }
+    }
 }

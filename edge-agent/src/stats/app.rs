@@ -1,7 +1,10 @@
 //! What is counted of an app, and the metrics of it.
 
 use std::{
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -117,6 +120,7 @@ impl Families {
             refused: self.refused.clone(),
             tally: Tally::default(),
             waiting: Tally::default(),
+            closed_by_order: AtomicBool::new(false),
             closed_with: Default::default(),
         }
     }
@@ -198,6 +202,8 @@ pub struct AppStats {
     /// Connections of which it is not known yet whether they are for this app or
     /// for one that shares its place.
     pub waiting: Tally,
+    /// An agent that took over has ordered that its connections are closed at once.
+    closed_by_order: AtomicBool,
     /// Of `closed`, by number of the status, as they come to be needed.
     closed_with: [OnceLock<IntCounter>; Status::ALL.len()],
 }
@@ -210,6 +216,16 @@ impl AppStats {
 
     pub fn name(&self) -> &AppName {
         &self.name
+    }
+
+    /// What is ordered by an agent that took over: the table of one that finishes
+    /// does not change any more.
+    pub fn set_closed_by_order(&self, closed: bool) {
+        self.closed_by_order.store(closed, Relaxed);
+    }
+
+    pub fn is_closed_by_order(&self) -> bool {
+        self.closed_by_order.load(Relaxed)
     }
 
     pub fn opened(&self) {

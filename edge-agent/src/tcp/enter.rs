@@ -226,7 +226,7 @@ impl<'s, 't> Arriving<'s, 't> {
         let ordered = self.service.table.load();
         let late = ordered.revision != self.table.revision
             && ordered.to_close().contains_key(&AppKey::of(&app.stats));
-        if late {
+        if late || app.stats.is_closed_by_order() {
             let why = Closing::Disabled.as_str().to_owned();
             return Err(turned(app, Status::Closed, why));
         }
@@ -249,7 +249,7 @@ fn denied(app: &AppEntry, why: impl fmt::Display) -> Turned {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     #![allow(clippy::unwrap_used)]
     use anyport_model::{
         names::Revision,
@@ -289,7 +289,7 @@ mod tests {
     }
 
     /// With that app, and what changes its table.
-    fn service() -> (TableWriter, Service) {
+    pub(crate) fn service() -> (TableWriter, Service) {
         let stats = Arc::new(Stats::new(&Registry::new()).unwrap());
         let mut table = TableWriter::new(Arc::clone(&stats));
         publish(&mut table, 1, [web()]);
@@ -334,5 +334,20 @@ mod tests {
         publish(&mut table, 3, []);
         let why = turned_away(&service, &accepted).await;
         assert_eq!(why.as_deref(), Some(GONE));
+    }
+
+    #[tokio::test]
+    async fn who_names_an_app_that_a_later_agent_has_closed_is_turned_away() {
+        let (_table, service) = service();
+        let accepted = service.table.load_full();
+        let order = |closed| {
+            let apps = accepted.app_stats();
+            apps.for_each(|app| app.set_closed_by_order(closed));
+        };
+        order(true);
+        let why = turned_away(&service, &accepted).await;
+        assert_eq!(why.as_deref(), Some(Closing::Disabled.as_str()));
+        order(false);
+        assert_eq!(turned_away(&service, &accepted).await, None);
     }
 }
