@@ -554,6 +554,17 @@ impl Driver {
     }
 }
 
+#[cfg(test)]
+impl Driver {
+    /// After all that it was told so far.
+    pub(crate) fn peers_heard(&mut self) -> usize {
+        while let Ok(command) = self.commands.try_recv() {
+            self.obey(command);
+        }
+        self.engine.peers_heard()
+    }
+}
+
 /// How many probes may be under way where a process may have `descriptors` open.
 fn room(descriptors: u64) -> usize {
     let part = (descriptors / PROBES_PART).clamp(16, PROBES_MAX);

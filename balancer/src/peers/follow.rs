@@ -132,11 +132,12 @@ impl Following {
     /// Follows exactly the others of the set.
     async fn follow(&mut self, set: &Set) {
         let wanted: BTreeMap<_, _> = set.peers(&self.me).collect();
-        let left = self
+        let left: Vec<_> = self
             .followed
-            .extract_if(.., |name, (url, _)| wanted.get(name) != Some(&url.as_str()));
+            .extract_if(.., |name, (url, _)| wanted.get(name) != Some(&url.as_str()))
+            .collect();
         for (name, (_, task)) in left {
-            task.abort();
+            self.end(&task).await;
             // What it said elsewhere counts no more; the task cannot say so.
             self.driver.unheard(name).await;
         }
@@ -165,6 +166,13 @@ impl Following {
             let task = self.tasks.spawn(peer.follow());
             self.followed.insert(name.clone(), (url.to_owned(), task));
         }
+    }
+
+    /// Returns when the task is gone: until then another thread may be at it, and pass
+    /// on what was heard.
+    async fn end(&mut self, task: &AbortHandle) {
+        task.abort();
+        while !task.is_finished() && self.tasks.join_next().await.is_some() {}
     }
 }
 
@@ -246,5 +254,66 @@ impl Peer {
                 tracing::info!(balancer = %self.name, "says what it sees");
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::sync::mpsc;
+
+    use anyport_node::{metrics::Registry, ready::Readiness};
+    use futures_util::FutureExt;
+    use tokio::{pin, sync::oneshot};
+
+    use super::*;
+    use crate::{driver::Driver, metrics::Metrics, probe::Opener};
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+    async fn what_a_peer_is_heard_to_say_while_its_task_is_ended_does_not_stay() {
+        let metrics = Metrics::new(&Registry::new()).unwrap();
+        let (mut driver, handle, published) =
+            Driver::new(Opener::new().unwrap(), metrics, &Readiness::new());
+        let [me, peer]: [NodeName; 2] = ["me", "peer"].map(|name| name.parse().unwrap());
+        // It takes part, but can be asked nowhere any more.
+        let set = Set {
+            epoch: 1,
+            members: [&me, &peer]
+                .map(|name| (name.clone(), String::new()))
+                .into(),
+        };
+        handle.take_part(me.clone(), set.clone()).await;
+        let mut following = Following {
+            me,
+            identity: Identity::none(),
+            driver: handle.clone(),
+            superseded: published.superseded,
+            fence: Fence::default(),
+            tasks: JoinSet::new(),
+            followed: BTreeMap::new(),
+        };
+        let (polled, is_polled) = oneshot::channel();
+        let (go_on, goes_on) = mpsc::channel();
+        let name = peer.clone();
+        let task = following.tasks.spawn(async move {
+            polled.send(()).unwrap();
+            // Held up by the system, so to speak, on its thread.
+            goes_on.recv().unwrap();
+            handle.heard(name, Heard::default()).await;
+        });
+        let before = "http://peer:7410".to_owned();
+        following.followed.insert(peer, (before, task));
+        is_polled.await.unwrap();
+        {
+            let ending = following.follow(&set);
+            pin!(ending);
+            let was_early = ending.as_mut().now_or_never().is_some();
+            go_on.send(()).unwrap();
+            if !was_early {
+                ending.await;
+            }
+        }
+        while following.tasks.join_next().await.is_some() {}
+        assert_eq!(driver.peers_heard(), 0);
     }
 }
