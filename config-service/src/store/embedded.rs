@@ -184,7 +184,7 @@ impl Store for Embedded {
                 return Ok(Committed::Conflict);
             }
             // Said here and not by the caller, who may have gone meanwhile.
-            latest.send_replace(record.revision.0);
+            raise(&latest, record.revision.0);
             Ok(Committed::Done(version(record.revision.0)))
         })
         .await
@@ -275,6 +275,16 @@ fn prepare(database: &Database, told: &watch::Sender<u64>) -> Result<(), redb::E
     write.commit()?;
     told.send_if_modified(|told| std::mem::replace(told, found) != found);
     Ok(())
+}
+
+/// Commits come one after the other, but a thread may be held up between its own and
+/// saying so, until a later one is said.
+fn raise(latest: &watch::Sender<u64>, committed: u64) {
+    latest.send_if_modified(|latest| {
+        let is_later = committed > *latest;
+        *latest = committed.max(*latest);
+        is_later
+    });
 }
 
 fn version(latest: u64) -> Version {
@@ -464,6 +474,18 @@ mod tests {
             traceparent: String::new(),
             store: None,
         }
+    }
+
+    #[tokio::test]
+    async fn a_commit_that_is_said_late_does_not_undo_a_later_one() {
+        let store = Embedded::open(tempfile::tempdir().unwrap().path()).unwrap();
+        raise(&store.latest, 6);
+        let mut watcher = store.latest.subscribe();
+        raise(&store.latest, 5);
+        assert!(!watcher.has_changed().unwrap());
+        assert_eq!(*watcher.borrow_and_update(), 6);
+        raise(&store.latest, 7);
+        assert_eq!(*watcher.borrow_and_update(), 7);
     }
 
     #[tokio::test]
