@@ -28,6 +28,9 @@ use crate::{
 /// looks at the kernel. An agent stands still that long at most.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// To keep a configuration on disk. The successor waits for the offer.
+const SETTLES: Duration = Duration::from_secs(10);
+
 /// After a peer that could not be accepted, for want of descriptors as a rule.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -63,14 +66,11 @@ impl Standstill {
     async fn settled(&self) -> Revision {
         let standing = self.kernel.standing().borrow().clone();
         let mut progress = self.progress.clone();
-        let settled = progress
-            .wait_for(|progress| progress.settled.as_ref() == Some(&standing))
-            .await;
-        match settled {
-            Ok(progress) => progress.revision,
-            // Nobody tells or keeps anything any more.
-            Err(_) => self.progress.borrow().revision,
-        }
+        let settled = progress.wait_for(|progress| progress.settled.as_ref() == Some(&standing));
+        // On a disk that hangs, the successor is told what is in use, and finds
+        // that it has another.
+        let _ = tokio::time::timeout(SETTLES, settled).await;
+        self.progress.borrow().revision
     }
 }
 
