@@ -537,7 +537,7 @@ fn a_drain_closes_evenly_over_the_second_half_of_its_window() {
         let part = time.saturating_sub(window / 2).as_secs_f64() / (window / 2).as_secs_f64();
         part.min(1.0) * CONNECTIONS as f64
     };
-    let (chance, late) = (CONNECTIONS as f64 * 0.12, Duration::from_secs(2));
+    let (chance, late) = (CONNECTIONS as f64 * 0.12, Duration::from_secs(3));
     for quarter in 0..=4 * (window + late).as_secs() as u32 {
         let time = Duration::from_millis(250) * quarter;
         let closed = times.iter().filter(|closed| **closed <= time).count() as f64;

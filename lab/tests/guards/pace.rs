@@ -30,9 +30,9 @@ fn app(transport: &str, name: &str, port: u16, origin: u16, rate: u64) -> String
     )
 }
 
-/// Of all that may pass, what passes. A machine that is busy elsewhere for more than a second makes
+/// Of all that may pass, what passes. A machine that is busy elsewhere for some seconds makes
 /// it less, nothing makes it more but what is counted as it begins.
-const LEAST: f64 = 0.6;
+const LEAST: f64 = 0.5;
 const MOST: f64 = 1.05;
 
 /// What part `bytes` are of all that may pass at a rate in this time.
