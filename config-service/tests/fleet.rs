@@ -489,9 +489,53 @@ async fn statuses_of_the_largest_size_are_shared() {
         key,
         status: Some(&status),
     });
-    let lease = ours.grant().await.unwrap();
-    ours.publish(lease, &all).await.unwrap();
+    let mut lease = ours.grant().await.unwrap();
+    ours.publish(&mut lease, &all).await.unwrap();
     assert_eq!(theirs.elsewhere().await.unwrap().nodes.len(), 6);
+}
+
+#[tokio::test]
+async fn a_write_that_comes_after_a_later_one_does_not_bring_a_node_back() {
+    let server = EtcdServer::start().await;
+    let url = server.url("fleet");
+    let etcd = etcd_url(&url);
+    let members = connect(etcd, &Identity::none()).await.unwrap();
+    let [ours, theirs] = [1, 2].map(|replica| Presence::new(&members, etcd, replica));
+    let status = v1::NodeStatus::default();
+    let key = NodeKey {
+        role: Role::Edge,
+        name: "a".parse().unwrap(),
+    };
+    let [there, gone] = [Some(&status), None].map(|status| [Publication { key: &key, status }]);
+    let seen = async || theirs.elsewhere().await.unwrap().nodes.len();
+
+    let mut lease = ours.grant().await.unwrap();
+    let mut late = lease;
+    ours.publish(&mut lease, &there).await.unwrap();
+    assert_eq!(seen().await, 1);
+    ours.publish(&mut lease, &gone).await.unwrap();
+    assert_eq!(seen().await, 0);
+    // As by a member that hung when it was asked, before another one was.
+    let told_late = ours.publish(&mut late, &there).await;
+    assert_eq!((seen().await, told_late.is_err()), (0, true));
+    let mut again = lease;
+    ours.publish(&mut lease, &there).await.unwrap();
+    // As where the answer was lost with the member that was to give it.
+    ours.publish(&mut again, &there).await.unwrap();
+    assert_eq!((seen().await, again), (1, lease));
+
+    // So also where a lease has followed, and outlives the one before it.
+    let mut next = ours.grant().await.unwrap();
+    ours.publish(&mut lease, &gone).await.unwrap_err();
+    assert_eq!(seen().await, 1);
+    ours.publish(&mut next, &there).await.unwrap();
+    ours.revoke(lease).await.unwrap();
+    assert_eq!(seen().await, 1);
+    ours.publish(&mut next, &gone).await.unwrap();
+    assert_eq!(seen().await, 0);
+    ours.revoke(next).await.unwrap();
+    ours.publish(&mut next, &there).await.unwrap_err();
+    assert_eq!(seen().await, 0);
 }
 
 #[tokio::test]

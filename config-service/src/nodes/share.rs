@@ -63,7 +63,11 @@ pub async fn share(nodes: &Nodes, presence: &Presence, drain: &Drain) {
     }
 }
 
-async fn tell(nodes: &Nodes, presence: &Presence, lease: Lease) -> Result<Infallible, StoreError> {
+async fn tell(
+    nodes: &Nodes,
+    presence: &Presence,
+    mut lease: Lease,
+) -> Result<Infallible, StoreError> {
     let mut changes = nodes.changes_here();
     let mut keep = tokio::time::interval(LEASE_TTL / 3);
     keep.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -71,7 +75,9 @@ async fn tell(nodes: &Nodes, presence: &Presence, lease: Lease) -> Result<Infall
     loop {
         changes.borrow_and_update();
         let here = nodes.here();
-        presence.publish(lease, &difference(&told, &here)).await?;
+        presence
+            .publish(&mut lease, &difference(&told, &here))
+            .await?;
         told = here;
         tokio::select! {
             // Cannot fail: `nodes` holds the sender.

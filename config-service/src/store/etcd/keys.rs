@@ -7,6 +7,7 @@
 //! PREFIX/forgotten                 rewritten whenever objects are deleted
 //! PREFIX/balancers                 which of them take part
 //! PREFIX/nodes/REPLICA/ROLE/NAME   what connected nodes last said
+//! PREFIX/replicas/REPLICA          rewritten whenever a replica tells of its nodes
 //! ```
 
 use anyport_model::names::Revision;
@@ -53,5 +54,9 @@ impl Keys {
 
     pub(super) fn nodes(&self) -> String {
         format!("{}/nodes/", self.prefix)
+    }
+
+    pub(super) fn replica(&self, replica: u64) -> String {
+        format!("{}/replicas/{replica:016x}", self.prefix)
     }
 }

@@ -3,16 +3,21 @@
 //! Every replica writes its own nodes under a lease: when the replica dies, they
 //! vanish with it. The keys carry the replica's own number and not the lease's,
 //! so that a replica whose lease ran out takes its keys over with the next one.
+//!
+//! A member that hung may carry out a write long after another one was asked in its
+//! place, and has carried out later ones. So each write also rewrites a key of the
+//! replica, and counts only where that key is still as the write before left it.
 
 use std::time::Duration;
 
 use anyport_proto::v1;
 use etcd_client::{
-    Client, GetOptions, PutOptions, SortOrder, SortTarget, Txn, TxnOp, WatchOptions,
+    Client, Compare, CompareOp, GetOptions, KeyValue, PutOptions, SortOrder, SortTarget, Txn,
+    TxnOp, WatchOptions,
 };
 use prost::Message;
 
-use super::{Members, keys::Keys, watch};
+use super::{Members, gotten, keys::Keys, watch};
 use crate::{
     nodes::NodeKey,
     store::{EtcdUrl, OBJECT_MAX, StoreError},
@@ -36,7 +41,11 @@ pub struct Presence {
 
 /// The right to be seen, for [`LEASE_TTL`] after it was last kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Lease(i64);
+pub struct Lease {
+    id: i64,
+    /// When something was told last, in etcd's counting; 0: not under any lease that lives.
+    told: i64,
+}
 
 /// A change of what others see of us.
 #[derive(Debug, Clone)]
@@ -67,6 +76,11 @@ impl Presence {
         format!("{}{:016x}/", self.keys.nodes(), self.replica)
     }
 
+    /// Rewritten with all that is told.
+    fn mark(&self) -> String {
+        self.keys.replica(self.replica)
+    }
+
     pub async fn grant(&self) -> Result<Lease, StoreError> {
         let ttl = i64::try_from(LEASE_TTL.as_secs()).unwrap_or(i64::MAX);
         let ask = |client: &Client| {
@@ -74,7 +88,18 @@ impl Presence {
             async move { lease.grant(ttl, None).await }
         };
         let granted = self.members.ask("taking a lease", ask).await?;
-        Ok(Lease(granted.id()))
+        let ask = |client: &Client| {
+            let (mut kv, mark) = (client.kv_client(), self.mark());
+            async move { kv.get(mark, None).await }
+        };
+        let mark = self.members.ask("taking a lease", ask).await?;
+        let mut lease = Lease {
+            id: granted.id(),
+            told: mark.kvs().first().map_or(0, KeyValue::mod_revision),
+        };
+        // What was asked for under the lease before counts no more from here on.
+        self.tell(&mut lease, Vec::new()).await?;
+        Ok(lease)
     }
 
     /// Keeps the lease for another [`LEASE_TTL`]; an error if it is gone.
@@ -82,7 +107,7 @@ impl Presence {
         let ask = |client: &Client| {
             let mut client = client.lease_client();
             // The first answer of the stream says whether the lease lives.
-            async move { client.keep_alive(lease.0).await }
+            async move { client.keep_alive(lease.id).await }
         };
         self.members.ask("keeping a lease", ask).await.map(drop)
     }
@@ -91,18 +116,20 @@ impl Presence {
     pub async fn revoke(&self, lease: Lease) -> Result<(), StoreError> {
         let ask = |client: &Client| {
             let mut client = client.lease_client();
-            async move { client.revoke(lease.0).await }
+            async move { client.revoke(lease.id).await }
         };
         self.members.ask("giving up a lease", ask).await.map(drop)
     }
 
-    /// Tells the others what changed of our nodes.
+    /// Tells the others what changed of our nodes. After an error it is not known what
+    /// they were told: all is told anew, under another lease.
     pub async fn publish(
         &self,
-        lease: Lease,
+        lease: &mut Lease,
         changes: &[Publication<'_>],
     ) -> Result<(), StoreError> {
         let ours = self.ours();
+        let under_lease = PutOptions::new().with_lease(lease.id);
         let mut operations = Vec::new();
         let mut bytes = 0;
         for Publication { key, status } in changes {
@@ -110,29 +137,48 @@ impl Presence {
             let value = status.map(encode);
             let length = value.as_ref().map_or(0, Vec::len);
             if operations.len() == AT_ONCE || bytes + length > OBJECT_MAX {
-                self.txn(std::mem::take(&mut operations)).await?;
+                self.tell(lease, std::mem::take(&mut operations)).await?;
                 bytes = 0;
             }
             bytes += length;
             operations.push(match value {
                 None => TxnOp::delete(name, None),
-                Some(value) => TxnOp::put(name, value, Some(PutOptions::new().with_lease(lease.0))),
+                Some(value) => TxnOp::put(name, value, Some(under_lease.clone())),
             });
         }
         if operations.is_empty() {
             return Ok(());
         }
-        self.txn(operations).await
+        self.tell(lease, operations).await
     }
 
-    async fn txn(&self, operations: Vec<TxnOp>) -> Result<(), StoreError> {
-        let txn = Txn::new().and_then(operations);
+    async fn tell(&self, lease: &mut Lease, mut operations: Vec<TxnOp>) -> Result<(), StoreError> {
+        const ACTION: &str = "telling of connected nodes";
+        let (mark, this) = (self.mark(), format!("{:x}/{}", lease.id, lease.told));
+        // Under the lease, so that all of it is refused once the lease has ended, and
+        // the mark with it.
+        let under_lease = PutOptions::new().with_lease(lease.id);
+        operations.push(TxnOp::put(mark.clone(), this.clone(), Some(under_lease)));
+        let is_next = Compare::mod_revision(mark.clone(), CompareOp::Equal, lease.told);
+        let txn = Txn::new()
+            .when([is_next])
+            .and_then(operations)
+            // It may have been carried out by a member that did not say so.
+            .or_else([TxnOp::get(mark, None)]);
         let ask = |client: &Client| {
             let (mut kv, txn) = (client.kv_client(), txn.clone());
             async move { kv.txn(txn).await }
         };
-        let told = self.members.ask("telling of connected nodes", ask).await;
-        told.map(drop)
+        let answer = self.members.ask(ACTION, ask).await?;
+        let told = if answer.succeeded() {
+            answer.header().map(|header| header.revision())
+        } else {
+            let found = gotten(&answer).find(|entry| entry.value() == this.as_bytes());
+            found.map(|entry| entry.mod_revision())
+        };
+        let unknown = "the lease has ended, or a write that was given up came after all";
+        lease.told = told.ok_or_else(|| StoreError::unavailable(ACTION, unknown))?;
+        Ok(())
     }
 
     /// What all other replicas have said.
