@@ -9,7 +9,7 @@ use std::{
     path::Path,
     process::{Child, Command, Stdio},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyport_netns::{Mounts, Namespace, link};
@@ -367,11 +367,17 @@ fn a_second_one_in_a_network_namespace_is_refused_and_the_first_goes_on() {
     lines_until(&mut first, "one: applied 1 after ");
     // It has ports and a directory of its own.
     let other = tempfile::tempdir().unwrap();
-    let second = up_with(&host, other.path(), GAME, &["--port=8400".to_owned()]);
+    let mut second = up_with(&host, other.path(), GAME, &["--port=8400".to_owned()]);
+    let start = Instant::now();
+    while second.try_wait().unwrap().is_none() && start.elapsed() < PATIENCE {
+        thread::sleep(Duration::from_millis(20));
+    }
+    // Where it is not refused, it would go on.
+    second.kill().unwrap();
     let output = second.wait_with_output().unwrap();
     let errors = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1), "{errors}");
-    let why = format!("another edge agent (process {})", first.id());
+    let why = format!("another process ({}) sets up the kernel", first.id());
     assert!(errors.contains(&why), "{errors}");
     assert_eq!(greeting(&host), "hello from a\n");
     let (status, log) = end(first, Signal::SIGTERM);

@@ -47,6 +47,10 @@ use crate::{
 /// takes over.
 const LAST_DATAGRAMS: Duration = Duration::from_secs(1);
 
+/// Workers have taken by then what waited for them since their predecessor took no
+/// more.
+const FIRST_DATAGRAMS: Duration = Duration::from_millis(100);
+
 /// A successor waits this long for the balancer's weights before it serves.
 const WEIGHTS_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -67,9 +71,9 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
         begun = handover::begin(&config.state_dir, name.as_str()) => begun?,
         () = drain.started() => return Ok(()),
     };
-    let (lock, mut sole, mut predecessor) = match begun {
-        Start::First(lock) => (lock, Some(Sole::take()?), None),
-        // The predecessor is the only one until it is gone.
+    let (lock, sole, mut predecessor) = match begun {
+        Start::First(lock) => (lock, Some(Sole::take().await?), None),
+        // The predecessor is it until it is gone.
         Start::Successor(mut predecessor) => (predecessor.state_lock()?, None, Some(predecessor)),
     };
     let registry = Registry::new();
@@ -203,6 +207,7 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
 
     // A task each: none of them may hold up another.
     let mut control = JoinSet::new();
+    control.spawn(Sole::keep(sole));
     let resolver = Resolver::new(config.resolver.clone());
     let names = follow_dns(questions, resolver, table.clone(), Arc::clone(&stats));
     control.spawn(names);
@@ -232,11 +237,13 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
         }
         phases.accepting.cancel();
         generations = departing.gone().await;
-        // An agent from before there was this lock has none to give up.
-        let taken = Sole::take().inspect_err(|error| tracing::error!(%error));
-        sole = taken.ok();
-        joining.take_datagrams();
         phases.taking.cancel();
+        if !joining.is_empty() {
+            // What begins a flow is to be taken first from where it waits: what
+            // comes next may be given to another worker.
+            tokio::time::sleep(FIRST_DATAGRAMS).await;
+            joining.take_datagrams();
+        }
     }
     let follow = earlier.clone().follow(
         config.state_dir.clone(),
@@ -337,7 +344,7 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
         phases.drain.begin();
         let Some(handed_over) = handed_over else {
             notify(Notice::Stopping);
-            return (Some((admin, control, lock, sole)), None);
+            return (Some((admin, control, lock)), None);
         };
         let successor = handed_over.successor();
         // It takes datagrams when it is told that this agent is gone.
@@ -352,7 +359,7 @@ pub async fn run(config: Config, drain: Drain) -> anyhow::Result<()> {
         let finishing = finishing.inspect_err(|error| {
             tracing::error!(%error, "what this agent finishes is neither listed nor closed by order");
         });
-        drop((admin, lock, sole, handed_over));
+        drop((admin, lock, handed_over));
         let open = service.stats.open_connections();
         tracing::info!(successor, open, "handed over; finishing open connections");
         (None, finishing.ok())

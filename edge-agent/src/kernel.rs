@@ -50,5 +50,5 @@ pub use handle::{Applied, Conflict, Drift, Kernel, KernelHandle, Standing};
 pub(crate) use open::OpenSockets;
 pub use reconcile::Reconciler;
 pub use sk_lookup::{Dropped, SteeredSockets};
-pub use sole::{Sole, SoleError};
+pub use sole::{NotSole, Sole};
 pub use undo::{Undone, undo};

@@ -162,7 +162,7 @@ impl Offering {
         if name != self.name {
             return Some(format!(
                 "the agent that uses this state directory is named {:?}, not {name:?}; \
-                 two agents need a directory each",
+                 two agents need a directory and a network namespace each",
                 self.name
             ));
         }

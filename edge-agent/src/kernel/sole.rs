@@ -2,14 +2,26 @@
 
 use std::{
     fs::{self, File},
+    future::pending,
     io,
     os::unix::fs::MetadataExt,
+    time::Duration,
 };
 
 use nix::{
     errno::Errno,
     fcntl::{Flock, FlockArg},
+    unistd::geteuid,
 };
+use tokio::time::{Instant, sleep};
+
+/// An agent that ends gives up its state directory, by which the next one is
+/// let in, and this in no certain order.
+const PATIENCE: Duration = Duration::from_secs(2);
+const AGAIN: Duration = Duration::from_millis(50);
+
+/// How long an earlier agent of this edge may take to let go before it is told.
+const SLOW: Duration = Duration::from_secs(30);
 
 /// Held, it keeps other agents from setting up the kernel in this network
 /// namespace. Two at once would each take the other's work for drift, and undo
@@ -19,44 +31,100 @@ use nix::{
 /// it needs no place that both agents would have to agree on, and the kernel
 /// gives it back when the agent is gone, however it went.
 #[derive(Debug)]
-pub struct Sole(#[expect(dead_code, reason = "held for its lock")] Flock<File>);
+pub struct Sole(
+    /// None where the lock cannot be had for a reason that is no agent.
+    #[expect(dead_code, reason = "held for its lock")]
+    Option<Flock<File>>,
+);
 
-/// Why an agent cannot be the only one.
-#[derive(Debug, thiserror::Error)]
-pub enum SoleError {
-    #[error("looking for another edge agent in this network namespace: {0}")]
-    System(#[from] io::Error),
-    #[error(
-        "another edge agent{} sets up the kernel in this network namespace, with another \
-         --state-dir; two would undo each other's work without end: end it, or start this one in a \
-         network namespace of its own",
-        process(*.0)
-    )]
-    Taken(Option<u32>),
-}
+/// Another process has it.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "another process{} sets up the kernel in this network namespace, an edge agent with another \
+     --state-dir as it seems; two would undo each other's work without end: end it, or start this \
+     one in a network namespace of its own",
+    named(*.0)
+)]
+pub struct NotSole(Option<u32>);
 
-fn process(holder: Option<u32>) -> String {
-    holder.map_or_else(String::new, |holder| format!(" (process {holder})"))
+fn named(holder: Option<u32>) -> String {
+    holder.map_or_else(String::new, |holder| format!(" ({holder})"))
 }
 
 impl Sole {
-    /// In the network namespace of the calling thread.
+    /// In the network namespace of the calling thread. Waits a moment for one
+    /// that ends.
     ///
     /// # Errors
     ///
-    /// Where another process has it.
-    pub fn take() -> Result<Self, SoleError> {
-        let namespace = File::open("/proc/thread-self/ns/net")?;
-        let inode = namespace.metadata()?.ino();
-        match Flock::lock(namespace, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => Ok(Self(lock)),
-            Err((_, Errno::EWOULDBLOCK)) => {
-                let locks = fs::read_to_string("/proc/locks").unwrap_or_default();
-                Err(SoleError::Taken(holder(&locks, inode)))
+    /// Where another agent has it.
+    pub async fn take() -> Result<Self, NotSole> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match Self::try_take() {
+                Err(_) if Instant::now() < deadline => sleep(AGAIN).await,
+                taken => return taken,
             }
-            Err((_, error)) => Err(io::Error::from(error).into()),
         }
     }
+
+    fn try_take() -> Result<Self, NotSole> {
+        let locking = File::open("/proc/thread-self/ns/net").and_then(|namespace| {
+            let inode = namespace.metadata()?.ino();
+            match Flock::lock(namespace, FlockArg::LockExclusiveNonblock) {
+                Ok(lock) => Ok(Ok(lock)),
+                Err((_, Errno::EWOULDBLOCK)) => Ok(Err(inode)),
+                Err((_, error)) => Err(io::Error::from(error)),
+            }
+        });
+        match locking {
+            Ok(Ok(lock)) => Ok(Self(Some(lock))),
+            Ok(Err(inode)) => {
+                let locks = fs::read_to_string("/proc/locks").unwrap_or_default();
+                let holder = holder(&locks, inode);
+                // Anybody may lock a namespace, which is to keep nobody's agent
+                // from starting.
+                if holder.is_some_and(|holder| !may_be_an_agent(holder)) {
+                    tracing::warn!(?holder, "{UNKNOWN}: a program without privileges locks it");
+                    return Ok(Self(None));
+                }
+                Err(NotSole(holder))
+            }
+            Err(error) => {
+                tracing::warn!(%error, "{UNKNOWN}");
+                Ok(Self(None))
+            }
+        }
+    }
+
+    /// Keeps it as long as this is polled, which never ends, and takes it before
+    /// where it is still an earlier agent's.
+    pub async fn keep(sole: Option<Self>) {
+        let since = Instant::now();
+        let (mut sole, mut told) = (sole, false);
+        while sole.is_none() {
+            match Self::try_take() {
+                Ok(taken) => sole = Some(taken),
+                Err(other) => {
+                    if !told && since.elapsed() > SLOW {
+                        tracing::error!("{other}");
+                        told = true;
+                    }
+                    sleep(AGAIN).await;
+                }
+            }
+        }
+        pending().await
+    }
+}
+
+const UNKNOWN: &str = "whether another edge agent is in this network namespace is not known";
+
+/// Is it root's, or of the user that this agent is?
+fn may_be_an_agent(process: u32) -> bool {
+    // Of one that has just ended nothing is known.
+    fs::metadata(format!("/proc/{process}"))
+        .map_or(true, |about| [0, geteuid().as_raw()].contains(&about.uid()))
 }
 
 /// Who has the lock, by `/proc/locks` (proc_locks(5)); none where it is in
@@ -75,6 +143,9 @@ fn holder(locks: &str, inode: u64) -> Option<u32> {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::{os::unix::process::CommandExt, process::Command};
+
     use super::*;
 
     #[test]
@@ -90,5 +161,14 @@ mod tests {
         assert_eq!(holder(locks, 4_026_531_841), None);
         assert_eq!(holder(locks, 1), None);
         assert_eq!(holder("nonsense\n:\n", 1), None);
+    }
+
+    #[test]
+    fn who_is_no_agent_keeps_none_from_starting() {
+        let mut program = Command::new("sleep").arg("60").uid(65534).spawn().unwrap();
+        let may_be = [std::process::id(), 1, program.id()].map(may_be_an_agent);
+        program.kill().unwrap();
+        program.wait().unwrap();
+        assert_eq!(may_be, [true, true, false]);
     }
 }

@@ -44,6 +44,11 @@ async fn accept_all(listener: TcpListener, service: Arc<Service>, drain: &Drain)
                 starved = true;
                 tokio::time::sleep(STARVED_PAUSE).await;
             }
+            // It could not be had listen.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+                tracing::error!(%error, "cannot accept, ever; others have to");
+                std::future::pending::<()>().await;
+            }
             // The connection was gone before it was accepted (accept(2) lists
             // the errors): the next one is waiting.
             Err(error) => tracing::debug!(%error, "a connection was gone before its accept"),

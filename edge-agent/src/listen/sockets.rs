@@ -80,6 +80,10 @@ impl Joining {
         }
     }
 
+    pub fn is_empty(&self) -> bool {
+        self.tcp.is_empty() && self.udp.is_empty()
+    }
+
     /// Opens another pair, for one worker more.
     fn open(
         &mut self,
@@ -97,7 +101,7 @@ impl Joining {
     }
 }
 
-/// It is too late to go back; the worker's other sockets serve.
+/// It is too late to go back; the kernel gives what is new to the others.
 fn joined(done: Result<(), ListenerError>) {
     if let Err(error) = done {
         tracing::error!(%error, "a worker has a listener less");

@@ -24,6 +24,8 @@ use std::{
         },
     },
     path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
 };
 
 use libbpf_rs::{
@@ -47,6 +49,10 @@ const OURS: &str = "/sys/fs/bpf/anyport";
 const LINK: &str = "link";
 const CLAIMS: &str = "claims-";
 const TRIAL: &str = "trial";
+
+/// For who makes or removes a directory.
+const PATIENCE: Duration = Duration::from_secs(2);
+const AGAIN: Duration = Duration::from_millis(2);
 
 /// The directory of one namespace.
 #[derive(Debug)]
@@ -235,18 +241,37 @@ pub(crate) fn has_bpf_fs() -> bool {
 
 /// What keeps all others of the host from making and removing directories of
 /// pins, for as long as it lives.
-struct Alone(#[expect(dead_code, reason = "held for its lock")] Flock<File>);
+struct Alone(
+    /// None where it could not be had.
+    #[expect(dead_code, reason = "held for its lock")]
+    Option<Flock<File>>,
+);
 
 /// Waits for those who are at it, which they are for a moment. Mounts the BPF
 /// file system where nobody has.
 fn alone() -> Result<Alone> {
     mount_bpf_fs()?;
-    lock_bpf_fs().map(Alone)
+    let lock = lock_bpf_fs();
+    // Who has the lock may be no agent, or one that stands still, and the directory
+    // one that may not be read. What may happen without it is that something
+    // fails, and is done again.
+    if let Err(error) = &lock {
+        tracing::warn!(%error, "pins are made and removed without a lock");
+    }
+    Ok(Alone(lock.ok()))
 }
 
 /// Whichever file system is there.
 fn lock_bpf_fs() -> Result<Flock<File>> {
-    locked(Path::new(BPF_FS), FlockArg::LockExclusive).with_context(|| format!("locking {BPF_FS}"))
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match locked(Path::new(BPF_FS), FlockArg::LockExclusiveNonblock) {
+            Err(error) if error.kind() == ErrorKind::WouldBlock && Instant::now() < deadline => {
+                thread::sleep(AGAIN);
+            }
+            locked => return locked.with_context(|| format!("locking {BPF_FS}")),
+        }
+    }
 }
 
 fn locked(directory: &Path, how: FlockArg) -> io::Result<Flock<File>> {
