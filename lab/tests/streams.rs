@@ -111,8 +111,12 @@ impl Scene {
         let client = self.cluster.dial(at(door.edge, port)).unwrap();
         patient(&client);
         let client_port = client.local_addr().unwrap().port();
-        let app = door.app;
-        (client, Ended { app, client_port })
+        let ended = Ended {
+            app: door.app,
+            client_port,
+            edge_port: port,
+        };
+        (client, ended)
     }
 
     /// A connection through a door, and both its ends.
@@ -134,8 +138,7 @@ impl Scene {
             let text = fs::read_to_string(&self.log).unwrap();
             let mut events = text.lines().filter_map(|line| {
                 let event: Value = serde_json::from_str(line).ok()?;
-                let its = event["application"] == of.app && event["client_port"] == of.client_port;
-                (its && event["event"] != "connect").then_some(event)
+                (of.is_of(&event) && event["event"] != "connect").then_some(event)
             });
             events.next_back().ok_or(format!("no end of {of:?}"))
         })
@@ -177,11 +180,21 @@ impl Joined {
     }
 }
 
-/// What the event log knows a connection by.
+/// What the event log knows a connection by. A client may have one port for connections to two
+/// places.
 #[derive(Clone, Copy, Debug)]
 struct Ended {
     app: &'static str,
     client_port: u16,
+    edge_port: u16,
+}
+
+impl Ended {
+    fn is_of(&self, event: &Value) -> bool {
+        event["application"] == self.app
+            && event["client_port"] == self.client_port
+            && event["edge_port"] == self.edge_port
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
