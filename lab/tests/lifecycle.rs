@@ -6,6 +6,7 @@
 use std::io::{BufRead, BufReader, ErrorKind, Read};
 use std::net::{SocketAddr, TcpStream};
 use std::num::{NonZeroU64, NonZeroUsize};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
 use std::process::{Child, Stdio};
@@ -372,6 +373,37 @@ apps: [{ name: held, protocol: tcp/443, edge_ips: [198.51.100.10, "2001:db8:51::
         assert!(open[count - 1] - open[0] <= 8.0 + strays, "{open:?}");
     }
     held.iter_mut().for_each(echoes);
+}
+
+#[test]
+fn the_lock_on_the_network_namespace_follows_an_upgrade() {
+    let mut cluster = cluster();
+    let namespace = cluster.topology().edge().path().to_owned();
+    let inode = std::fs::metadata(namespace).unwrap().ino();
+    let is_the_agents = |cluster: &Cluster| {
+        let pid = cluster.pid(EDGE).unwrap().to_string();
+        eventually(LONG, "the agent that serves has it", || {
+            let locks = std::fs::read_to_string("/proc/locks").unwrap();
+            let of_it = locks
+                .lines()
+                .find(|line| line.contains(&format!(":{inode} ")));
+            let has = of_it.is_some_and(|line| line.split_whitespace().any(|word| word == pid));
+            has.then_some(()).ok_or(format!("{of_it:?}"))
+        });
+    };
+    is_the_agents(&cluster);
+    // The one before lives on as long as it has a connection.
+    let _origin = cluster.echo(0, "a", [7000]).unwrap();
+    cluster
+        .apply(&manifest("timeouts: { drain: 10m }"))
+        .unwrap();
+    let mut held = cluster.dial(at(HELD)).unwrap();
+    echoes(&mut held);
+    let mut old = upgrade(&mut cluster);
+    is_the_agents(&cluster);
+    echoes(&mut held);
+    drop(held);
+    assert_eq!(old.end_within(LONG).unwrap(), Some(0));
 }
 
 /// A successor that speaks as far as the test wants.

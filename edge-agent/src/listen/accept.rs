@@ -44,7 +44,7 @@ async fn accept_all(listener: TcpListener, service: Arc<Service>, drain: &Drain)
                 starved = true;
                 tokio::time::sleep(STARVED_PAUSE).await;
             }
-            // It could not be had listen.
+            // It does not listen: the kernel refused when its turn had come.
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
                 tracing::error!(%error, "cannot accept, ever; others have to");
                 std::future::pending::<()>().await;
